@@ -1,0 +1,44 @@
+"""Shared fixtures: small synthetic photos, and the folder of real super-resolution pairs, where present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def synthetic_photo(height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
+    """A float ``(3, H, W)`` picture in [0, 1] with what photos have: smooth light, edges, fine texture."""
+    generator = torch.Generator().manual_seed(seed)
+    light = torch.rand(1, 3, 4, 4, generator=generator)
+    shapes = torch.rand(1, 3, 16, 16, generator=generator).round()
+    grain = torch.rand(1, 3, height, width, generator=generator)
+    photo = 0.6 * F.interpolate(light, (height, width), mode="bicubic")
+    photo = photo + 0.3 * F.interpolate(shapes, (height, width), mode="nearest") + 0.1 * grain
+    return photo.clamp(0, 1)[0]
+
+
+@pytest.fixture
+def photo() -> torch.Tensor:
+    """Float ``(3, 64, 96)`` in [0, 1]."""
+    return synthetic_photo()
+
+
+@pytest.fixture
+def photo_u8() -> torch.Tensor:
+    """uint8 ``(3, 64, 96)``."""
+    return (synthetic_photo() * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def sr_pairs() -> Path:
+    """Folder of the sr-pairs data (``train/``, ``val/``); the test is skipped where it is not at hand."""
+    folder = Path(os.environ.get("FINPERCEP_SR_PAIRS", REPOSITORY.parent / "shared" / "data" / "sr-pairs"))
+    if not (folder / "val").is_dir():
+        pytest.skip(f"no sr-pairs data at {folder} (set FINPERCEP_SR_PAIRS)")
+    return folder
