@@ -1,0 +1,28 @@
+"""The fault target M_gt of a distorted image: pixel and feature differences fused by `ops.degradation_target`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finpercep import ops
+from finpercep.data.features import FilterBank
+
+# [open in the paper: alpha, Normalize] A fixed scale keeps severity comparable between images: a barely visible
+# fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1.
+ALPHA = 0.5
+SCALE = 0.12
+
+
+@torch.no_grad()
+def fault_target(
+    photo: Tensor, distorted: Tensor, bank: FilterBank, *, alpha: float = ALPHA, scale: float = SCALE
+) -> Tensor:
+    """M_gt (B,1,H,W) in [0, 1], 1 = degraded, of `distorted` against `photo`, both (B,3,H,W) float in [0, 1].
+
+    clamp((alpha·mean_c|photo - distorted| + (1-alpha)·(1 - cos(features))) / scale); exactly 0 where nothing near
+    the pixel differs.
+    """
+    return ops.degradation_target(
+        photo, distorted, bank(photo), bank(distorted), alpha=alpha, normalize="scale", scale=scale
+    )
