@@ -49,4 +49,8 @@ def region_swap(photo: Tensor, distorted: Tensor, mask: Tensor) -> Tensor:
         photo, distorted: (…,3,H,W), float in [0, 1].
         mask: (…,1,H,W) in [0, 1]; 1 takes `distorted`. Fractions feather the edge.
     """
-    return photo + mask * (distorted - photo) if mask.is_floating_point() else torch.where(mask, distorted, photo)
+    return (
+        photo + mask * (distorted - photo)
+        if mask.is_floating_point()
+        else torch.where(mask, distorted, photo)
+    )

@@ -31,7 +31,9 @@ def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tenso
     """Resize (3,H,W) or (1,H,W) to `size`, anti-aliased when it shrinks, kept in [0, 1]."""
     antialias = mode in ("bilinear", "bicubic")
     corners = False if antialias else None
-    return F.interpolate(image[None], size, mode=mode, align_corners=corners, antialias=antialias)[0].clamp(0, 1)
+    return F.interpolate(image[None], size, mode=mode, align_corners=corners, antialias=antialias)[0].clamp(
+        0, 1
+    )
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

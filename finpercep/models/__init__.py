@@ -1,0 +1,6 @@
+"""Models: encoders, the FPN decoder, the score head and the reward model made of them."""
+
+from finpercep.models.checkpoint import available_models
+from finpercep.models.reward_model import RewardModel, RewardOutput
+
+__all__ = ["RewardModel", "RewardOutput", "available_models"]

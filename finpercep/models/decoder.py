@@ -1,0 +1,55 @@
+"""FPN decoder: encoder features to the perceptual degradation map (supplement, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTHS = {"light": 32, "full": 128}
+"""Named decoder widths [open in the paper]: stage 1 of the curriculum grows the light one, stage 2 the full one."""
+
+
+class FPNDecoder(nn.Module):
+    """Lateral 1x1 convolutions, a top-down path of upsample-and-add, two 3x3 convolutions, sigmoid.
+
+    Args:
+        channels: channels of the encoder's features, fine to coarse.
+        upsampling: how much finer each level is made before the top-down path (1 for a hierarchical encoder). A
+            plain vision transformer has one resolution; learned x2 steps make its pyramid [open in the paper].
+        width: common width, or "light" / "full".
+
+    Shape: list of (B,C_i,h_i,w_i), size (H,W) -> (B,1,H,W) in [0, 1], 1 = degraded.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], upsampling: Sequence[int], width: int | str = "light"
+    ) -> None:
+        super().__init__()
+        width = WIDTHS[width] if isinstance(width, str) else width
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.upsample = nn.ModuleList(_learned_upsampling(width, factor) for factor in upsampling)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.constant_(self.conv2.bias, -3.0)  # most of most images is clean
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        levels = [
+            up(lateral(f)) for f, lateral, up in zip(features, self.lateral, self.upsample, strict=True)
+        ]
+        x = levels[-1]
+        for level in reversed(levels[:-1]):
+            x = level + F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False)
+        logits = self.conv2(F.relu(self.conv1(x)))
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+
+
+def _learned_upsampling(width: int, factor: int) -> nn.Module:
+    if factor < 1 or factor & (factor - 1):
+        raise ValueError(f"upsampling: expected powers of two, got {factor}")
+    steps: list[nn.Module] = []
+    while factor > 1:
+        steps += [nn.ConvTranspose2d(width, width, 2, stride=2), nn.GELU()]
+        factor //= 2
+    return nn.Sequential(*steps)

@@ -1,0 +1,172 @@
+"""`RewardModel`: one encoder pass gives a score, a map of faults, and gradients to the pixels of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from finpercep.models import scoring
+from finpercep.models.checkpoint import load_checkpoint, resolve
+from finpercep.models.conv_encoder import ConvEncoder
+from finpercep.models.decoder import FPNDecoder
+from finpercep.models.head import ScoreHead
+
+PREPROCESSING = "rgb01-replicate-v1"
+"""Names what happens between pixels and encoder; part of the fingerprint."""
+
+
+class RewardOutput(NamedTuple):
+    """`score` (B,) in [0, 1], higher = better; `map` (B,1,H,W) in [0, 1], 1 = degraded, at input resolution.
+
+    From `RewardModel.score` of a list, `map` is a list of (1,H,W), one for each image.
+    """
+
+    score: Tensor
+    map: Tensor | list[Tensor]
+
+
+class RewardModel(
+    nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["image-quality-assessment"]
+):
+    """Fine-grained perceptual reward model: encoder, FPN decoder, Eq. 7 score head.
+
+    Args:
+        encoder: {"type": "conv", …arguments of ConvEncoder} or {"type": "vit", …arguments of ViTEncoder}.
+        decoder: arguments of FPNDecoder, e.g. {"width": "light"}; None is RM_0, the base model without a map (its
+            map is all zeros).
+        head: arguments of ScoreHead.
+    """
+
+    lower_better = False
+
+    def __init__(
+        self,
+        encoder: dict[str, Any],
+        decoder: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = {"encoder": encoder, "decoder": decoder, "head": head or {}}
+        self.encoder = build_encoder(encoder)
+        channels = self.encoder.channels
+        self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)
+        self.head = ScoreHead(channels[-1], **(head or {}))
+
+    def forward(self, images: Tensor) -> RewardOutput:
+        """Score and map of images (B,3,H,W), float in [0, 1]; differentiable, no host synchronization.
+
+        Values are not checked here (that would stall a GPU): `score` does.
+
+        Raises:
+            ValueError: wrong rank or channels.
+            TypeError: not a floating-point tensor.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected (B,3,H,W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images: expected float in [0, 1], got {images.dtype}; use score() for uint8 images"
+            )
+        pooled, degradation = self.pool_and_map(pad_to_multiple(images, self.encoder.stride))
+        height, width = images.shape[-2:]
+        return RewardOutput(self.head.regress(pooled), degradation[..., :height, :width])
+
+    def pool_and_map(self, images: Tensor, core: tuple[slice, slice] | None = None) -> tuple[Tensor, Tensor]:
+        """Eq. 7's pooled feature (B,C) and the map (B,1,H,W) of images whose sides are multiples of the stride.
+
+        With `core` (rows, columns; multiples of the stride), both are of that part only: a tile without its halo.
+        """
+        features = self.encoder(images)
+        last, size = features[-1], (images.shape[-2], images.shape[-1])
+        degradation = None if self.decoder is None else self.decoder(features, size)
+        if core is not None:
+            stride = self.encoder.stride
+            rows, columns = (slice(s.start // stride, s.stop // stride) for s in core)
+            last = last[..., rows, columns]
+            degradation = None if degradation is None else degradation[..., core[0], core[1]]
+        pooled = self.head.pool(last, degradation)
+        if degradation is None:
+            degradation = images.new_zeros(len(images), 1, last.shape[-2] * self.encoder.stride,
+                                           last.shape[-1] * self.encoder.stride)  # fmt: skip
+        return pooled, degradation
+
+    @torch.no_grad()
+    def score(
+        self, images: Tensor | Sequence[Any] | Any, *, batch_size: int = 8, tile: int | None = None
+    ) -> RewardOutput:
+        """Score images of any kind without gradients.
+
+        Args:
+            images: a batch (B,3,H,W) or (B,H,W,3), uint8 or float in [0, 1], tensor or numpy; or one image; or a list
+                whose members may differ in size: paths, PIL images, arrays or tensors.
+            batch_size: images of one size that go through the model together.
+            tile: images with a side longer than this go through in tiles; None is 1536. The result of a
+                convolutional encoder does not depend on it; memory beyond the image itself and its map does.
+
+        Returns:
+            RewardOutput on the CPU; `map` is (B,1,H,W) for a batch or one image, a list of (1,H,W) for a list.
+
+        Raises:
+            ImageError: an image that cannot be read or used; the message names it.
+        """
+        return scoring.score(self, images, batch_size=batch_size, tile=tile)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify weights, configuration and preprocessing."""
+        digest = hashlib.sha256(json.dumps([PREPROCESSING, self.config], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> RewardModel:
+        """Load "finpercep-tiny", a folder with config.json and model.safetensors, or a hub id ("owner/name").
+
+        Raises:
+            ValueError: unknown name (the nearest known one is suggested), or files that do not fit; names the file.
+        """
+        config, weights = load_checkpoint(resolve(name_or_path, **options))
+        model = cls(**config)
+        _load_weights(model, weights, name_or_path)
+        return model.eval()
+
+
+def build_encoder(config: dict[str, Any]) -> nn.Module:
+    """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`."""
+    options = dict(config)
+    kind = options.pop("type", None)
+    if kind == "conv":
+        return ConvEncoder(**options)
+    if kind == "vit":
+        from finpercep.models.vit_encoder import ViTEncoder  # imports transformers
+
+        return ViTEncoder(**options)
+    raise ValueError(f'encoder: expected type "conv" or "vit", got {kind!r}')
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (B,3,H,W) until both sides are multiples of `multiple`."""
+    bottom, right = (-side % multiple for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    foreign = sorted(weights.keys() - expected.keys())
+    shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
+    for problem, keys in (("missing", missing), ("unexpected", foreign), ("of another shape", shapes)):
+        if keys:
+            raise ValueError(f"{source}: model.safetensors does not fit config.json: {len(keys)} tensors "
+                             f"{problem}, e.g. {keys[0]}")  # fmt: skip
+    model.load_state_dict(weights)

@@ -1,0 +1,138 @@
+"""Scoring images of any kind and size: batches by size, tiles for large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.images import ImageError, to_tensor
+
+if TYPE_CHECKING:
+    from finpercep.models.reward_model import RewardModel, RewardOutput
+
+TILE = 1536
+"""Default tile side in pixels. A tile of the embedded model with its halo takes under 0.5 GB."""
+
+
+def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
+    """See `RewardModel.score`."""
+    from finpercep.models.reward_model import RewardOutput
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    side = tile_side(model, tile)
+    items, stacked = as_images(images)
+    scores: list[Tensor] = [torch.empty(())] * len(items)
+    maps: list[Tensor] = [torch.empty(())] * len(items)
+    for group in same_size_groups(items, batch_size, side):
+        if max(items[group[0]].shape[-2:]) > side:
+            out = [score_tiled(model, items[i], side) for i in group]
+            group_scores, group_maps = torch.stack([s for s, _ in out]), [m for _, m in out]
+        else:
+            device, dtype = _placement(model)
+            result = model(torch.stack([as_float(items[i].to(device), dtype) for i in group]))
+            group_scores, group_maps = result.score.float().cpu(), list(result.map.float().cpu())
+        for i, s, m in zip(group, group_scores, group_maps, strict=True):
+            scores[i], maps[i] = s, m
+    all_scores = torch.stack(scores) if scores else torch.empty(0)
+    return RewardOutput(all_scores, torch.stack(maps) if stacked else maps)
+
+
+def as_images(images: Any) -> tuple[list[Tensor], bool]:
+    """Separate (3,H,W) tensors, and whether the maps are to be stacked (a batch or one image was given)."""
+    if isinstance(images, (list, tuple)):
+        return [to_tensor(image, name=f"images[{i}]") for i, image in enumerate(images)], False
+    if hasattr(images, "ndim") and images.ndim == 4:
+        batch = torch.as_tensor(images)
+        if batch.shape[1] != 3 and batch.shape[3] == 3:
+            batch = batch.permute(0, 3, 1, 2)
+        if len(batch) == 0:
+            raise ImageError(f"images: expected at least one image, got shape {tuple(images.shape)}")
+        return [to_tensor(image, name=f"images[{i}]") for i, image in enumerate(batch)], True
+    return [to_tensor(images, name="images")], True
+
+
+def same_size_groups(items: Sequence[Tensor], batch_size: int, side: int) -> Iterator[list[int]]:
+    """Indices of images that can go through together: one size, at most `batch_size`; large ones alone."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i, item in enumerate(items):
+        by_size.setdefault((item.shape[-2], item.shape[-1]), []).append(i)
+    for size, indices in by_size.items():
+        step = 1 if max(size) > side else batch_size
+        for start in range(0, len(indices), step):
+            yield indices[start : start + step]
+
+
+def tile_side(model: RewardModel, tile: int | None) -> int:
+    """The tile's side: a positive multiple of the encoder's stride."""
+    stride = model.encoder.stride
+    side = TILE if tile is None else tile
+    if side < stride:
+        raise ValueError(f"tile: expected at least the encoder's stride of {stride} pixels, got {tile}")
+    return side // stride * stride
+
+
+def score_tiled(model: RewardModel, image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Score () and map (1,H,W) of one (3,H,W) image, by tiles of `side` pixels with a halo of context around each.
+
+    The halo is as wide as the model can see, so the map has no seams; Eq. 7's mean is the mean over the tiles'
+    cores, so the score is the whole image's. (A transformer sees everything: there the halo is only context.)
+    """
+    device, dtype = _placement(model)
+    stride = model.encoder.stride
+    halo = -(-context_radius(model) // stride) * stride
+    height, width = image.shape[-2:]
+    result = torch.empty(1, height, width)
+    pooled_sum: Tensor | float = 0.0
+    cells = 0
+    for rows, row_core in tile_spans(height, side, halo, stride):
+        for columns, column_core in tile_spans(width, side, halo, stride):
+            crop = as_float(padded_crop(image, rows, columns).to(device), dtype)[None]
+            pooled, degradation = model.pool_and_map(crop, (row_core, column_core))
+            count = degradation.shape[-2] * degradation.shape[-1]
+            pooled_sum, cells = pooled_sum + pooled.float() * count, cells + count
+            top, left = rows.start + row_core.start, columns.start + column_core.start
+            target = result[:, top : top + degradation.shape[-2], left : left + degradation.shape[-1]]
+            target.copy_(degradation[0, :, : target.shape[-2], : target.shape[-1]])
+    pooled_mean = (pooled_sum / cells).to(dtype)  # type: ignore[union-attr]
+    return model.head.regress(pooled_mean)[0].float().cpu(), result
+
+
+def context_radius(model: RewardModel) -> int:
+    """Pixels around a tile that its map and pooled feature depend on."""
+    encoder = model.encoder
+    # The decoder adds two 3x3 convolutions and a bilinear step at each level; twice the stride covers both.
+    return encoder.radius + 3 * encoder.stride
+
+
+def tile_spans(length: int, side: int, halo: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    """(span in the image incl. halo, core within the span); spans may pass the end, up to a multiple of `stride`."""
+    padded = -(-length // stride) * stride
+    for start in range(0, padded, side):
+        stop = min(start + side, padded)
+        low, high = max(0, start - halo), min(padded, stop + halo)
+        yield slice(low, high), slice(start - low, stop - low)
+
+
+def padded_crop(image: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Part of (3,H,W); what lies beyond the image repeats its last row and column."""
+    height, width = image.shape[-2:]
+    crop = image[:, rows.start : min(rows.stop, height), columns.start : min(columns.stop, width)]
+    bottom, right = max(0, rows.stop - height), max(0, columns.stop - width)
+    if not (bottom or right):
+        return crop
+    return F.pad(crop[None].float(), (0, right, 0, bottom), mode="replicate")[0].to(image.dtype)
+
+
+def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 to [0, 1]; floats are only cast."""
+    return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
+
+
+def _placement(model: RewardModel) -> tuple[torch.device, torch.dtype]:
+    parameter = next(model.parameters())
+    return parameter.device, parameter.dtype
