@@ -117,7 +117,7 @@ def degradation_target(
     """
     pairs = _check(reference, distorted, reference_features, distorted_features)
     _check_options(alpha, normalize, floor, percentile, scale)
-    chosen = _backend.resolve(backend, reference.device, torch.float32)
+    chosen = _backend.resolve(backend, "degradation_target", reference.device, torch.float32)
     if chosen == "reference":
         return degradation_target_reference(
             reference, distorted, reference_features, distorted_features,
@@ -231,7 +231,10 @@ def _backward(ctx, grad: Tensor | None, *unused):  # type: ignore[no-untyped-def
     return tuple(g if needs >> i & 1 else None for i, g in enumerate(grads)) + none
 
 
-if _backend.cpp_available():
-    torch.library.register_fake("finpercep::degradation_target", _fake)
-    torch.library.register_fake("finpercep::degradation_target_backward", _fake_backward)
-    torch.library.register_autograd("finpercep::degradation_target", _backward, setup_context=_setup_context)
+_backend.register(
+    "degradation_target",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -60,7 +60,7 @@ def modulate(
     Raises: ValueError for shapes, devices and options; TypeError for dtypes; RuntimeError for a missing backend.
     """
     h, w = _check(features, degradation, grid, gate, resample, pool)
-    chosen = _backend.resolve(backend, features.device, features.dtype)
+    chosen = _backend.resolve(backend, "modulate", features.device, features.dtype)
     if chosen == "reference":
         return modulate_reference(features, degradation, (h, w), gate=gate, resample=resample, pool=pool)
     out, _ = torch.ops.finpercep.modulate(
@@ -138,7 +138,6 @@ def _backward(ctx, grad: Tensor | None, grad_d: Tensor | None):  # type: ignore[
     return grad_features if need_features else None, grad_map if need_map else None, *none
 
 
-if _backend.cpp_available():
-    torch.library.register_fake("finpercep::modulate", _fake)
-    torch.library.register_fake("finpercep::modulate_backward", _fake_backward)
-    torch.library.register_autograd("finpercep::modulate", _backward, setup_context=_setup_context)
+_backend.register(
+    "modulate", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
+)

@@ -1,0 +1,81 @@
+// finpercep._C: registration of every CPU operator (schemas and kernels) and the Python module with build_info().
+// Operators go through torch's stable ABI, so one build serves every torch >= 2.10. One section per family.
+#include <pybind11/pybind11.h>
+
+#include "include/dispatch.h"
+#include "operators.h"
+
+STABLE_TORCH_LIBRARY(finpercep, m) {
+  m.def("empty_like(Tensor like) -> Tensor");  // the allocation behind every output, for tests that poison it
+
+  // modulate
+  m.def(
+      "modulate(Tensor features, Tensor degradation, int h, int w, int gate, int resample, bool pool)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "modulate_backward(Tensor grad, Tensor features, Tensor degradation, Tensor d, int h, int w, int gate,"
+      " int resample, bool pool, bool need_features, bool need_map) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(finpercep, CPU, m) {
+  m.impl("empty_like", TORCH_BOX(&finpercep::allocate_like));
+
+  // modulate
+  m.impl("modulate", TORCH_BOX(&finpercep::modulate));
+  m.impl("modulate_backward", TORCH_BOX(&finpercep::modulate_backward));
+}
+
+namespace {
+
+namespace py = pybind11;
+
+const char* compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+py::dict build_info() {
+  using finpercep::Simd;
+  py::list compiled, usable;
+  compiled.append("baseline");
+#ifdef FINPERCEP_HAS_AVX2
+  compiled.append("avx2");
+#endif
+#ifdef FINPERCEP_HAS_AVX512
+  compiled.append("avx512");
+#endif
+  for (Simd level : {Simd::baseline, Simd::avx2, Simd::avx512})
+    if (finpercep::simd_supported(level)) usable.append(finpercep::simd_name(level));
+  py::dict info;
+  info["compiler"] = compiler();
+  info["torch_target"] = "2.10";  // oldest torch that this build runs with
+  info["torch_built_with"] = FINPERCEP_TORCH_VERSION;
+  info["simd_compiled"] = compiled;
+  info["simd_usable"] = usable;
+  info["simd"] = finpercep::simd_name(finpercep::simd_level());
+  info["threads"] = "torch intra-op pool";
+#ifdef _OPENMP
+  info["openmp"] = _OPENMP;
+#else
+  info["openmp"] = py::none();  // none of our own: torch's pool decides
+#endif
+  info["cuda"] = py::none();
+  info["cuda_archs"] = py::list();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled CPU operators of FinPercep; importing it registers torch.ops.finpercep.*";
+  m.def("build_info", &build_info, "Compiler, SIMD levels (compiled, usable, in use), threads, CUDA.");
+  m.def("set_simd_level", [](const char* name) { finpercep::set_simd_level(name); }, py::arg("name"),
+        "Switch the SIMD level of all operators: 'baseline', 'avx2' or 'avx512'. The environment variable FINPERCEP_SIMD"
+        " does the same at import.");
+  finpercep::simd_level();  // a wrong FINPERCEP_SIMD fails here, not in the first operator
+}

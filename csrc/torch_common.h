@@ -1,0 +1,75 @@
+// Helpers of the bindings: dtypes, allocation, threads. The only header of ours that includes torch, stable ABI only.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include "include/types.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace finpercep {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    case ScalarType::Byte: return DType::u8;
+    default: STD_TORCH_CHECK(false, name, ": unsupported dtype"); return DType::f32;
+  }
+}
+
+inline ScalarType accumulation_type(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Parallel pool() {
+  Parallel p;
+  p.threads = torch::stable::get_num_threads();
+  p.run = [](int64_t count, int64_t grain, Parallel::Body body, void* context) {
+    torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) { body(begin, end, context); });
+  };
+  return p;
+}
+
+// Uninitialised output. Large ones ask for huge pages: a fresh allocation is paid per page at the first touch, and
+// 4 KiB pages cost more than the arithmetic. Goes through aten::empty, so torch's deterministic fill reaches it.
+inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor& like) {
+  Tensor out = torch::stable::empty({sizes.begin(), sizes.size()}, type, std::nullopt, like.device());
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = 2 << 20;
+  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
+  if (bytes >= static_cast<int64_t>(4 * kHuge)) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(out.data_ptr());
+    const uintptr_t begin = (start + kHuge - 1) & ~(kHuge - 1), end = (start + bytes) & ~(kHuge - 1);
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: failure changes nothing
+  }
+#endif
+  return out;
+}
+
+inline Tensor allocate_like(const Tensor& like) {
+  const auto sizes = like.sizes();
+  STD_TORCH_CHECK(sizes.size() <= 4, "allocate_like: at most four dimensions");
+  switch (sizes.size()) {
+    case 1: return allocate({sizes[0]}, like.scalar_type(), like);
+    case 2: return allocate({sizes[0], sizes[1]}, like.scalar_type(), like);
+    case 3: return allocate({sizes[0], sizes[1], sizes[2]}, like.scalar_type(), like);
+    default: return allocate({sizes[0], sizes[1], sizes[2], sizes[3]}, like.scalar_type(), like);
+  }
+}
+
+}  // namespace finpercep
