@@ -1,0 +1,96 @@
+"""Baselines that the evaluation table sets beside a reward model: maps without learning, and PIQE's score.
+
+Each is a `Judge` of `finpercep.training.evaluate`: images (3,H,W) in [0, 1] -> (scores or None, maps or None).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Judgement = tuple[Sequence[float] | Tensor | None, Sequence[Tensor] | Tensor | None]
+Judge = Callable[[list[Tensor]], Judgement]
+
+VARIANCE_WINDOW = 9
+CENTER_SIGMA = 0.25
+
+
+def random_map(seed: int = 0) -> Judge:
+    """Uniform noise, new for every image, from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def judge(images: list[Tensor]) -> Judgement:
+        return None, [torch.rand(image.shape[-2:], generator=generator) for image in images]
+
+    return judge
+
+
+def center_map(images: list[Tensor]) -> Judgement:
+    """A Gaussian in the middle of the image, its standard deviation a quarter of each side."""
+    return None, [_gaussian(image.shape[-2])[:, None] * _gaussian(image.shape[-1]) for image in images]
+
+
+def flatness_map(images: list[Tensor]) -> Judgement:
+    """Minus local variance: 1 - v / max(v), v the variance of the grey image in a window of 9×9 pixels."""
+    return None, [1 - _local_variance(image) for image in images]
+
+
+def difference_oracle(images: list[Tensor], photo: Tensor) -> Judgement:
+    """mean_c |image - photo|: a map that only who has the photo can draw. Full reference."""
+    return None, [(image - photo).abs().mean(0) for image in images]
+
+
+def piqe_available() -> bool:
+    return importlib.util.find_spec("pyiqa") is not None
+
+
+def piqe() -> Judge:
+    """The score of pyiqa's PIQE, sign turned so that higher is better (no weights to download).
+
+    Raises:
+        RuntimeError: pyiqa is not installed.
+    """
+    if not piqe_available():
+        raise RuntimeError("piqe: expected the package pyiqa, got none (pip install 'finpercep[eval]')")
+    import pyiqa
+
+    metric = pyiqa.create_metric("piqe", device="cpu")
+    sign = -1.0 if metric.lower_better else 1.0
+
+    def judge(images: list[Tensor]) -> Judgement:
+        with torch.inference_mode():
+            return [sign * float(metric(image[None])) for image in images], None
+
+    return judge
+
+
+def reward_judge(model: Any, *, batch_size: int = 8) -> Judge:
+    """A reward model as a judge: `model.score` on a batch of images of one size."""
+
+    def judge(images: list[Tensor]) -> Judgement:
+        output = model.score(torch.stack(images), batch_size=batch_size)
+        return output.score.tolist(), [m.detach().float().cpu() for m in output.map]
+
+    return judge
+
+
+def _gaussian(side: int) -> Tensor:
+    position = (torch.arange(side) + 0.5) / side - 0.5
+    return torch.exp(-0.5 * (position / CENTER_SIGMA) ** 2)
+
+
+def _local_variance(image: Tensor) -> Tensor:
+    """(H,W), divided by its maximum; all 0 in a flat image."""
+    grey = image.mean(0)[None, None].double()
+    pad = VARIANCE_WINDOW // 2
+
+    def box(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, VARIANCE_WINDOW, 1, pad, count_include_pad=False)
+
+    variance = (box(grey * grey) - box(grey) ** 2).clamp_min(0)[0, 0]
+    return (variance / variance.max().clamp_min(1e-12)).float()
