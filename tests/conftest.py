@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from finpercep.models import RewardModel
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,6 +26,12 @@ def synthetic_photo(height: int = 64, width: int = 96, seed: int = 0) -> torch.T
     photo = 0.6 * F.interpolate(light, (height, width), mode="bicubic")
     photo = photo + 0.3 * F.interpolate(shapes, (height, width), mode="nearest") + 0.1 * grain
     return photo.clamp(0, 1)[0]
+
+
+@pytest.fixture(scope="session")
+def make_photo() -> Callable[..., torch.Tensor]:
+    """`synthetic_photo`, for tests that need several or other sizes."""
+    return synthetic_photo
 
 
 @pytest.fixture
@@ -41,4 +52,21 @@ def sr_pairs() -> Path:
     folder = Path(os.environ.get("FINPERCEP_SR_PAIRS", REPOSITORY.parent / "shared" / "data" / "sr-pairs"))
     if not (folder / "val").is_dir():
         pytest.skip(f"no sr-pairs data at {folder} (set FINPERCEP_SR_PAIRS)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_model() -> RewardModel:
+    """A random reward model with a map, small enough for milliseconds per image; the same every time."""
+    from finpercep.models import RewardModel
+
+    torch.manual_seed(0)
+    return RewardModel({"type": "conv", "channels": [8, 16], "depths": [1, 1]}, {"width": "light"}).eval()
+
+
+@pytest.fixture(scope="session")
+def model_folder(small_model: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_model`, saved."""
+    folder = tmp_path_factory.mktemp("model")
+    small_model.save_pretrained(folder)
     return folder

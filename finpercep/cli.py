@@ -1,0 +1,191 @@
+"""The command line: a thin door. Everything heavy is imported inside the commands, so help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finpercep.models import RewardModel
+    from finpercep.scoring import FileScore
+
+DEFAULT_MODEL = "finpercep-tiny"
+
+app = typer.Typer(
+    name="finpercep",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Score images the way a careful eye does: how good (a score), and where they fail (a map).",
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Model name, folder, or Hugging Face id.", show_default=True)
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's choice.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+
+
+@app.command()
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders (searched whole) or globs.")],
+    model: ModelOption = DEFAULT_MODEL,
+    maps: Annotated[
+        Path | None, typer.Option("--maps", help="Write each degradation map, over its photo, as PNG here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per file and line, and nothing else, on stdout.")
+    ] = False,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score images and map their faults.
+
+    The score lies in [0, 1], higher is better. The map lies in [0, 1], 1 is degraded; its mean and the mean
+    of its worst 1 % of pixels are printed. Results appear in order, as they are made.
+
+    A file that cannot be scored gives one line "path: reason" on stderr, and with --json also an object with
+    "path" and "error" on stdout, so that there is one line per file. The others are still scored, and the
+    exit status is 1. An unknown model ends with 2, Ctrl-C with 130.
+    """
+    from finpercep.scoring import score_files
+
+    files, failures = _expand(paths)
+    reward = _load_model(model, device, threads) if files else None
+    show = _json_line if as_json else _table_row
+    results = score_files(reward, files, maps=maps) if reward is not None else iter(())
+    done = failed = 0
+    try:
+        for result in _with_progress([*failures], results, len(failures) + len(files)):
+            done += 1
+            failed += result.error is not None
+            if result.error is not None:
+                print(f"{result.path}: {result.error}", file=sys.stderr, flush=True)
+            show(result, done - failed == 1)
+    except KeyboardInterrupt:
+        print(f"interrupted after {done} of {len(failures) + len(files)} files", file=sys.stderr)
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, the device, the compiled operators and the models at hand."""
+    from finpercep.info import print_info
+
+    print_info()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page and its pictures.")] = Path("demo"),
+    model: ModelOption = DEFAULT_MODEL,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score photos, super-resolved versions of them and implanted faults; write a page to look at."""
+    try:
+        from finpercep.demo import run_demo
+    except ImportError as error:
+        _fail(f"demo: expected the demo packages, got {error}; pip install 'finpercep[demo]'")
+    run_demo(_load_model(model, device, threads), out)
+
+
+def main() -> None:
+    """Entry point of the ``finpercep`` command."""
+    app()
+
+
+def _expand(arguments: Iterable[str]) -> tuple[list[Path], list[FileScore]]:
+    """Every argument by itself, so that one folder without images does not stop the others."""
+    from finpercep.images import ImageError, expand_paths
+    from finpercep.scoring import FileScore
+
+    files: list[Path] = []
+    failures = []
+    for argument in arguments:
+        try:
+            files += expand_paths([argument])
+        except ImageError as error:
+            failures.append(FileScore(Path(argument), error=str(error).removeprefix(f"{argument}: ")))
+    return (expand_paths(files) if files else []), failures
+
+
+def _load_model(name: str, device: str, threads: int) -> RewardModel:
+    import torch
+
+    from finpercep.models import RewardModel
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return RewardModel.from_pretrained(name).to(torch.device(device)).eval()
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
+        _fail(" ".join(str(error).split()))
+
+
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _json_line(result: FileScore, first: bool) -> None:
+    line: dict[str, Any] = {"path": str(result.path)}
+    if result.error is not None:
+        line["error"] = result.error
+    else:
+        line |= {name: round(getattr(result, name), 6) for name in ("score", "map_mean", "map_worst")}
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _table_row(result: FileScore, first: bool) -> None:
+    """Rows of fixed width, the path last: a table that can stream and that no path length breaks."""
+    from rich.text import Text
+
+    console = _console()
+    if result.error is None:
+        if first:
+            console.print(Text(" score   map mean   map worst   image", style="bold"))
+        color = "green" if result.score >= 0.75 else "yellow" if result.score >= 0.4 else "red"
+        row = Text.assemble(
+            (f"{result.score:6.4f}", color),
+            f"     {result.map_mean:6.4f}      {result.map_worst:6.4f}   {result.path}",
+        )
+        console.print(row, soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _with_progress(
+    failures: list[FileScore], results: Iterator[FileScore], total: int
+) -> Iterator[FileScore]:
+    """Show a bar on stderr if that is a terminal and stdout is not: there the rows are the progress."""
+    yield from failures
+    if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(
+        results, "scoring", total=total - len(failures), console=Console(stderr=True), transient=True
+    )
+
+
+if __name__ == "__main__":
+    main()
