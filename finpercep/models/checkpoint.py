@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from finpercep.models.presets import PRESETS
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = ("config.json", "model.safetensors")
@@ -37,14 +41,16 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"{name}: neither a folder nor a model that the hub gave: {reason}") from error
-    known = available_models()
+    known = available_models() + sorted(PRESETS)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(known)}"
     raise ValueError(f"{name}: no such model or folder; {hint}")
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of a folder.
+def load_checkpoint(
+    folder: Path, keys: Sequence[str] = ("encoder", "decoder", "head")
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration (only `keys`; None where one is absent) and weights of a folder.
 
     Raises:
         ValueError: a file missing, truncated or foreign; the message names it.
@@ -59,10 +65,36 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads((folder / FILES[0]).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / FILES[0]}: expected JSON, got {error}") from error
-    if not isinstance(config, dict) or "encoder" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
         raise ValueError(f"{folder / FILES[0]}: expected a reward model's configuration with an encoder")
     try:
         weights = load_file(str(folder / FILES[1]))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / FILES[1]}: truncated or not a safetensors file: {error}") from error
-    return {key: config.get(key) for key in ("encoder", "decoder", "head")}, weights
+    return {key: config.get(key) for key in keys}, weights
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        ValueError: tensors missing, unexpected or of another shape; names `source` and one of them.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    foreign = sorted(weights.keys() - expected.keys())
+    shapes = sorted(k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape)
+    for problem, names in (("missing", missing), ("unexpected", foreign), ("of another shape", shapes)):
+        if names:
+            raise ValueError(f"{source}: model.safetensors does not fit config.json: {len(names)} tensors "
+                             f"{problem}, e.g. {names[0]}")  # fmt: skip
+    model.load_state_dict(weights)
+
+
+def fingerprint(config: Any, weights: dict[str, Tensor]) -> str:
+    """16 hex digits that identify a JSON-able configuration and weights (as float32)."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -32,6 +32,7 @@ class FPNDecoder(nn.Module):
         self.upsample = nn.ModuleList(_learned_upsampling(width, factor) for factor in upsampling)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
+        assert self.conv2.bias is not None
         nn.init.constant_(self.conv2.bias, -3.0)  # most of most images is clean
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

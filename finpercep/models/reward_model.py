@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +12,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from finpercep.models import scoring
-from finpercep.models.checkpoint import load_checkpoint, resolve
+from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
 from finpercep.models.head import ScoreHead
+from finpercep.models.presets import PRESETS, build_preset
+
+if TYPE_CHECKING:
+    from finpercep.models.vit_encoder import ViTEncoder
 
 PREPROCESSING = "rgb01-replicate-v1"
 """Names what happens between pixels and encoder; part of the fingerprint."""
@@ -54,7 +56,9 @@ class RewardModel(
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.config = {"encoder": encoder, "decoder": decoder, "head": head or {}}
+        # How attention is computed is a choice of the machine, not of the model: neither saved nor in the fingerprint.
+        saved = {key: value for key, value in encoder.items() if key != "attn_implementation"}
+        self.config = {"encoder": saved, "decoder": decoder, "head": head or {}}
         self.encoder = build_encoder(encoder)
         channels = self.encoder.channels
         self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)
@@ -122,26 +126,48 @@ class RewardModel(
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify weights, configuration and preprocessing."""
-        digest = hashlib.sha256(json.dumps([PREPROCESSING, self.config], sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint([PREPROCESSING, self.config], self.state_dict())
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> RewardModel:
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, *, attn_implementation: str = "sdpa", **options: Any
+    ) -> RewardModel:
         """Load "finpercep-tiny", a folder with config.json and model.safetensors, or a hub id ("owner/name").
+
+        The name of a preset gives it around its own CLIP checkpoint from the hub, untrained: see `from_preset`.
+
+        Args:
+            attn_implementation: of a vision transformer, see `ViTEncoder`; it is chosen here and not saved.
+            **options: for downloads, e.g. `revision`.
 
         Raises:
             ValueError: unknown name (the nearest known one is suggested), or files that do not fit; names the file.
         """
+        if name_or_path in PRESETS:
+            return build_preset(str(name_or_path), attn_implementation=attn_implementation, **options)
         config, weights = load_checkpoint(resolve(name_or_path, **options))
-        model = cls(**config)
-        _load_weights(model, weights, name_or_path)
+        if config["encoder"].get("type") == "vit":
+            config["encoder"]["attn_implementation"] = attn_implementation
+        try:
+            model = cls(**config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name_or_path}: config.json does not describe a reward model: {error}"
+            ) from error
+        load_weights(model, weights, name_or_path)
         return model.eval()
 
+    @classmethod
+    def from_preset(cls, name: str, **options: Any) -> RewardModel:
+        """A model around a CLIP checkpoint, with an **untrained** decoder and head: see `presets.build_preset`."""
+        return build_preset(name, **options)
 
-def build_encoder(config: dict[str, Any]) -> nn.Module:
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json and model.safetensors; the options are those of `huggingface_hub`'s mixin."""
+        return super().save_pretrained(save_directory, **{"config": self.config, **options})
+
+
+def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
     """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`."""
     options = dict(config)
     kind = options.pop("type", None)
@@ -158,15 +184,3 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (B,3,H,W) until both sides are multiples of `multiple`."""
     bottom, right = (-side % multiple for side in images.shape[-2:])
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
-
-
-def _load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    foreign = sorted(weights.keys() - expected.keys())
-    shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
-    for problem, keys in (("missing", missing), ("unexpected", foreign), ("of another shape", shapes)):
-        if keys:
-            raise ValueError(f"{source}: model.safetensors does not fit config.json: {len(keys)} tensors "
-                             f"{problem}, e.g. {keys[0]}")  # fmt: skip
-    model.load_state_dict(weights)
