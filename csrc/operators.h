@@ -13,4 +13,36 @@ std::tuple<Tensor, Tensor> modulate_backward(
     Tensor grad, Tensor features, Tensor degradation, Tensor d, int64_t h, int64_t w, int64_t gate, int64_t resample,
     bool pool, bool need_features, bool need_map);
 
+// degradation_target
+std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target(
+    Tensor reference, Tensor distorted, std::optional<Tensor> reference_features,
+    std::optional<Tensor> distorted_features, double alpha, int64_t normalize, double floor, double percentile,
+    double scale);
+std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
+    Tensor grad, Tensor reference, Tensor distorted, std::optional<Tensor> reference_features,
+    std::optional<Tensor> distorted_features, Tensor out, Tensor bounds, Tensor moments, Tensor raw, double alpha,
+    int64_t normalize, double floor, double scale, int64_t needs);
+
+// group_advantage
+std::tuple<Tensor, Tensor, Tensor> group_advantage(
+    Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
+    double clip);
+
+// grpo_loss
+std::tuple<Tensor, Tensor> grpo_loss(
+    Tensor log_prob, Tensor old_log_prob, Tensor advantages, std::optional<Tensor> kl, double clip_low,
+    double clip_high, double beta);
+Tensor grpo_loss_backward(
+    Tensor grad_loss, Tensor log_prob, Tensor old_log_prob, Tensor advantages, double clip_low, double clip_high);
+
+// sde_step
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sde_step(
+    Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, std::optional<Tensor> noise,
+    std::optional<Tensor> next_sample, std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl,
+    double noise_level, double sigma_max, bool return_mean);
+Tensor sde_step_backward(
+    std::optional<Tensor> grad_next_sample, std::optional<Tensor> grad_mean, std::optional<Tensor> grad_log_prob,
+    std::optional<Tensor> grad_kl, Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,
+    std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl, double noise_level, double sigma_max);
+
 }  // namespace finpercep

@@ -47,8 +47,8 @@ inline Parallel pool() {
 
 // Uninitialised output. Large ones ask for huge pages: a fresh allocation is paid per page at the first touch, and
 // 4 KiB pages cost more than the arithmetic. Goes through aten::empty, so torch's deterministic fill reaches it.
-inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor& like) {
-  Tensor out = torch::stable::empty({sizes.begin(), sizes.size()}, type, std::nullopt, like.device());
+inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type, const Tensor& like) {
+  Tensor out = torch::stable::empty(sizes, type, std::nullopt, like.device());
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = 2 << 20;
   const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
@@ -61,15 +61,10 @@ inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, co
   return out;
 }
 
-inline Tensor allocate_like(const Tensor& like) {
-  const auto sizes = like.sizes();
-  STD_TORCH_CHECK(sizes.size() <= 4, "allocate_like: at most four dimensions");
-  switch (sizes.size()) {
-    case 1: return allocate({sizes[0]}, like.scalar_type(), like);
-    case 2: return allocate({sizes[0], sizes[1]}, like.scalar_type(), like);
-    case 3: return allocate({sizes[0], sizes[1], sizes[2]}, like.scalar_type(), like);
-    default: return allocate({sizes[0], sizes[1], sizes[2], sizes[3]}, like.scalar_type(), like);
-  }
+inline Tensor allocate(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor& like) {
+  return allocate(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type, like);
 }
+
+inline Tensor allocate_like(const Tensor& like) { return allocate(like.sizes(), like.scalar_type(), like); }
 
 }  // namespace finpercep

@@ -1,13 +1,25 @@
 """Public operators. Each family is one file: reference (the definition), fake, autograd and backend choice."""
 
 from finpercep.ops._backend import backends
+from finpercep.ops.advantage import GroupStats, group_advantage, group_advantage_reference
 from finpercep.ops.degradation_target import degradation_target, degradation_target_reference
+from finpercep.ops.grpo import GRPOStats, grpo_loss, grpo_loss_reference
 from finpercep.ops.modulate import modulate, modulate_reference
+from finpercep.ops.sde import SDEStep, sde_step, sde_step_reference
 
 __all__ = [
+    "GRPOStats",
+    "GroupStats",
+    "SDEStep",
     "backends",
     "degradation_target",
     "degradation_target_reference",
+    "group_advantage",
+    "group_advantage_reference",
+    "grpo_loss",
+    "grpo_loss_reference",
     "modulate",
     "modulate_reference",
+    "sde_step",
+    "sde_step_reference",
 ]

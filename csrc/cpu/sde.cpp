@@ -1,0 +1,206 @@
+// sde_step forward and backward: one pass each over the images. Compiled once per SIMD level.
+#include "../include/sde.h"
+
+#include "any_block.h"
+
+namespace finpercep {
+namespace FINPERCEP_ARCH {
+namespace {
+
+constexpr double kHalfLogTwoPi = 0.91893853320467274178;
+constexpr double kHalfPi = 1.57079632679489661923;
+
+// mean = a·x + b·v, x' = mean + spread·ε
+struct Step {
+  double a, b, std, spread;
+};
+
+Step coefficients(const SdeParams& p, int64_t sample) {
+  const double sigma = p.sigma[sample], next = p.sigma_next[sample], dt = next - sigma, level = p.noise_level;
+  Step s;
+  if (p.kind == SdeKind::cps) {  // x0 = x - σv, x1 = x + (1-σ)v; √(σ'² - std²) = σ'·cos
+    const double along = next * __builtin_cos(level * kHalfPi);
+    s.a = 1 - next + along;
+    s.b = (1 - sigma) * along - sigma * (1 - next);
+    s.std = s.spread = next * __builtin_sin(level * kHalfPi);
+    return s;
+  }
+  double half;  // std²/(2σ) of the diffusion, finite at σ = 0
+  if (p.kind == SdeKind::flow) {
+    const double at = sigma >= 1 ? (p.sigma_max < 0 ? next : p.sigma_max) : sigma;
+    const double room = 1 - at < 1e-12 ? 1e-12 : 1 - at;
+    s.std = level * __builtin_sqrt(sigma / room);
+    half = level * level / (2 * room);
+  } else {
+    s.std = level;
+    half = sigma > 0 ? level * level / (2 * (sigma < 1e-12 ? 1e-12 : sigma)) : 0;
+  }
+  s.a = 1 + half * dt;
+  s.b = (1 + half * (1 - sigma)) * dt;
+  s.spread = s.std * __builtin_sqrt(-dt);
+  if (p.kind == SdeKind::dance) s.std = s.spread;
+  return s;
+}
+
+// Not inlined: drawing, re-scoring and backward must round the mean alike, or the first ratio is not exactly 1.
+template <class A>
+__attribute__((noinline)) void mean_block(const A* x, const A* v, A a, A b, A* mean, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) mean[i] = a * x[i] + b * v[i];
+}
+
+template <class A> __attribute__((noinline)) A gap_block(const A* x, const A* y, int64_t n) {  // Σ (x - y)²
+  A lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int k = 0; k < kLanes; ++k) lanes[k] += (x[i + k] - y[i + k]) * (x[i + k] - y[i + k]);
+  for (; i < n; ++i) lanes[i % kLanes] += (x[i] - y[i]) * (x[i] - y[i]);
+  return fold(lanes);
+}
+
+template <class A> inline const A* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
+  return load_any(image.data, image.type, offset, buffer, n);
+}
+
+// One chunk of one sample; sums[0] = Σ (x' - mean)², sums[1] = Σ (v - v_reference)²
+template <class A>
+void forward_chunk(const SdeParams& p, const Step& step, int64_t begin, int64_t count, bool stream, double* sums) {
+  A xs[kBlock], vs[kBlock], other[kBlock], mean[kBlock], out[kBlock];
+  const A a = A(step.a), b = A(step.b), spread = A(step.spread);
+  sums[0] = sums[1] = 0;
+  for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
+    const int64_t n = min_of(kBlock, begin + count - offset);
+    const A* x = load(p.sample, offset, xs, n);
+    const A* v = load(p.velocity, offset, vs, n);
+    mean_block(x, v, a, b, mean, n);
+    const A* outcome;
+    if (p.noise.data != nullptr) {
+      const A* noise = load(p.noise, offset, other, n);
+      for (int64_t i = 0; i < n; ++i) out[i] = mean[i] + spread * noise[i];
+      round_any(p.sample.type, out, n);  // scored as it will be stored
+      store_any(p.drawn, p.sample.type, offset, out, n, stream);
+      outcome = out;
+    } else {
+      outcome = load(p.next_sample, offset, other, n);
+    }
+    sums[0] += double(gap_block(outcome, mean, n));
+    if (p.mean != nullptr) store_any(p.mean, p.sample.type, offset, mean, n, stream);
+    if (p.reference.data != nullptr) sums[1] += double(gap_block(v, load(p.reference, offset, other, n), n));
+  }
+}
+
+template <class A> void finish_sample(const SdeParams& p, int64_t sample) {
+  const Step step = coefficients(p, sample);
+  const int64_t chunks = sde_chunks(p.size);
+  double square = 0, gap = 0;
+  for (int64_t c = 0; c < chunks; ++c) {
+    square += p.partial[2 * (sample * chunks + c)];
+    gap += p.partial[2 * (sample * chunks + c) + 1];
+  }
+  square /= double(p.size);
+  gap *= step.b * step.b / double(p.size);
+  const bool random = !(step.spread <= 0);  // NaN, from rising sigmas, stays visible
+  double log_prob = 0, kl = 0;
+  if (random) {
+    const double width = p.exact_kl ? step.spread : step.std;
+    log_prob = p.kind == SdeKind::cps
+                   ? -square
+                   : -square / (2 * step.spread * step.spread) - __builtin_log(step.spread) - kHalfLogTwoPi;
+    kl = gap / (2 * width * width);
+  }
+  static_cast<A*>(p.log_prob)[sample] = A(log_prob);
+  static_cast<A*>(p.std)[sample] = A(step.std);
+  if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(kl);
+}
+
+template <class A> void forward(const SdeParams& p, const Parallel& pool) {
+  const int64_t chunks = sde_chunks(p.size);
+  const bool stream = p.batch * p.size * bytes_of(p.sample.type) >= kStreamBytes;
+  parallel_for(pool, p.batch * chunks, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t sample = task / chunks, first = (task % chunks) * kSdeChunk;
+      const int64_t count = min_of(kSdeChunk, p.size - first);
+      forward_chunk<A>(p, coefficients(p, sample), sample * p.size + first, count, stream, p.partial + 2 * task);
+    }
+  });
+  for (int64_t sample = 0; sample < p.batch; ++sample) finish_sample<A>(p, sample);
+}
+
+// ---- backward -----------------------------------------------------------------------------------------------------
+
+// grad = outcome·(x' - mean) + pathwise·(grad_drawn + grad_mean) + gap·(v - v_reference)
+template <class A> struct Weights {
+  A outcome, pathwise, gap;
+};
+
+template <class A> Weights<A> weights(const SdeBackwardParams& q, const Step& step, int64_t sample) {
+  const SdeParams& p = q.forward;
+  Weights<A> w{A(0), A(step.b), A(0)};
+  if (step.spread <= 0) return w;
+  const double size = double(p.size), width = p.exact_kl ? step.spread : step.std;
+  if (q.grad_log_prob != nullptr) {
+    const double sharpness = p.kind == SdeKind::cps ? 2 : 1 / (step.spread * step.spread);
+    w.outcome = A(double(static_cast<const A*>(q.grad_log_prob)[sample]) * step.b * sharpness / size);
+  }
+  if (q.grad_kl != nullptr)
+    w.gap = A(double(static_cast<const A*>(q.grad_kl)[sample]) * step.b * step.b / (width * width * size));
+  return w;
+}
+
+template <class A>
+void backward_chunk(const SdeBackwardParams& q, const Step& step, const Weights<A>& w, int64_t begin, int64_t count,
+                    bool stream) {
+  const SdeParams& p = q.forward;
+  A xs[kBlock], vs[kBlock], other[kBlock], mean[kBlock], grad[kBlock];
+  const A a = A(step.a), b = A(step.b);
+  for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
+    const int64_t n = min_of(kBlock, begin + count - offset);
+    const A* v = load(p.velocity, offset, vs, n);
+    if (q.grad_log_prob != nullptr) {
+      mean_block(load(p.sample, offset, xs, n), v, a, b, mean, n);
+      const A* outcome = load(p.next_sample, offset, other, n);
+      for (int64_t i = 0; i < n; ++i) grad[i] = w.outcome * (outcome[i] - mean[i]);
+    } else {
+      for (int64_t i = 0; i < n; ++i) grad[i] = 0;
+    }
+    if (q.grad_kl != nullptr) {
+      const A* reference = load(p.reference, offset, other, n);
+      for (int64_t i = 0; i < n; ++i) grad[i] += w.gap * (v[i] - reference[i]);
+    }
+    const Image paths[] = {q.grad_drawn, q.grad_mean};
+    for (const Image& path : paths) {
+      if (path.data == nullptr) continue;
+      const A* upstream = load(path, offset, other, n);
+      for (int64_t i = 0; i < n; ++i) grad[i] += w.pathwise * upstream[i];
+    }
+    store_any(q.grad_velocity, p.velocity.type, offset, grad, n, stream);
+  }
+}
+
+template <class A> void backward(const SdeBackwardParams& q, const Parallel& pool) {
+  const SdeParams& p = q.forward;
+  const int64_t chunks = sde_chunks(p.size);
+  const bool stream = p.batch * p.size * bytes_of(p.velocity.type) >= kStreamBytes;
+  parallel_for(pool, p.batch * chunks, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t sample = task / chunks, first = (task % chunks) * kSdeChunk;
+      const Step step = coefficients(p, sample);
+      const int64_t count = min_of(kSdeChunk, p.size - first);
+      backward_chunk(q, step, weights<A>(q, step, sample), sample * p.size + first, count, stream);
+    }
+  });
+}
+
+}  // namespace
+
+void sde_step_forward(const SdeParams& p, const Parallel& pool) {
+  if (p.wide) forward<double>(p, pool);
+  else forward<float>(p, pool);
+}
+
+void sde_step_backward(const SdeBackwardParams& q, const Parallel& pool) {
+  if (q.forward.wide) backward<double>(q, pool);
+  else backward<float>(q, pool);
+}
+
+}  // namespace FINPERCEP_ARCH
+}  // namespace finpercep

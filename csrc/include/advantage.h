@@ -1,0 +1,25 @@
+// group_advantage (Eq. 5): launch parameters. `count` rewards, in blocks of `group_size` or named by `ids`.
+#pragma once
+#include "dispatch.h"
+
+namespace finpercep {
+
+enum class AdvantageScale : int32_t { group, batch, none };
+
+struct AdvantageParams {
+  int64_t count, group_size;
+  const int64_t* ids;     // (count), or null: blocks
+  DType reward_type;
+  double eps;
+  int64_t correction;     // 0 or 1
+  AdvantageScale scale;
+  double clip;            // 0: none
+  const void* rewards;    // (count)
+  void* advantages;       // (count) float, double for double rewards
+  int64_t* counts;        // (4) groups, zero_variance, single, non_finite
+  void* moments;          // (2) reward_mean, reward_std, like advantages
+};
+
+FINPERCEP_KERNEL(group_advantage, AdvantageParams)
+
+}  // namespace finpercep

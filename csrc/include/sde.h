@@ -1,0 +1,52 @@
+// sde_step (Eq. 4): launch parameters. Everything contiguous; `batch` samples of `size` numbers each.
+//
+// Bytes that must move, in numbers per element: drawing reads velocity, sample, noise and writes next_sample (4);
+// re-scoring reads velocity, sample, next_sample (3); a KL reads reference_velocity (+1), a mean is written (+1).
+// Backward reads velocity, sample, next_sample and writes the gradient (4; KL +1), recomputing the mean.
+#pragma once
+#include "dispatch.h"
+
+namespace finpercep {
+
+enum class SdeKind : int32_t { flow, cps, dance };
+
+struct Image {
+  const void* data;  // (batch, size), or null: absent
+  DType type;
+};
+
+struct SdeParams {
+  int64_t batch, size;
+  SdeKind kind;
+  bool exact_kl;         // KL over the variance of the transition, else over std² (flow_grpo)
+  bool wide;             // accumulate in double, else in float: the type of log_prob, std and kl
+  double noise_level;
+  double sigma_max;      // 1 - sigma_max replaces 1 - sigma at sigma = 1; negative: sigma_next does
+  const double* sigma;   // (batch)
+  const double* sigma_next;
+  Image velocity, sample, noise, next_sample, reference;  // exactly one of noise and next_sample
+  void* drawn;           // like sample: written when noise is given
+  void* mean;            // like sample, or null: not wanted
+  void* log_prob;        // (batch)
+  void* std;             // (batch)
+  void* kl;              // (batch), or null without reference
+  double* partial;       // (batch, sde_chunks(size), 2) sums of squares
+};
+
+struct SdeBackwardParams {
+  SdeParams forward;             // shapes, options, velocity, sample, next_sample, reference
+  Image grad_drawn, grad_mean;   // (batch, size), or null
+  const void* grad_log_prob;     // (batch), or null
+  const void* grad_kl;           // (batch), or null
+  void* grad_velocity;           // like velocity
+};
+
+// Numbers summed into one partial result: a constant, so that a sample's log-probability depends neither on the number
+// of threads nor on its batch.
+constexpr int64_t kSdeChunk = 16384;
+constexpr int64_t sde_chunks(int64_t size) { return (size + kSdeChunk - 1) / kSdeChunk; }
+
+FINPERCEP_KERNEL(sde_step_forward, SdeParams)
+FINPERCEP_KERNEL(sde_step_backward, SdeBackwardParams)
+
+}  // namespace finpercep

@@ -1,0 +1,35 @@
+// group_advantage: tensors in, launch out.
+#include "include/advantage.h"
+#include "operators.h"
+
+namespace finpercep {
+
+std::tuple<Tensor, Tensor, Tensor> group_advantage(
+    Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
+    double clip) {
+  const Tensor r = torch::stable::contiguous(rewards);
+  STD_TORCH_CHECK(r.dim() == 1, "group_advantage: rewards must have one dimension");
+  AdvantageParams p{};
+  Tensor ids;
+  if (group_ids.has_value()) {
+    STD_TORCH_CHECK(group_ids->scalar_type() == ScalarType::Long && group_ids->numel() == r.numel(),
+                    "group_advantage: group_ids must be int64, one per reward");
+    ids = torch::stable::contiguous(*group_ids);
+    p.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+    if (p.ids == nullptr) group_size = 1;  // empty tensors may have no memory
+  }
+  if (p.ids == nullptr)
+    STD_TORCH_CHECK(group_size >= 1 && r.numel() % group_size == 0, "group_advantage: group_size must divide the rewards");
+  p.count = r.numel(), p.group_size = group_size;
+  p.reward_type = dtype_of(r, "rewards");
+  p.eps = eps, p.correction = correction, p.scale = static_cast<AdvantageScale>(scale), p.clip = clip;
+  const ScalarType compute = accumulation_type(r);
+  Tensor advantages = allocate({p.count}, compute, r);
+  Tensor counts = allocate({4}, ScalarType::Long, r), moments = allocate({2}, compute, r);
+  p.rewards = r.const_data_ptr(), p.advantages = advantages.mutable_data_ptr();
+  p.counts = static_cast<int64_t*>(counts.mutable_data_ptr()), p.moments = moments.mutable_data_ptr();
+  group_advantage(p, pool());
+  return {advantages, counts, moments};
+}
+
+}  // namespace finpercep

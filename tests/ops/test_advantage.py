@@ -1,0 +1,173 @@
+"""group_advantage, Eq. 5."""
+
+import math
+
+import pytest
+import torch
+
+from finpercep import ops
+from finpercep.ops import _backend
+from finpercep.ops.advantage import group_advantage, group_advantage_reference
+
+BACKENDS = [
+    "reference",
+    pytest.param(
+        "cpp", marks=pytest.mark.skipif(not _backend.has_cpp("group_advantage"), reason="extension not built")
+    ),
+]
+needs_cpp = pytest.mark.skipif(not _backend.has_cpp("group_advantage"), reason="extension not built")
+INF, NAN = math.inf, math.nan
+
+
+def counts(stats):
+    return [int(field) for field in stats[:4]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hand_computed(backend):
+    rewards = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0, 10.0])
+    advantages, stats = group_advantage(rewards, group_size=2, eps=0.0, backend=backend)
+    assert advantages.tolist() == [-1.0, 1.0, 0.0, 0.0, -1.0, 1.0]
+    assert counts(stats) == [3, 1, 0, 0]
+    assert stats.reward_mean.item() == 3.0
+    assert stats.reward_std.item() == pytest.approx((1 + 0 + 5) / 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eps_correction_and_clip(backend):
+    rewards = torch.tensor([0.0, 1.0, 2.0])
+    options = {"group_size": 3, "backend": backend}
+    population = math.sqrt(2 / 3)
+    plain, _ = group_advantage(rewards, **options)
+    assert plain[2].item() == pytest.approx(1 / (population + 1e-4), rel=1e-6)
+    unbiased, stats = group_advantage(rewards, correction=1, eps=1e-8, **options)
+    assert unbiased.tolist() == pytest.approx([-1.0, 0.0, 1.0])
+    assert stats.reward_std.item() == pytest.approx(1.0)
+    clipped, _ = group_advantage(rewards, clip=0.5, **options)
+    assert clipped.tolist() == [-0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_scale(backend, labelled):
+    rewards = torch.tensor([0.0, 2.0, 10.0, 14.0])
+    groups = {"group_ids": torch.tensor([5, 5, -1, -1])} if labelled else {"group_size": 2}
+    none, _ = group_advantage(rewards, scale="none", backend=backend, **groups)
+    assert none.tolist() == [-1.0, 1.0, -2.0, 2.0]
+    batch, _ = group_advantage(rewards, scale="batch", eps=0.0, backend=backend, **groups)
+    spread = rewards.std(correction=0).item()
+    assert batch.tolist() == pytest.approx([-1 / spread, 1 / spread, -2 / spread, 2 / spread], rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
+    # 0.1 is not representable: its rounded mean differs from it, and (r - mean) / eps would not be 0.
+    rewards = torch.cat([torch.full((24,), 0.1), torch.rand(24)])
+    groups = {"group_ids": torch.arange(48) // 24} if labelled else {"group_size": 24}
+    advantages, stats = group_advantage(rewards, scale=scale, eps=1e-12, backend=backend, **groups)
+    assert (advantages[:24] == 0).all()
+    assert (advantages[24:] != 0).any()
+    assert counts(stats) == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_non_finite_rewards_are_left_out(backend, labelled):
+    rewards = torch.tensor([1.0, NAN, 3.0, INF, 7.0, -INF, NAN, NAN, NAN])
+    groups = {"group_ids": torch.tensor([1, 1, 1, 2, 2, 2, 3, 3, 3])} if labelled else {"group_size": 3}
+    advantages, stats = group_advantage(rewards, eps=0.0, backend=backend, **groups)
+    assert advantages.tolist() == [-1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert counts(stats) == [3, 0, 2, 6]
+    assert stats.reward_mean.item() == pytest.approx(11 / 3)
+    assert stats.reward_std.item() == 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_group_of_one(backend, labelled):
+    groups = {"group_ids": torch.tensor([9, 8, 7])} if labelled else {"group_size": 1}
+    for scale in ("group", "batch", "none"):
+        rewards = torch.tensor([1.0, 5.0, 2.0])
+        advantages, stats = group_advantage(rewards, scale=scale, correction=1, backend=backend, **groups)
+        assert advantages.tolist() == [0.0, 0.0, 0.0]
+        assert counts(stats) == [3, 0, 3, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_are_exact(backend):
+    # These differ by 1 above 2^62: float32 and float64 see one id, and the groups would merge.
+    big = 2**62
+    ids = torch.tensor([big, big + 1, big, big + 1, -(2**63), -(2**63) + 1, -(2**63), -(2**63) + 1])
+    assert ids.double().unique().numel() == 2
+    rewards = torch.tensor([0.0, 100.0, 2.0, 104.0, 1.0, 7.0, 3.0, 7.0])
+    advantages, stats = group_advantage(rewards, group_ids=ids, eps=0.0, backend=backend)
+    assert advantages.tolist() == [-1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 1.0, 0.0]
+    assert counts(stats) == [4, 1, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ids_of_any_size_and_order_match_a_loop(backend):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(-40, 40, (1003,), generator=generator) * 2**53 + 7
+    rewards = torch.randn(1003, generator=generator, dtype=torch.float64)
+    advantages, stats = group_advantage(rewards, group_ids=ids, backend=backend)
+    for one in ids.unique():
+        mine = rewards[ids == one]
+        expected = (mine - mine.mean()) / (mine.std(correction=0) + 1e-4)
+        torch.testing.assert_close(advantages[ids == one], expected)
+    assert int(stats.groups) == ids.unique().numel()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_does_not_matter(backend):
+    rewards, ids = torch.rand(96), torch.arange(96) // 24
+    shuffle = torch.randperm(96, generator=torch.Generator().manual_seed(3))
+    straight, _ = group_advantage(rewards, group_size=24, backend=backend)
+    shuffled, _ = group_advantage(rewards[shuffle], group_ids=ids[shuffle], backend=backend)
+    torch.testing.assert_close(shuffled, straight[shuffle], rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_computes_in_fp32(backend, dtype):
+    rewards = torch.rand(240).to(dtype)
+    advantages, _ = group_advantage(rewards, group_size=24, backend=backend)
+    wide, _ = group_advantage_reference(rewards.double(), group_size=24)
+    assert advantages.dtype == torch.float32
+    torch.testing.assert_close(advantages.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_and_no_gradient(backend):
+    advantages, stats = group_advantage(torch.zeros(0), group_size=4, backend=backend)
+    assert advantages.shape == (0,)
+    assert counts(stats) == [0, 0, 0, 0]
+    ids = torch.zeros(0, dtype=torch.int64)
+    advantages, stats = group_advantage(torch.zeros(0), group_ids=ids, backend=backend)
+    assert counts(stats) == [0, 0, 0, 0]
+    assert stats.reward_mean.item() == stats.reward_std.item() == 0
+    advantages, _ = group_advantage(torch.rand(4, requires_grad=True), group_size=2, backend=backend)
+    assert not advantages.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rewards", "options", "message"),
+    [
+        (torch.zeros(2, 2), {"group_size": 2}, r"rewards: expected shape \(N,\), got \(2, 2\)"),
+        (torch.zeros(4, dtype=torch.int64), {"group_size": 2}, "rewards: expected a floating-point"),
+        (torch.zeros(4), {}, "group_size, group_ids: expected exactly one"),
+        (torch.zeros(4), {"group_size": 3}, "group_size: expected a divisor of the 4 rewards, got 3"),
+        (torch.zeros(4), {"group_size": 0}, "group_size: expected a divisor"),
+        (torch.zeros(4), {"group_ids": torch.zeros(4)}, "group_ids: expected int64"),
+        (torch.zeros(4), {"group_ids": torch.zeros(3, dtype=torch.int64)}, "group_ids: expected shape"),
+        (torch.zeros(4), {"group_size": 2, "scale": "std"}, "scale: expected one of group, batch, none"),
+        (torch.zeros(4), {"group_size": 2, "eps": -1.0}, "eps: expected"),
+        (torch.zeros(4), {"group_size": 2, "correction": 2}, "correction: expected 0"),
+        (torch.zeros(4), {"group_size": 2, "clip": 0.0}, "clip: expected"),
+    ],
+)
+def test_errors_name_the_argument(rewards, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.group_advantage(rewards, **options)
