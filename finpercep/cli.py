@@ -97,7 +97,7 @@ def demo(
         from finpercep.demo import run_demo
     except ImportError as error:
         _fail(f"demo: expected the demo packages, got {error}; pip install 'finpercep[demo]'")
-    run_demo(_load_model(model, device, threads), out)
+    run_demo(_load_model(model, device, threads), out, model)
 
 
 def main() -> None:
