@@ -1,0 +1,52 @@
+# Everything runs in .venv, which the first command makes. Needed: Python >= 3.10, a C++17 compiler, make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: help demo test bench wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## score photos and their faults; ends with demo/index.html to look at
+	@$(BIN)/finpercep demo --out demo
+
+test: .venv/installed  ## lint, formatting, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --durations=10
+
+bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+wheel: .venv/installed  ## build dist/finpercep-*.whl
+	$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+
+clean:  ## remove what was built and written; .venv stays, and is brought up to date by the next command
+	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .benchmarks *.egg-info finpercep/_C*.so
+	find finpercep kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f .venv/installed .venv/installed-bench
+
+# Stamps: a second call does nothing, a change of the build files or of the C++ sources installs again.
+.venv/tools:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python >= 3.10 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing torch and the build tools: a large download, once"
+	$(PIP) install "setuptools>=77" wheel pybind11 numpy torch
+	@touch $@
+
+.venv/installed: .venv/tools $(SOURCES)
+	@echo "Compiling and installing finpercep"
+	$(PIP) install --no-build-isolation -e ".[dev]"
+	@$(BIN)/finpercep info | grep 'backend cpp'  # pip hides it when the extension could not be built
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(PIP) install --no-build-isolation -e ".[bench]"
+	@touch $@
