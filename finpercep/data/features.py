@@ -30,7 +30,6 @@ class FilterBank(nn.Module):
     """
 
     kernels: Tensor
-    opponent: Tensor
 
     # Chosen by eye on training photos: lost sand and foliage light up, skies and defocus stay dark.
     FLOOR = 0.002
@@ -40,13 +39,13 @@ class FilterBank(nn.Module):
     def __init__(self, *, scales: int = 3, stride: int = 8) -> None:
         super().__init__()
         self.scales, self.stride = scales, stride
-        self.register_buffer("kernels", _derivative_kernels(), persistent=False)
-        self.register_buffer("opponent", torch.tensor(_OPPONENT)[:, :, None, None], persistent=False)
+        # [15, 3, 3, 3]: each derivative of each opponent color, as one convolution of RGB.
+        kernels = torch.tensor(_OPPONENT)[:, None, :, None, None] * _derivative_kernels()[None]
+        self.register_buffer("kernels", kernels.flatten(0, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         grid = [-(-side // self.stride) for side in images.shape[-2:]]
-        level = F.conv2d(images, self.opponent.to(images.dtype))
-        features = []
+        level, features = images, []
         for scale in range(self.scales):
             if scale:
                 level = F.avg_pool2d(level, 2, ceil_mode=True, count_include_pad=False)
@@ -55,9 +54,8 @@ class FilterBank(nn.Module):
         return torch.cat([*features, constant], dim=1)
 
     def _log_energy(self, level: Tensor, grid: list[int]) -> Tensor:
-        b, c, h, w = level.shape
-        padded = F.pad(level, [1] * 4, mode="replicate").reshape(b * c, 1, h + 2, w + 2)
-        energy = F.conv2d(padded, self.kernels.to(level.dtype)).abs().reshape(b, -1, h, w)
+        padded = F.pad(level, [1] * 4, mode="replicate")
+        energy = F.conv2d(padded, self.kernels.to(level.dtype)).abs()
         energy = F.adaptive_avg_pool2d(energy, grid)
         # Half of each cell's energy is its neighbourhood's: a fault is seen wherever it falls on the grid.
         neighbourhood = F.avg_pool2d(F.pad(energy, [1] * 4, mode="replicate"), 3, 1)

@@ -96,3 +96,10 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
     if not scenes:
         raise ValueError(f"{index}: no scene in split {split!r}")
     return scenes
+
+
+def split_dev(scenes: Sequence[Scene], every: int) -> tuple[list[Scene], list[Scene]]:
+    """(fit, dev): every n-th scene is dev, so that a recipe can be chosen without looking at `val`; 0 means none."""
+    dev = list(scenes[every - 1 :: every]) if every else []
+    held = {scene.id for scene in dev}
+    return [scene for scene in scenes if scene.id not in held], dev

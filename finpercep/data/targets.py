@@ -18,11 +18,20 @@ SCALE = 0.12
 def fault_target(
     photo: Tensor, distorted: Tensor, bank: FilterBank, *, alpha: float = ALPHA, scale: float = SCALE
 ) -> Tensor:
-    """M_gt (B,1,H,W) in [0, 1], 1 = degraded, of `distorted` against `photo`, both (B,3,H,W) float in [0, 1].
+    """M_gt (B,1,H,W) in [0, 1], 1 = degraded, of `distorted` against `photo`, both (B,3,H,W) float in [0, 1];
+    one photo (1,3,H,W) may serve several distorted versions.
 
     clamp((alpha·mean_c|photo - distorted| + (1-alpha)·(1 - cos(features))) / scale); exactly 0 where nothing near
     the pixel differs.
     """
+    features = bank(distorted)
+    reference = bank(photo).expand_as(features)
     return ops.degradation_target(
-        photo, distorted, bank(photo), bank(distorted), alpha=alpha, normalize="scale", scale=scale
+        photo.expand_as(distorted),
+        distorted,
+        reference,
+        features,
+        alpha=alpha,
+        normalize="scale",
+        scale=scale,
     )

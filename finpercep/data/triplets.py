@@ -1,0 +1,144 @@
+"""Training triplets (I_GT, I_syn, I_SR) with their fault targets, each a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from finpercep.data.features import FilterBank
+from finpercep.data.masks import random_blobs, random_boxes, region_swap
+from finpercep.data.scenes import Scene
+from finpercep.data.synthetic import SYNTHETIC_SOURCES, gaussian_blur, jpeg, resize, synthetic_source
+from finpercep.data.targets import fault_target
+
+
+class Triplet(NamedTuple):
+    """`gt`, `syn`, `sr` (3,H,W) in [0, 1]; `target_syn`, `target_sr` (1,H,W): their M_gt against `gt`."""
+
+    gt: Tensor
+    syn: Tensor
+    sr: Tensor
+    target_syn: Tensor
+    target_sr: Tensor
+
+
+@dataclass(frozen=True)
+class TripletConfig:
+    """How triplets are drawn. Shares are probabilities.
+
+    Attributes:
+        crop: side of the square crops, pixels.
+        synthetic: share of triplets whose `sr` is a synthetic source instead of a real model's result.
+        resized: share of triplets that are shrunk, by a factor uniform in `resize_range`.
+        compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range`. Compression
+            and size of the whole photo are not the fault that the map looks for.
+        feathered: share of masks whose edge is blurred.
+    """
+
+    crop: int = 192
+    synthetic: float = 0.35
+    resized: float = 0.5
+    resize_range: tuple[float, float] = (0.6, 1.0)
+    compressed: float = 0.4
+    jpeg_range: tuple[int, int] = (65, 95)
+    feathered: float = 0.25
+
+
+class Triplets(Dataset[Triplet]):
+    """Endless triplets: index i gives the same triplet whatever was read before, so that training resumes exactly.
+
+    Every run of `len(scenes)` consecutive indices visits each scene once.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], config: TripletConfig, *, seed: int = 0) -> None:
+        for scene in scenes:
+            if not scene.sources and config.synthetic < 1:
+                raise ValueError(f"scenes: {scene.id} has no super-resolved image, and synthetic is below 1")
+        self.scenes, self.config, self.seed = list(scenes), config, seed
+        self.bank = FilterBank()
+
+    def __getitem__(self, index: int) -> Triplet:
+        epoch, position = divmod(index, len(self.scenes))
+        order = torch.randperm(len(self.scenes), generator=_generator(self.seed, epoch, 0))
+        scene = self.scenes[int(order[position])]
+        generator = _generator(self.seed, index, 1)
+        gt, sr = self._pair(scene, generator)
+        gt, sr = _recolor(gt, sr, generator)
+        mask = _mask(self.config, generator)
+        syn = region_swap(gt, sr, mask)
+        targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
+        images = [gt, syn, sr]
+        if _chance(self.config.compressed, generator):
+            quality = int(torch.randint(*self.config.jpeg_range, (), generator=generator))
+            images = [jpeg(image, quality) for image in images]
+        return Triplet(*images, *targets)
+
+    def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A photo's crop and its distorted version, in the same place, orientation and size."""
+        config, (height, width) = self.config, scene.gt.shape[-2:]
+        if min(height, width) < config.crop:
+            raise ValueError(f"{scene.gt_path}: {width}x{height} is smaller than the crop of {config.crop}")
+        side = config.crop
+        if _chance(config.resized, generator):
+            low, high = config.resize_range
+            side = round(config.crop / (low + (high - low) * torch.rand((), generator=generator).item()))
+            side = min(side, height, width)
+        top = int(torch.randint(0, height - side + 1, (), generator=generator))
+        left = int(torch.randint(0, width - side + 1, (), generator=generator))
+        turns = int(torch.randint(0, 4, (), generator=generator))
+        mirrored = _chance(0.5, generator)
+
+        def prepare(image: Tensor) -> Tensor:
+            crop = image[:, top : top + side, left : left + side].float() / 255
+            crop = crop.rot90(turns, (1, 2))
+            return crop.flip(2) if mirrored else crop
+
+        gt = prepare(scene.gt)
+        if not scene.sources or _chance(config.synthetic, generator):
+            name = _choose(list(SYNTHETIC_SOURCES), generator)
+            sr = synthetic_source(name, gt, generator)
+        else:
+            sr = prepare(scene.sr(_choose(scene.sources, generator)))
+        if side == config.crop:
+            return gt, sr
+        size = (config.crop, config.crop)
+        return resize(gt, size), resize(sr, size)
+
+
+def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
+    kind = random_boxes if _chance(0.6, generator) else random_blobs
+    mask = kind(config.crop, config.crop, generator)
+    if _chance(config.feathered, generator):
+        mask = gaussian_blur(mask.expand(3, -1, -1), 1 + 4 * torch.rand((), generator=generator).item())[:1]
+    return mask
+
+
+def _recolor(gt: Tensor, sr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random brightness, contrast and saturation for both."""
+    gain, offset, saturation = (torch.rand(3, generator=generator) - 0.5).tolist()
+
+    def apply(image: Tensor) -> Tensor:
+        grey = image.mean(0, keepdim=True)
+        image = grey + (1 + 0.6 * saturation) * (image - grey)
+        return ((image - 0.5) * (1 + 0.4 * gain) + 0.5 + 0.15 * offset).clamp(0, 1)
+
+    return apply(gt), apply(sr)
+
+
+def _generator(seed: int, index: int, stream: int) -> torch.Generator:
+    """One stream of random numbers for each (seed, index): mixed, so that neighbors are not alike."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
+def _chance(share: float, generator: torch.Generator) -> bool:
+    return torch.rand((), generator=generator).item() < share
+
+
+def _choose(names: Sequence[str], generator: torch.Generator) -> str:
+    return names[int(torch.randint(0, len(names), (), generator=generator))]

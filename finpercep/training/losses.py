@@ -1,0 +1,45 @@
+"""Losses of the reward model (supplement, section 5.1): L = 1.0·L_map + 0.8·L_rank + 0.6·L_align."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The paper's weights, and the margins that it leaves open.
+
+    Attributes:
+        margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
+        margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
+    """
+
+    map: float = 1.0
+    rank: float = 0.8
+    align: float = 0.6
+    margin_sr: float = 0.1
+    margin_syn: float = 0.1
+
+
+def map_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """L_map = |M - M_gt|_1, the mean over (B,1,H,W)."""
+    return F.l1_loss(predicted, target)
+
+
+def rank_loss(gt: Tensor, syn: Tensor, sr: Tensor, *, margin_sr: float, margin_syn: float) -> Tensor:
+    """L_rank = max(0, m1 - (S_syn - S_SR)) + max(0, m2 - (S_GT - S_syn)), the mean over scores (B,)."""
+    return (F.relu(margin_sr - (syn - sr)) + F.relu(margin_syn - (gt - syn))).mean()
+
+
+def align_loss(gt: Tensor, base: Tensor) -> Tensor:
+    """L_align = |S_GT - S_base(I_GT)|, the mean over scores (B,); `base` is the frozen RM_0's score."""
+    return (gt - base.detach()).abs().mean()
+
+
+def total_loss(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
+    """Weighted sum of the terms present ("map", "rank", "align")."""
+    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()

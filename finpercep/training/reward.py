@@ -1,0 +1,243 @@
+"""Training the reward model: RM_0 (score only), then the full model anchored to it (supplement, section 5.1)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from finpercep.data.scenes import load_scenes, split_dev
+from finpercep.data.triplets import Triplet, TripletConfig, Triplets
+from finpercep.models import RewardModel
+from finpercep.training.losses import LossWeights, align_loss, map_loss, rank_loss, total_loss
+
+
+@dataclass
+class RewardTrainConfig:
+    """One training run; written to `<out>/train.json`.
+
+    Attributes:
+        data: folder with index.jsonl, see `load_scenes`.
+        out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
+        anchor: folder of RM_0. None trains RM_0 itself (no map, L_rank only); else the encoder and the head start
+            from it, a decoder is added, and it is the frozen S_base of L_align.
+        lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
+        leave_out: SR sources not to train on.
+        batch: triplets in a step.
+        dev_every: n > 0 keeps every n-th training scene out, to choose recipes on (`split_dev`).
+    """
+
+    data: str
+    out: str
+    anchor: str | None = None
+    steps: int = 3000
+    batch: int = 8
+    lr_encoder: float = 1e-5
+    lr_new: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    seed: int = 0
+    leave_out: list[str] = field(default_factory=list)
+    encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv"})
+    decoder: dict[str, Any] = field(default_factory=lambda: {"width": "light"})
+    head: dict[str, Any] = field(default_factory=dict)
+    triplets: TripletConfig = field(default_factory=TripletConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+    save_every: int = 250
+    log_every: int = 25
+    workers: int = 1
+    dev_every: int = 0
+
+
+class RewardTrainer:
+    """Model, optimizer, schedule and data of one run; `step()` makes one update, `save()` / `resume()` are exact."""
+
+    def __init__(self, config: RewardTrainConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.base = (
+            RewardModel.from_pretrained(config.anchor).requires_grad_(False) if config.anchor else None
+        )
+        self.model = self._new_model().train()
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, config), betas=(0.9, 0.999), weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: cosine(step, config.warmup, config.steps)
+        )
+        scenes = load_scenes(config.data, "train", leave_out=config.leave_out)
+        scenes, _ = split_dev(scenes, config.dev_every)
+        self.triplets = Triplets(scenes, config.triplets, seed=config.seed)
+        self.done = 0
+
+    def _new_model(self) -> RewardModel:
+        config = self.config
+        if self.base is None:
+            return RewardModel(config.encoder, None, config.head)
+        model = RewardModel(
+            self.base.config["encoder"], config.decoder, self.base.config["head"] | config.head
+        )
+        model.encoder.load_state_dict(self.base.encoder.state_dict())
+        model.head.load_state_dict(self.base.head.state_dict())
+        return model
+
+    def batches(self) -> Iterator[Triplet]:
+        """The triplets of the steps that are still to do."""
+        first, last = self.done * self.config.batch, self.config.steps * self.config.batch
+        yield from DataLoader(
+            self.triplets,
+            batch_size=self.config.batch,
+            sampler=range(first, last),
+            num_workers=self.config.workers,
+            persistent_workers=False,
+        )
+
+    def losses(self, batch: Triplet) -> dict[str, Tensor]:
+        """The terms of L on one batch."""
+        size, weights = len(batch.gt), self.config.loss
+        output = self.model(torch.cat([batch.gt, batch.syn, batch.sr]))
+        gt, syn, sr = output.score.split(size)
+        rank = rank_loss(gt, syn, sr, margin_sr=weights.margin_sr, margin_syn=weights.margin_syn)
+        if self.base is None:
+            return {"rank": rank}
+        # The photo and the whole super-resolved image have targets too: nothing, and M_gt everywhere.
+        target = torch.cat([torch.zeros_like(batch.target_syn), batch.target_syn, batch.target_sr])
+        with torch.no_grad():
+            base_score = self.base(batch.gt).score
+        return {"map": map_loss(output.map, target), "rank": rank, "align": align_loss(gt, base_score)}
+
+    def step(self, batch: Triplet) -> dict[str, float]:
+        """One update; returns the losses.
+
+        Raises:
+            FloatingPointError: the loss is not finite; nothing was updated.
+        """
+        terms = self.losses(batch)
+        loss = total_loss(terms, self.config.loss)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {self.config.out} is kept")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+    def save(self) -> None:
+        """Write the model and the state; a kill at any moment leaves the previous or the new one, whole."""
+        out = Path(self.config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_model(self.model, out)
+        state = {
+            "step": self.done,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "config": comparable(self.config),
+        }
+        torch.save(state, out / "state.pt.part")
+        os.replace(out / "state.pt.part", out / "state.pt")
+
+    def resume(self) -> bool:
+        """Go on from `state.pt`, if there is one; the run then is the run that was never stopped.
+
+        Raises:
+            ValueError: it was made with another configuration; names what differs.
+        """
+        path = Path(self.config.out) / "state.pt"
+        if not path.is_file():
+            return False
+        state = torch.load(path, weights_only=True)
+        current = comparable(self.config)
+        changed = sorted(k for k in current if state["config"].get(k) != current[k])
+        if changed:
+            was = ", ".join(f"{k}={state['config'].get(k)!r} (now {current[k]!r})" for k in changed)
+            raise ValueError(f"{path}: made with {was}; use another folder, or the same settings")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done = state["step"]
+        return True
+
+
+def train(config: RewardTrainConfig) -> RewardModel:
+    """Train to the end, resuming what is in `config.out`; progress on stderr, losses to TensorBoard."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    trainer = RewardTrainer(config)
+    resumed = trainer.resume()
+    console = Console(stderr=True)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    stage = "full model" if trainer.base is not None else "RM_0 (score only)"
+    console.print(f"{stage}: {parameters / 1e6:.2f} M parameters, {len(trainer.triplets.scenes)} scenes")
+    if resumed:
+        console.print(f"resumed at step {trainer.done} from {config.out}")
+    (Path(config.out)).mkdir(parents=True, exist_ok=True)
+    (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress, _writer(config.out) as writer:
+        task = progress.add_task("training", total=config.steps, completed=trainer.done)
+        started, first = time.perf_counter(), trainer.done
+        for batch in trainer.batches():
+            losses = trainer.step(Triplet(*batch))
+            if trainer.done % config.log_every == 0 or trainer.done == config.steps:
+                for name, value in losses.items():
+                    writer.add_scalar(f"train/{name}", value, trainer.done)
+                rate = (trainer.done - first) / (time.perf_counter() - started)
+                text = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                progress.update(task, completed=trainer.done, description=f"{text}  {rate:.2f} steps/s")
+                if not console.is_terminal:
+                    console.print(f"step {trainer.done}: {text}  {rate:.2f} steps/s")
+            if trainer.done % config.save_every == 0 or trainer.done == config.steps:
+                trainer.save()
+    return trainer.model.eval()
+
+
+def write_model(model: RewardModel, folder: Path) -> None:
+    """`config.json` and `model.safetensors`, each replaced at once."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, str(folder / "model.safetensors.part"))
+    (folder / "config.json.part").write_text(json.dumps(model.config, indent=1) + "\n")
+    for name in ("model.safetensors", "config.json"):
+        os.replace(folder / f"{name}.part", folder / name)
+
+
+def parameter_groups(model: RewardModel, config: RewardTrainConfig) -> list[dict[str, Any]]:
+    """Two groups, encoder and new parts, each with its rate."""
+    encoder = list(model.encoder.parameters())
+    ids = {id(p) for p in encoder}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    return [{"params": encoder, "lr": config.lr_encoder}, {"params": rest, "lr": config.lr_new}]
+
+
+def cosine(step: int, warmup: int, steps: int) -> float:
+    """Factor of the rate: linear over `warmup` steps, then a cosine to 0 at `steps`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+def comparable(config: RewardTrainConfig) -> dict[str, Any]:
+    """What must agree for a resume to be exact, in plain types."""
+    ignored = ("out", "data", "anchor", "workers", "log_every", "save_every")
+    return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
+
+
+def _writer(out: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("TensorBoard is not installed; pip install 'finpercep[train]'") from error
+    return SummaryWriter(out)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from finpercep.data.scenes import load_scenes
+from finpercep.data.triplets import Triplet, TripletConfig, Triplets
+from tests.data.conftest import write_scenes
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return load_scenes(write_scenes(tmp_path, 3), "train")
+
+
+def test_triplet_is_a_function_of_seed_and_index(scenes):
+    first, second = (Triplets(scenes, TripletConfig(crop=48), seed=1) for _ in range(2))
+    for index in (5, 0, 7):
+        for a, b in zip(first[index], second[index], strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(first[0].gt, Triplets(scenes, TripletConfig(crop=48), seed=2)[0].gt)
+    assert not torch.equal(first[0].gt, first[3].gt)
+
+
+def test_syn_lies_between_photo_and_distorted(scenes):
+    triplets = Triplets(scenes, TripletConfig(crop=48, compressed=0, feathered=0))
+    for index in range(12):
+        t = triplets[index]
+        from_photo = (t.syn == t.gt).all(0)
+        from_sr = ((t.syn - t.sr).abs() < 1e-6).all(0)
+        assert (from_photo | from_sr).all()
+        assert from_photo.any()
+        assert from_sr.any()
+        assert t.target_syn.shape == (1, 48, 48)
+        # Where the swap took nothing in reach of the features, nothing is asked for.
+        assert t.target_syn.mean() <= t.target_sr.mean() + 1e-6
+        assert 0 <= t.target_sr.min() and t.target_sr.max() <= 1
+
+
+def test_every_epoch_sees_every_scene(scenes, monkeypatch):
+    triplets, seen = Triplets(scenes, TripletConfig(crop=48)), []
+    pair = Triplets._pair
+    monkeypatch.setattr(Triplets, "_pair", lambda self, s, g: seen.append(s.id) or pair(self, s, g))
+    for index in range(6):
+        triplets[index]
+    assert sorted(seen[:3]) == sorted(seen[3:]) == sorted(s.id for s in scenes)
+
+
+def test_photos_alone_train_on_synthetic_sources(tmp_path):
+    scenes = load_scenes(write_scenes(tmp_path, 1, sources=()), "train")
+    assert Triplets(scenes, TripletConfig(crop=32, synthetic=1.0))[0].gt.shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="scene0 has no super-resolved image"):
+        Triplets(scenes, TripletConfig(crop=32))
+
+
+def test_small_photo_is_named(scenes):
+    with pytest.raises(ValueError, match=r"gt\.png: 72x64 is smaller than the crop of 100"):
+        Triplets(scenes, TripletConfig(crop=100))[0]
+
+
+def test_loader_collates_triplets(scenes):
+    batch = next(
+        iter(DataLoader(Triplets(scenes, TripletConfig(crop=32)), batch_size=2, sampler=range(2, 6)))
+    )
+    assert isinstance(batch, Triplet)
+    assert batch.target_sr.shape == (2, 1, 32, 32)

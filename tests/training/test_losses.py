@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from finpercep.training.losses import LossWeights, align_loss, map_loss, rank_loss, total_loss
+
+
+def test_map_loss_is_the_mean_absolute_difference():
+    assert map_loss(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25])) == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize(
+    ("gt", "syn", "sr", "expected"),
+    [
+        (0.9, 0.7, 0.2, 0.0),  # both margins kept
+        (0.9, 0.85, 0.2, 0.05),  # m2 missed by 0.05
+        (0.9, 0.7, 0.65, 0.05),  # m1 missed by 0.05
+        (0.2, 0.5, 0.9, 0.4 + 0.5),  # order reversed: m2 + 0.3 and m1 + 0.4
+    ],
+)
+def test_rank_loss(gt, syn, sr, expected):
+    scores = (torch.tensor([value]) for value in (gt, syn, sr))
+    assert rank_loss(*scores, margin_sr=0.1, margin_syn=0.1).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rank_loss_gradient_points_the_right_way():
+    gt, syn, sr = (torch.tensor([0.5], requires_grad=True) for _ in range(3))
+    rank_loss(gt, syn, sr, margin_sr=0.1, margin_syn=0.1).backward()
+    assert (gt.grad.item(), syn.grad.item(), sr.grad.item()) == (-1, 0, 1)
+
+
+def test_align_loss_does_not_train_the_base():
+    base = torch.tensor([0.2, 0.4], requires_grad=True)
+    score = torch.tensor([0.5, 0.3], requires_grad=True)
+    loss = align_loss(score, base)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.2)
+    assert base.grad is None
+    assert score.grad.tolist() == [0.5, -0.5]
+
+
+def test_total_loss_weights():
+    terms = {"map": torch.tensor(1.0), "rank": torch.tensor(10.0), "align": torch.tensor(100.0)}
+    assert total_loss(terms, LossWeights()).item() == pytest.approx(1 + 8 + 60)
+    assert total_loss({"rank": torch.tensor(10.0)}, LossWeights()).item() == pytest.approx(8)
