@@ -54,8 +54,14 @@ def cpu_units() -> list[Unit]:
     return units
 
 
-def stamp(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
+def up_to_date(target: Path) -> bool:
+    """Whether an object is newer than this script and all that the compiler said it was made from."""
+    made_from = target.with_suffix(".d")
+    if not target.exists() or not made_from.exists():
+        return False
+    sources = made_from.read_text().split(":", 1)[1].replace("\\\n", " ").split()
+    newest = target.stat().st_mtime
+    return all(Path(s).exists() and Path(s).stat().st_mtime < newest for s in [*sources, __file__])
 
 
 class BuildExtension(build_ext):
@@ -85,6 +91,7 @@ class BuildExtension(build_ext):
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         flags = [
             "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall",
+            "-Wno-maybe-uninitialized",  # false alarms from inside GCC's own intrinsics
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
             f'-DFINPERCEP_TORCH_VERSION="{torch.__version__}"',
             f"-isystem{pybind11.get_include()}",  # PyPI's: torch bundles an older one
@@ -93,12 +100,11 @@ class BuildExtension(build_ext):
         ]  # fmt: skip
         objects_dir = Path(self.build_temp)
         objects_dir.mkdir(parents=True, exist_ok=True)
-        headers = max(stamp(path) for path in [*CSRC.rglob("*.h"), Path(__file__)])
 
         def compile_unit(unit: Unit) -> Path:
             target = objects_dir / f"{unit.object_name}.o"
-            if self.force or stamp(target) < max(stamp(unit.source), headers):
-                run([*compiler, *flags, *unit.flags, "-c", str(unit.source), "-o", str(target)])
+            if self.force or not up_to_date(target):
+                run([*compiler, *flags, *unit.flags, "-MMD", "-c", str(unit.source), "-o", str(target)])
             return target
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:

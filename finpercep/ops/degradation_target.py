@@ -77,7 +77,7 @@ def degradation_target_reference(
     if raw.shape[0] == 0 or normalize == "none":
         return raw
     if normalize == "scale":
-        return torch.where(raw < scale, raw / scale, torch.ones_like(raw))
+        return torch.where(raw >= scale, torch.ones_like(raw), raw / scale)
     flat = raw.flatten(1)
     if normalize == "minmax":
         low, high = flat.amin(1, True), flat.amax(1, True)

@@ -1,0 +1,48 @@
+// Order statistic by radix selection: no sort, no copy of the data.
+#pragma once
+#include "simd.h"
+
+namespace finpercep {
+namespace FINPERCEP_ARCH {
+namespace {
+
+// Unsigned keys in the order of the numbers (positive NaN last).
+inline uint32_t order_key(float x) {
+  const uint32_t u = bit_cast<uint32_t>(x);
+  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
+}
+inline uint64_t order_key(double x) {
+  const uint64_t u = bit_cast<uint64_t>(x);
+  return u ^ (u >> 63 ? ~uint64_t(0) : uint64_t(1) << 63);
+}
+inline float from_key(uint32_t k) { return bit_cast<float>(k ^ (k >> 31 ? 0x80000000u : 0xffffffffu)); }
+inline double from_key(uint64_t k) {
+  return bit_cast<double>(k ^ (k >> 63 ? uint64_t(1) << 63 : ~uint64_t(0)));
+}
+
+// The value of zero-based `rank` among n: eleven bits of the key per pass.
+template <class A> A select_rank(const A* values, int64_t n, int64_t rank) {
+  using Key = decltype(order_key(A(0)));
+  constexpr int kBits = 11, kKeyBits = sizeof(Key) * 8;
+  Key prefix = 0, mask = 0;
+  int64_t counts[1 << kBits];
+  for (int shift = kKeyBits; shift > 0;) {
+    const int bits = min_of(kBits, shift);
+    shift -= bits;
+    const Key digit_mask = (Key(1) << bits) - 1;
+    for (int64_t k = 0; k < (1 << kBits); ++k) counts[k] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const Key key = order_key(values[i]);
+      if ((key & mask) == prefix) ++counts[(key >> shift) & digit_mask];
+    }
+    Key digit = 0;
+    while (rank >= counts[digit]) rank -= counts[digit++];
+    prefix |= digit << shift;
+    mask |= digit_mask << shift;
+  }
+  return from_key(prefix);
+}
+
+}  // namespace
+}  // namespace FINPERCEP_ARCH
+}  // namespace finpercep
