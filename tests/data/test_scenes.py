@@ -24,7 +24,8 @@ def test_scene_images(tmp_path):
     write_scene(tmp_path, "val", "two")
     (scene,) = load_scenes(tmp_path, "val")
     assert (scene.id, scene.sources) == ("two", ["a", "b"])
-    assert scene.gt.shape == (3, 16, 20) and scene.gt.dtype == torch.uint8
+    assert scene.gt.shape == (3, 16, 20)
+    assert scene.gt.dtype == torch.uint8
     assert scene.gt[:, 0, 0].tolist() == [10, 20, 30]
     assert scene.sr("b")[0, 0, 0] == 101
 

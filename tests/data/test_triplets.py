@@ -33,7 +33,8 @@ def test_syn_lies_between_photo_and_distorted(scenes):
         assert t.target_syn.shape == (1, 48, 48)
         # Where the swap took nothing in reach of the features, nothing is asked for.
         assert t.target_syn.mean() <= t.target_sr.mean() + 1e-6
-        assert 0 <= t.target_sr.min() and t.target_sr.max() <= 1
+        assert t.target_sr.min() >= 0
+        assert t.target_sr.max() <= 1
 
 
 def test_every_epoch_sees_every_scene(scenes, monkeypatch):
