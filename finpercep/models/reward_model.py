@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
@@ -183,4 +182,9 @@ def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (B,3,H,W) until both sides are multiples of `multiple`."""
     bottom, right = (-side % multiple for side in images.shape[-2:])
-    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+    # Not F.pad(mode="replicate"): the strides of its gradient are not those that torch.compile (2.15) expects.
+    if bottom:
+        images = torch.cat([images, images[..., -1:, :].expand(-1, -1, bottom, -1)], -2)
+    if right:
+        images = torch.cat([images, images[..., -1:].expand(-1, -1, -1, right)], -1)
+    return images

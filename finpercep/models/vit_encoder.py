@@ -117,9 +117,12 @@ def _build_tower(config: dict[str, Any], attn_implementation: str) -> Any:
     try:
         settings = AutoConfig.for_model(options.pop("model_type"), **options)
         model = AutoModel.from_config(settings, attn_implementation=attn_implementation)
-    except (ImportError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # transformers raises many types; only a missing package is another kind of trouble
+        kind = ImportError if isinstance(error, ImportError) else ValueError
         reason = " ".join(str(error).split())[:300]
-        raise type(error)(f"encoder: transformers cannot build {config['model_type']!r}: {reason}") from error
+        raise kind(f"encoder: transformers cannot build {config['model_type']!r}: {reason}") from error
     return getattr(model, "vision_model", model)  # transformers 4 wraps CLIP's tower once more
 
 
