@@ -57,19 +57,22 @@ def score(
     "path" and "error" on stdout, so that there is one line per file. The others are still scored, and the
     exit status is 1. An unknown model ends with 2, Ctrl-C with 130.
     """
+    from rich.console import Console
+
     from finpercep.scoring import score_files
 
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     files, failures = _expand(paths)
     reward = _load_model(model, device, threads) if files else None
     show = _json_line if as_json else _table_row
     results = score_files(reward, files, maps=maps) if reward is not None else iter(())
     done = failed = 0
     try:
-        for result in _with_progress([*failures], results, len(failures) + len(files)):
+        for result in _with_progress([*failures], results, len(failures) + len(files), errors):
             done += 1
             failed += result.error is not None
             if result.error is not None:
-                print(f"{result.path}: {result.error}", file=sys.stderr, flush=True)
+                errors.print(f"{result.path}: {result.error}")
             show(result, done - failed == 1)
     except KeyboardInterrupt:
         print(f"interrupted after {done} of {len(failures) + len(files)} files", file=sys.stderr)
@@ -146,7 +149,7 @@ def _json_line(result: FileScore, first: bool) -> None:
         line["error"] = result.error
     else:
         line |= {name: round(getattr(result, name), 6) for name in ("score", "map_mean", "map_worst")}
-    print(json.dumps(line, ensure_ascii=False), flush=True)
+    print(json.dumps(line), flush=True)  # ASCII: any file name, in any locale
 
 
 def _table_row(result: FileScore, first: bool) -> None:
@@ -160,9 +163,15 @@ def _table_row(result: FileScore, first: bool) -> None:
         color = "green" if result.score >= 0.75 else "yellow" if result.score >= 0.4 else "red"
         row = Text.assemble(
             (f"{result.score:6.4f}", color),
-            f"     {result.map_mean:6.4f}      {result.map_worst:6.4f}   {result.path}",
+            f"     {result.map_mean:6.4f}      {result.map_worst:6.4f}   {_printable(result.path)}",
         )
         console.print(row, soft_wrap=True)
+
+
+def _printable(path: Path) -> str:
+    """A file name as the terminal can show it: names need not be valid text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(path).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _console() -> Console:
@@ -172,19 +181,18 @@ def _console() -> Console:
 
 
 def _with_progress(
-    failures: list[FileScore], results: Iterator[FileScore], total: int
+    failures: list[FileScore], results: Iterator[FileScore], total: int, console: Console
 ) -> Iterator[FileScore]:
     """Show a bar on stderr if that is a terminal and stdout is not: there the rows are the progress."""
     yield from failures
     if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
         yield from results
         return
-    from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    yield from track(
-        results, "scoring", total=total - len(failures), console=Console(stderr=True), transient=True
-    )
+    # rich would by default send what is printed on stdout through its own console, which is stderr here
+    with Progress(console=console, transient=True, redirect_stdout=False) as bar:
+        yield from bar.track(results, total=total - len(failures), description="scoring")
 
 
 if __name__ == "__main__":

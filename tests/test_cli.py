@@ -190,6 +190,28 @@ def test_tiny_and_grey_images(run: Run) -> None:
     assert load_image("maps/flat.map.png").shape == (3, 3, 70)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("how", ["--json", "--threads=1"])
+def test_file_names_that_are_no_text(how: str, run: Run, tmp_path: Path) -> None:
+    for name in (os.fsdecode(b"bad\xff.png"), "schön [red].png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    Path(os.fsdecode(b"broken\xfe.png")).touch()
+    result = run(".", how, "--maps", "maps")
+    assert result.exit_code == 1
+    assert "broken\\udcfe.png: expected an image file, got an empty file" in result.stderr
+    assert len(list(Path("maps").iterdir())) == 2
+    if how == "--json":
+        paths = [json.loads(line)["path"] for line in result.stdout.splitlines()]
+        assert list(map(os.fsencode, paths)) == [
+            b"bad\xff.png",
+            b"broken\xfe.png",
+            "schön [red].png".encode(),
+        ]
+    else:
+        assert "bad\\udcff.png" in result.stdout
+        assert "schön [red].png" in result.stdout
+
+
 def finpercep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "finpercep", *arguments]
 
@@ -214,6 +236,30 @@ def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path)
     assert all(json.loads(line) for line in rest.splitlines())
     assert "interrupted after" in errors
     assert "Traceback" not in errors
+
+
+def test_bar_on_the_terminal_leaves_stdout_alone(tmp_path: Path, model_folder: Path) -> None:
+    pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
+    for i in range(3):
+        Image.new("RGB", (32, 32), (i, 40, 90)).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_text("no image")
+    terminal, side = pty.openpty()
+    command = finpercep("score", str(tmp_path), "--json", "--model", str(model_folder))
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=side, text=True, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(side)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert done.returncode == 1
+    assert [json.loads(line)["path"][-5:] for line in done.stdout.splitlines()] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "d.png",
+    ]
+    assert "scoring" in shown
+    assert "bad.png: expected an image file" in shown
 
 
 def test_help_imports_nothing_heavy() -> None:
