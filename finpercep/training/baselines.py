@@ -16,7 +16,8 @@ from torch import Tensor
 Judgement = tuple[Sequence[float] | Tensor | None, Sequence[Tensor] | Tensor | None]
 Judge = Callable[[list[Tensor]], Judgement]
 
-VARIANCE_WINDOW = 9
+# The strongest of 3, 5, 9, 15 and 31 by AUC against the swap mask.
+VARIANCE_WINDOW = 3
 CENTER_SIGMA = 0.25
 
 
@@ -36,13 +37,13 @@ def center_map(images: list[Tensor]) -> Judgement:
 
 
 def flatness_map(images: list[Tensor]) -> Judgement:
-    """Minus local variance: 1 - v / max(v), v the variance of the grey image in a window of 9×9 pixels."""
+    """Minus local variance: 1 - v / max(v), v the variance of the grey image in a window of 3×3 pixels."""
     return None, [1 - _local_variance(image) for image in images]
 
 
-def difference_oracle(images: list[Tensor], photo: Tensor) -> Judgement:
-    """mean_c |image - photo|: a map that only who has the photo can draw. Full reference."""
-    return None, [(image - photo).abs().mean(0) for image in images]
+def difference_oracle(images: list[Tensor]) -> Judgement:
+    """mean_c |image - photo|: a map that only who has the photo can draw. The photo is the first image of a call."""
+    return None, [(image - images[0]).abs().mean(0) for image in images]
 
 
 def piqe_available() -> bool:

@@ -8,7 +8,7 @@ it; the map of the latter is compared with M_gt and with the swap mask. `evaluat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from finpercep.data import Scene
+from finpercep.training.baselines import Judge
 from finpercep.training.metrics import MAP_METRICS, map_metrics, mean_defined, pairwise_probability
 from finpercep.training.trials import Trial, iterate_trials
 
@@ -91,45 +92,61 @@ class Evaluation:
 
 
 def evaluate(
-    judge: Callable[..., Any],
+    judge: Judge,
+    scenes: Sequence[Scene],
+    *,
+    name: str = "",
+    seed: int = 0,
+    faults: tuple[int, int] = (1, 3),
+    shift: str = "none",
+) -> Evaluation:
+    """Measure one judge on every scene × source; see `evaluate_all`."""
+    return evaluate_all({name: judge}, scenes, seed=seed, faults=faults, shift=shift)[0]
+
+
+def evaluate_all(
+    judges: Mapping[str, Judge],
     scenes: Sequence[Scene],
     *,
     seed: int = 0,
     faults: tuple[int, int] = (1, 3),
     shift: str = "none",
-    name: str = "",
-    full_reference: bool = False,
-    progress: Callable[[Iterable[Trial]], Iterable[Trial]] | None = None,
-) -> Evaluation:
-    """Measure a judge on every scene × source.
+    progress: Callable[[], None] | None = None,
+) -> list[Evaluation]:
+    """Measure several judges on the same trials: one evaluation each, in order.
 
     Args:
-        judge: called once per scene with its images, a list of float (3,H,W) in [0, 1] of one size; returns
-            (scores, maps): one number, higher = better, and one map (H,W) or (1,H,W), 1 = degraded, per image.
-            Either may be None. `finpercep.training.baselines.reward_judge` makes one of a reward model.
+        judges: name -> judge. A judge is called once per scene with its images, a list of float (3,H,W) in [0, 1]
+            of one size: the photo, then the SR results, then the implanted photos. It returns (scores, maps): one
+            number, higher = better, and one map (H,W) or (1,H,W), 1 = degraded, per image; either may be None.
+            `finpercep.training.baselines.reward_judge` makes one of a reward model.
         seed, faults, shift: see `finpercep.training.trials.iterate_trials`.
-        full_reference: the judge is called with (images, photo), for oracles.
-        progress: wraps the iteration over trials, for a progress bar.
+        progress: called after each scene.
 
     Raises:
         ValueError: bad arguments, or a judge that returns another number of scores or maps than it got images,
-            a value that is not finite, or a map of another size.
+            a value that is not finite, or a map of another size; the message names the judge.
     """
-    trials: Iterable[Trial] = iterate_trials(scenes, seed=seed, faults=faults, shift=shift)
-    results: list[PairResult] = []
-    for trial in progress(trials) if progress else trials:
-        results.extend(_measure(judge, trial, full_reference))
-    return Evaluation(name, shift, seed, faults, results)
+    results: dict[str, list[PairResult]] = {name: [] for name in judges}
+    for trial in iterate_trials(scenes, seed=seed, faults=faults, shift=shift):
+        for name, judge in judges.items():
+            try:
+                results[name].extend(_measure(judge, trial))
+            except ValueError as error:
+                raise ValueError(f"{name or 'judge'}: scene {trial.scene}: {error}") from error
+        if progress:
+            progress()
+    return [Evaluation(name, shift, seed, faults, rows) for name, rows in results.items()]
 
 
 @torch.no_grad()
-def _measure(judge: Callable[..., Any], trial: Trial, full_reference: bool) -> list[PairResult]:
+def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
     count = len(trial.sources)
     images = [trial.photo, *trial.restored, *trial.implanted]
-    scores, maps = judge(images, trial.photo) if full_reference else judge(images)
+    scores, maps = judge(images)
     for kind, values in (("scores", scores), ("maps", maps)):
         if values is not None and len(values) != len(images):
-            raise ValueError(f"judge: expected {len(images)} {kind}, one per image, got {len(values)}")
+            raise ValueError(f"expected {len(images)} {kind}, one per image, got {len(values)}")
     clean = None if maps is None else _mean(maps[0])
     rows = []
     for i, source in enumerate(trial.sources):

@@ -99,7 +99,7 @@ def _trial(
         for source in scene.sources
     ]
     restored = [scene.sr(source).float() / 255 for source in scene.sources]
-    implanted = [region_swap(photo, image, mask) for image, mask in zip(restored, masks, strict=True)]
+    implanted = [region_swap(photo, image, mask.bool()) for image, mask in zip(restored, masks, strict=True)]
     batch = torch.stack(implanted)
     targets = fault_target(photo.expand_as(batch), batch, bank)
     return Trial(
