@@ -116,14 +116,17 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
 @torch.no_grad()
 def _embed_prompts(source: str | Path, prompts: Sequence[str], hub: dict[str, Any]) -> Tensor:
     """Unit embeddings (2, E) of the prompts by CLIP's text tower."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        tokens = CLIPTokenizer.from_pretrained(str(source), **hub)(
-            list(prompts), padding=True, return_tensors="pt"
-        )
-        tower = CLIPTextModelWithProjection.from_pretrained(str(source), **hub).eval().float()
+        tokenizer = CLIPTokenizer.from_pretrained(str(source), **hub)
+        clip = CLIPModel.from_pretrained(str(source), **hub).eval().float()
+        words = clip.config.text_config.vocab_size
+        if len(tokenizer) != words:  # transformers makes an empty tokenizer where its files are missing
+            raise ValueError(f"a tokenizer of {len(tokenizer)} words for a text tower of {words}")
+        tokens = tokenizer(list(prompts), padding=True, return_tensors="pt")
+        text = clip.text_projection(clip.text_model(**tokens).pooler_output)
     except Exception as error:  # tokenizers and transformers raise many types on foreign folders
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{source}: expected a CLIPModel with its tokenizer, got {reason}") from error
-    return F.normalize(tower(**tokens).text_embeds, dim=-1)
+    return F.normalize(text, dim=-1)

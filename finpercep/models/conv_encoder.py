@@ -16,6 +16,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        initialize(self)
         with torch.no_grad():
             self.conv2.weight.mul_(0.1)
 
@@ -44,14 +45,16 @@ class ConvEncoder(nn.Module):
         self.channels = list(channels)
         self.upsampling = [1] * len(channels)  # already a pyramid
         self.stride = 4 * 2 ** (len(channels) - 1)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0] // 2, 5, stride=2, padding=2),
-            nn.ReLU(),
-            nn.Conv2d(channels[0] // 2, channels[0], 3, stride=2, padding=1),
+        self.stem = initialize(
+            nn.Sequential(
+                nn.Conv2d(3, channels[0] // 2, 5, stride=2, padding=2),
+                nn.ReLU(),
+                nn.Conv2d(channels[0] // 2, channels[0], 3, stride=2, padding=1),
+            )
         )
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
-            down = [nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1)] if i else []
+            down = [initialize(nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1))] if i else []
             self.stages.append(nn.Sequential(*down, *(ResidualBlock(width) for _ in range(depth))))
         self.radius = _receptive_radius(depths)
         self.to(memory_format=torch.channels_last)
@@ -63,6 +66,15 @@ class ConvEncoder(nn.Module):
             x = stage(x)
             features.append(x)
         return features
+
+
+def initialize(module: nn.Module) -> nn.Module:
+    """He initialization: without normalization, PyTorch's default lets the signal fade and the biases take over."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return module
 
 
 def _receptive_radius(depths: Sequence[int]) -> int:

@@ -24,15 +24,13 @@ class ScoreHead(nn.Module):
     ) -> None:
         super().__init__()
         self.gate, self.resample = gate, resample
-        # Per token, before the map weighs it: scale-free features, while the map's own magnitude still counts.
-        self.norm = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)
         )
 
     def pool(self, feature: Tensor, degradation: Tensor | None) -> Tensor:
         """Eq. 7, pooled: feature (B,C,h,w), map (B,1,H,W) or None (the base model RM_0) -> (B,C)."""
-        tokens = self.norm(feature.flatten(2).transpose(1, 2))  # [B, N, C]
+        tokens = feature.flatten(2).transpose(1, 2)  # [B, N, C]
         if degradation is None:
             return tokens.mean(1)
         grid = (feature.shape[-2], feature.shape[-1])

@@ -11,14 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The paper's weights, and the margins that it leaves open.
+    """The paper's weights, and what it leaves open.
 
     Attributes:
+        level: weight of `level_loss`, which only RM_0 is trained with.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
     """
 
     map: float = 1.0
+    level: float = 0.3
     rank: float = 0.8
     align: float = 0.6
     margin_sr: float = 0.1
@@ -35,11 +37,20 @@ def rank_loss(gt: Tensor, syn: Tensor, sr: Tensor, *, margin_sr: float, margin_s
     return (F.relu(margin_sr - (syn - sr)) + F.relu(margin_syn - (gt - syn))).mean()
 
 
+def level_loss(score: Tensor, target: Tensor) -> Tensor:
+    """Mean of |S - (0.9 - 0.8·mean(M_gt))| over scores (B,), target M_gt (B,1,H,W).
+
+    [open] What RM_0 learns where no pretrained quality model is at hand. Ranks alone leave the level of the scores free,
+    and hinge gradients through a sigmoid then drift until all scores saturate at 0.
+    """
+    return (score - (0.9 - 0.8 * target.mean((1, 2, 3)))).abs().mean()
+
+
 def align_loss(gt: Tensor, base: Tensor) -> Tensor:
     """L_align = |S_GT - S_base(I_GT)|, the mean over scores (B,); `base` is the frozen RM_0's score."""
     return (gt - base.detach()).abs().mean()
 
 
 def total_loss(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
-    """Weighted sum of the terms present ("map", "rank", "align")."""
+    """Weighted sum of the terms present (named like the weights)."""
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()

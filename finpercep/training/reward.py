@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from finpercep.data.scenes import load_scenes, split_dev
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from finpercep.models import RewardModel
-from finpercep.training.losses import LossWeights, align_loss, map_loss, rank_loss, total_loss
+from finpercep.training.losses import LossWeights, align_loss, level_loss, map_loss, rank_loss, total_loss
 
 
 @dataclass
@@ -29,7 +29,7 @@ class RewardTrainConfig:
     Attributes:
         data: folder with index.jsonl, see `load_scenes`.
         out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
-        anchor: folder of RM_0. None trains RM_0 itself (no map, L_rank only); else the encoder and the head start
+        anchor: folder of RM_0. None trains RM_0 itself (no map; ranks and levels); else the encoder and the head start
             from it, a decoder is added, and it is the frozen S_base of L_align.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
         leave_out: SR sources not to train on.
@@ -108,10 +108,10 @@ class RewardTrainer:
         output = self.model(torch.cat([batch.gt, batch.syn, batch.sr]))
         gt, syn, sr = output.score.split(size)
         rank = rank_loss(gt, syn, sr, margin_sr=weights.margin_sr, margin_syn=weights.margin_syn)
-        if self.base is None:
-            return {"rank": rank}
         # The photo and the whole super-resolved image have targets too: nothing, and M_gt everywhere.
         target = torch.cat([torch.zeros_like(batch.target_syn), batch.target_syn, batch.target_sr])
+        if self.base is None:
+            return {"rank": rank, "level": level_loss(output.score, target)}
         with torch.no_grad():
             base_score = self.base(batch.gt).score
         return {"map": map_loss(output.map, target), "rank": rank, "align": align_loss(gt, base_score)}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from finpercep.training.losses import LossWeights, align_loss, map_loss, rank_loss, total_loss
+from finpercep.training.losses import LossWeights, align_loss, level_loss, map_loss, rank_loss, total_loss
 
 
 def test_map_loss_is_the_mean_absolute_difference():
@@ -42,3 +42,8 @@ def test_total_loss_weights():
     terms = {"map": torch.tensor(1.0), "rank": torch.tensor(10.0), "align": torch.tensor(100.0)}
     assert total_loss(terms, LossWeights()).item() == pytest.approx(1 + 8 + 60)
     assert total_loss({"rank": torch.tensor(10.0)}, LossWeights()).item() == pytest.approx(8)
+
+
+def test_level_loss():
+    target = torch.stack([torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])])
+    assert level_loss(torch.tensor([0.9, 0.6]), target).item() == pytest.approx((0 + 0.1) / 2)
