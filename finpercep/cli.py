@@ -6,9 +6,11 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from finpercep.cli_training import evaluate_reward, one_line_errors, train_reward
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,11 +98,14 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Score photos, super-resolved versions of them and implanted faults; write a page to look at."""
-    try:
-        from finpercep.demo import run_demo
-    except ImportError as error:
-        _fail(f"demo: expected the demo packages, got {error}; pip install 'finpercep[demo]'")
-    run_demo(_load_model(model, device, threads), out, model)
+    from finpercep.demo import run_demo
+
+    with one_line_errors(2, ImportError, OSError):
+        run_demo(_load_model(model, device, threads), out, model)
+
+
+app.command()(train_reward)
+app.command()(evaluate_reward)
 
 
 def main() -> None:
@@ -132,15 +137,10 @@ def _load_model(name: str, device: str, threads: int) -> RewardModel:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with one_line_errors(
+        2, ValueError, OSError, RuntimeError, AssertionError
+    ):  # torch asserts that it has CUDA
         return RewardModel.from_pretrained(name).to(torch.device(device)).eval()
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
-        _fail(" ".join(str(error).split()))
-
-
-def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _json_line(result: FileScore, first: bool) -> None:

@@ -96,8 +96,12 @@ class Scene(NamedTuple):
 
 def load_photo(name: str) -> Tensor:
     """One of `PHOTOS`, float ``(3, H, W)``, from the files that scikit-image carries in its package (no download)."""
-    from skimage import data
-
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError(
+            f"demo: expected scikit-image, got {error}; pip install 'finpercep[demo]'"
+        ) from error
     pixels = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
     return to_tensor(pixels, name=name).float() / 255
 

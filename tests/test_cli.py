@@ -274,7 +274,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("score", "info", "demo"):
+    for command in ("score", "info", "demo", "train-reward", "evaluate-reward"):
         assert command in done.stdout
 
 

@@ -1,0 +1,144 @@
+"""The commands that train and measure reward models, and how every command ends on an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DataArgument = Annotated[
+    Path, typer.Argument(help="Folder with index.jsonl (one scene a line) and SPLIT/ID/ images.")
+]
+
+
+@contextmanager
+def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn the expected kinds of errors into their message on stderr, in one line, and an exit status."""
+    try:
+        yield
+    except kinds as error:
+        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        raise typer.Exit(status) from None
+
+
+def train_reward(
+    data: DataArgument,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder of the run: the model, its state for resuming, TensorBoard events."
+        ),
+    ],
+    anchor: Annotated[
+        Path | None,
+        typer.Option("--anchor", help="Folder of RM_0. Without it, RM_0 itself (no map) is trained."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")] = 3000,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Triplets in a step.")] = 8,
+    crop: Annotated[int, typer.Option("--crop", min=16, help="Side of the square crops, pixels.")] = 192,
+    lr_encoder: Annotated[
+        float, typer.Option("--lr-encoder", help="Peak learning rate of the encoder.")
+    ] = 1e-5,
+    lr_new: Annotated[float, typer.Option("--lr-new", help="Peak learning rate of everything else.")] = 1e-4,
+    width: Annotated[
+        str, typer.Option("--width", help="Decoder: light, full or a number of channels.")
+    ] = "light",
+    gate: Annotated[
+        str | None,
+        typer.Option("--gate", help="How the map weighs the features: degradation, quality, residual."),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option("--leave-out", help="SR source not to train on; may be repeated.")
+    ] = None,
+    margin: Annotated[float, typer.Option("--margin", help="Both margins of the ranking loss.")] = 0.1,
+    dev_every: Annotated[
+        int, typer.Option("--dev-every", min=0, help="N > 0 keeps every N-th training scene out.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights and the triplets.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make triplets.")] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's choice.")
+    ] = 0,
+) -> None:
+    """Train a reward model on photos and super-resolution results of them.
+
+    First RM_0, which only scores (no --anchor); then the full model with its map, anchored to RM_0. The same command
+    with the same --out goes on where it was stopped, exactly.
+    """
+    import torch
+
+    from finpercep.data.triplets import TripletConfig
+    from finpercep.training.losses import LossWeights
+    from finpercep.training.reward import RewardTrainConfig, train
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = RewardTrainConfig(
+        data=str(data),
+        out=str(out),
+        anchor=None if anchor is None else str(anchor),
+        steps=steps,
+        batch=batch,
+        lr_encoder=lr_encoder,
+        lr_new=lr_new,
+        seed=seed,
+        leave_out=leave_out or [],
+        decoder={"width": int(width) if width.isdecimal() else width},
+        head={} if gate is None else {"gate": gate},
+        triplets=TripletConfig(crop=crop),
+        loss=LossWeights(margin_sr=margin, margin_syn=margin),
+        workers=workers,
+        dev_every=dev_every,
+    )
+    try:
+        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
+            train(config)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from what was last saved in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def evaluate_reward(
+    data: DataArgument,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Model name, folder, or hub id.")
+    ] = "finpercep-tiny",
+    baselines_only: Annotated[
+        bool, typer.Option("--baselines-only", help="Measure the baselines alone.")
+    ] = False,
+    split: Annotated[str, typer.Option("--split", help="Split of the index.")] = "val",
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shift", help="none, jpegQ, resizeF (jpeg75, resize0.7), or all for those three; repeatable."
+        ),
+    ] = None,
+    piqe: Annotated[
+        bool | None,
+        typer.Option(
+            "--piqe/--no-piqe", help="Set PIQE's score beside it (needs pyiqa; default: if installed)."
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", help="Add rows whose means leave this SR source out; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the implanted faults.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+) -> None:
+    """Measure a reward model and the baselines on scenes with known faults, and print the tables."""
+    from finpercep.training.report import run
+
+    options: dict[str, Any] = {"split": split, "piqe": piqe, "without": without or [], "seed": seed}
+    with one_line_errors(1, ValueError, OSError, RuntimeError):
+        run(
+            data,
+            model=None if baselines_only else model,
+            shifts=shift or ["none"],
+            json_file=json_file,
+            **options,
+        )
