@@ -148,14 +148,15 @@ def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
         if values is not None and len(values) != len(images):
             raise ValueError(f"expected {len(images)} {kind}, one per image, got {len(values)}")
     clean = None if maps is None else _mean(maps[0])
-    rows = []
+    rows: list[PairResult] = []
     for i, source in enumerate(trial.sources):
-        triple = values = None
+        triple: tuple[float, float, float] | None = None
+        measured: dict[str, float] | None = None
         if scores is not None:
             triple = (float(scores[0]), float(scores[1 + i]), float(scores[1 + count + i]))
         if maps is not None:
-            values = map_metrics(maps[1 + count + i], trial.targets[i], trial.masks[i])
-        rows.append(PairResult(trial.scene, source, triple, values, clean))
+            measured = map_metrics(maps[1 + count + i], trial.targets[i], trial.masks[i])
+        rows.append(PairResult(trial.scene, source, triple, measured, clean))
     return rows
 
 
