@@ -56,6 +56,7 @@ def _text(value: Any) -> str:
 def model_lines() -> list[tuple[str, str]]:
     """The models that come with the package: parameters and fingerprint, or why one does not load."""
     from finpercep.models import RewardModel, available_models
+    from finpercep.models.presets import PRESETS
 
     lines = []
     for name in available_models():
@@ -66,7 +67,8 @@ def model_lines() -> list[tuple[str, str]]:
             continue
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         lines.append((f"model {name}", f"{millions:.2f} M parameters, fingerprint {model.fingerprint}"))
-    return lines or [("models", "none embedded")]
+    lines = lines or [("models", "none embedded")]
+    return lines + [(f"preset {name}", f"{p.clip} with new, untrained parts") for name, p in PRESETS.items()]
 
 
 def print_info() -> None:
