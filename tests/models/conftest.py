@@ -15,7 +15,7 @@ def write_clip(folder: Path, *, layers: int, patch: int, seed: int = 0) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     vocabulary = write_tokenizer(folder)
-    shared = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    shared = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "projection_dim": 24}
     config = CLIPConfig(
         text_config={**shared, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": 32,
                      "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1},

@@ -1,0 +1,130 @@
+"""Saving and loading, and what is said of files that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finpercep.models import RewardModel, available_models
+
+
+def test_round_trip(small_model: RewardModel, model_folder: Path, photo: torch.Tensor) -> None:
+    again = RewardModel.from_pretrained(model_folder)
+    assert again.fingerprint == small_model.fingerprint
+    assert not again.training
+    for a, b in zip(again(photo[None]), small_model(photo[None]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_embedded_models_load() -> None:
+    for name in available_models():
+        assert RewardModel.from_pretrained(name).fingerprint
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(
+        ValueError, match=r"^finpercep-vit-b16: no such model or folder; did you mean 'finpercep-vit-b-16'"
+    ):
+        RewardModel.from_pretrained("finpercep-vit-b16")
+    with pytest.raises(
+        ValueError, match=r"^qqq: no such model or folder; known models: .*finpercep-vit-l-14"
+    ):
+        RewardModel.from_pretrained("qqq")
+    with pytest.raises(ValueError, match=r"^./gone/model: no such model or folder"):
+        RewardModel.from_pretrained("./gone/model")
+
+
+def test_unreachable_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^owner/name: neither a folder nor a model that the hub gave"
+    ) as error:
+        RewardModel.from_pretrained("owner/name", local_files_only=True, cache_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def drop_a_tensor(file: Path) -> None:
+    weights = load_file(file)
+    weights.pop("head.mlp.0.bias")
+    save_file(weights, file)
+
+
+def add_a_tensor(file: Path) -> None:
+    save_file(load_file(file) | {"extra": torch.zeros(1)}, file)
+
+
+def reshape_a_tensor(file: Path) -> None:
+    save_file(load_file(file) | {"head.mlp.0.bias": torch.zeros(3)}, file)
+
+
+def foreign_model(file: Path) -> None:
+    save_file({"conv.weight": torch.zeros(1)}, file)
+
+
+BAD: list[tuple[str, Callable[[Path], object], str]] = [
+    ("model.safetensors", truncate, r"model\.safetensors: truncated or not a safetensors file"),
+    (
+        "model.safetensors",
+        lambda f: f.write_bytes(b""),
+        r"model\.safetensors: truncated or not a safetensors file",
+    ),
+    ("model.safetensors", lambda f: f.write_bytes(b"PK\3\4" * 99), r"model\.safetensors: truncated or not"),
+    ("model.safetensors", Path.unlink, r"model\.safetensors: not found; a model folder has"),
+    ("model.safetensors", drop_a_tensor, r"1 tensors missing, e\.g\. head\.mlp\.0\.bias"),
+    ("model.safetensors", add_a_tensor, r"1 tensors unexpected, e\.g\. extra"),
+    ("model.safetensors", reshape_a_tensor, r"1 tensors of another shape, e\.g\. head\.mlp\.0\.bias"),
+    (
+        "model.safetensors",
+        foreign_model,
+        r"model\.safetensors does not fit config\.json: \d+ tensors missing",
+    ),
+    ("config.json", Path.unlink, r"config\.json: not found"),
+    ("config.json", lambda f: f.write_text("{"), r"config\.json: expected JSON, got"),
+    ("config.json", lambda f: f.write_bytes(b"\xff\xfe"), r"config\.json: expected JSON, got"),
+    ("config.json", lambda f: f.write_text("[]"), r"config\.json: expected a reward model's configuration"),
+    ("config.json", lambda f: f.write_text('{"encoder": "vit"}'), r"config\.json: expected a reward model's"),
+    (
+        "config.json",
+        lambda f: f.write_text('{"encoder": {"type": "x"}}'),
+        r"config\.json does not describe .* 'x'",
+    ),
+    (
+        "config.json",
+        lambda f: f.write_text('{"encoder": {"type": "conv", "w": 1}}'),
+        r"config\.json does not .*'w'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), BAD)
+def test_damaged_folders(
+    model_folder: Path, tmp_path: Path, file: str, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(model_folder, folder)
+    damage(folder / file)
+    with pytest.raises(ValueError, match=message) as error:
+        RewardModel.from_pretrained(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_old_configurations_without_a_head_load(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["head"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert (
+        RewardModel.from_pretrained(folder).fingerprint
+        == RewardModel.from_pretrained(model_folder).fingerprint
+    )

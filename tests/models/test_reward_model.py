@@ -1,0 +1,128 @@
+"""The reward model as a module: shapes, gradients, compilation, identity."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.models import RewardModel
+from finpercep.models.reward_model import pad_to_multiple
+
+Photo = Callable[..., Tensor]
+CONV = {"type": "conv", "channels": [8, 16], "depths": [1, 1]}
+
+
+@pytest.fixture(scope="module")
+def model() -> RewardModel:
+    torch.manual_seed(3)
+    built = RewardModel(CONV, {"width": 8}).eval()
+    assert built.decoder is not None
+    with torch.no_grad():  # a new model's map and score hardly move
+        built.decoder.conv2.weight.mul_(20)
+        built.head.mlp[-1].weight.mul_(20)
+    return built
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 50), (64, 96), (33, 17)])
+def test_shapes_and_ranges(model: RewardModel, make_photo: Photo, height: int, width: int) -> None:
+    out = model(torch.stack([make_photo(height, width, seed) for seed in range(2)]))
+    assert out.score.shape == (2,)
+    assert out.map.shape == (2, 1, height, width)
+    for part in out:
+        assert ((part >= 0) & (part <= 1)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 24), (13, 8), (8, 9), (30, 31)])
+def test_padding_repeats_the_border(make_photo: Photo, height: int, width: int) -> None:
+    images = make_photo(height, width)[None]
+    expected = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
+    assert torch.equal(pad_to_multiple(images, 8), expected)
+
+
+def test_without_a_decoder_the_map_is_zero(make_photo: Photo) -> None:
+    base = RewardModel(CONV).eval()
+    out = base(make_photo(30, 41)[None])
+    assert out.map.shape == (1, 1, 30, 41)
+    assert out.map.abs().max() == 0
+
+
+@torch.no_grad()
+def test_alone_as_in_a_batch(model: RewardModel, make_photo: Photo) -> None:
+    images = torch.stack([make_photo(40, 56, seed) for seed in range(5)])
+    together = model(images)
+    assert together.score.std() > 1e-4
+    for i in range(5):
+        alone = model(images[i : i + 1])
+        assert (alone.score - together.score[i]).abs().max() <= 1e-6
+        assert (alone.map - together.map[i]).abs().max() <= 1e-6
+
+
+def test_directional_derivative_in_double(model: RewardModel, make_photo: Photo) -> None:
+    double = copy.deepcopy(model).double()
+    images = make_photo(21, 34)[None].double().requires_grad_(True)
+    out = double(images)
+    assert out.score.dtype == out.map.dtype == torch.float64
+    assert (out.score - model(images.float()).score).abs().max() < 1e-5
+    for part in (0, 1):
+        (gradient,) = torch.autograd.grad(out[part].sum(), images, retain_graph=True)
+        direction = torch.randn(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            up, down = double(images + 1e-7 * direction)[part], double(images - 1e-7 * direction)[part]
+        assert torch.isclose((gradient * direction).sum(), (up.sum() - down.sum()) / 2e-7, rtol=1e-4)
+
+
+def test_gradients_reach_pixels_and_all_parameters(model: RewardModel, make_photo: Photo) -> None:
+    trained = copy.deepcopy(model)
+    images = make_photo(37, 50)[None].requires_grad_(True)
+    out = trained(images)
+    (out.score.sum() + out.map.mean()).backward()
+    assert images.grad is not None
+    assert (images.grad != 0).float().mean() > 0.99
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
+
+
+def test_compiles_without_a_break(model: RewardModel, make_photo: Photo) -> None:
+    """Sides that need padding: its gradient's strides once broke the compiled backward."""
+    images = torch.stack([make_photo(35, 50, seed) for seed in (1, 2)])
+    results = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        x = images.clone().requires_grad_(True)
+        out = run(x)
+        (gradient,) = torch.autograd.grad(out.score.sum() + out.map.mean(), x)
+        results.append((*out, gradient))
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager - compiled).abs().max() <= 1e-5 * max(1, float(eager.abs().max()))
+
+
+def test_bad_tensors(model: RewardModel) -> None:
+    for shape in ((3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3)):
+        with pytest.raises(ValueError, match=r"^images: expected \(B,3,H,W\), got \("):
+            model(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8; use score"):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_bad_configurations() -> None:
+    with pytest.raises(ValueError, match=r"^encoder: expected type \"conv\" or \"vit\", got 'swin'"):
+        RewardModel({"type": "swin"})
+    with pytest.raises(
+        ValueError, match=r"^depths: expected one for each of the channels \(8, 16\), got \(1,\)"
+    ):
+        RewardModel({"type": "conv", "channels": [8, 16], "depths": [1]})
+
+
+def test_fingerprint(model: RewardModel) -> None:
+    assert len(model.fingerprint) == 16
+    assert copy.deepcopy(model).fingerprint == model.fingerprint
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-6
+    assert other.fingerprint != model.fingerprint
+    literal = RewardModel(CONV, {"width": 8}, {"gate": "degradation"})
+    literal.load_state_dict(model.state_dict())  # the same weights under another configuration
+    assert literal.fingerprint != model.fingerprint
