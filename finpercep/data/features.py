@@ -44,7 +44,7 @@ class FilterBank(nn.Module):
         self.register_buffer("kernels", kernels.flatten(0, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = [-(-side // self.stride) for side in images.shape[-2:]]
+        grid = (-(-images.shape[-2] // self.stride), -(-images.shape[-1] // self.stride))
         level, features = images, []
         for scale in range(self.scales):
             if scale:
@@ -53,7 +53,7 @@ class FilterBank(nn.Module):
         constant = torch.full_like(features[0][:, :1], self.CONSTANT)
         return torch.cat([*features, constant], dim=1)
 
-    def _log_energy(self, level: Tensor, grid: list[int]) -> Tensor:
+    def _log_energy(self, level: Tensor, grid: tuple[int, int]) -> Tensor:
         padded = F.pad(level, [1] * 4, mode="replicate")
         energy = F.conv2d(padded, self.kernels.to(level.dtype)).abs()
         energy = F.adaptive_avg_pool2d(energy, grid)

@@ -40,8 +40,8 @@ def rank_loss(gt: Tensor, syn: Tensor, sr: Tensor, *, margin_sr: float, margin_s
 def level_loss(score: Tensor, target: Tensor) -> Tensor:
     """Mean of |S - (0.9 - 0.8·mean(M_gt))| over scores (B,), target M_gt (B,1,H,W).
 
-    [open] What RM_0 learns where no pretrained quality model is at hand. Ranks alone leave the level of the scores free,
-    and hinge gradients through a sigmoid then drift until all scores saturate at 0.
+    [open] What RM_0 learns where no pretrained quality model is at hand. Ranks alone leave the level of the scores
+    free, and hinge gradients through a sigmoid then drift until all scores saturate at 0.
     """
     return (score - (0.9 - 0.8 * target.mean((1, 2, 3)))).abs().mean()
 
