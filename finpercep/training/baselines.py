@@ -71,11 +71,12 @@ def piqe() -> Judge:
 
 
 def reward_judge(model: Any, *, batch_size: int = 8) -> Judge:
-    """A reward model as a judge: `model.score` on a batch of images of one size."""
+    """A reward model as a judge: `model.score` on a batch of images of one size. RM_0 (no decoder) draws no map."""
+    draws = getattr(model, "decoder", None) is not None
 
     def judge(images: list[Tensor]) -> Judgement:
         output = model.score(torch.stack(images), batch_size=batch_size)
-        return output.score.tolist(), [m.detach().float().cpu() for m in output.map]
+        return output.score.tolist(), [m.detach().float().cpu() for m in output.map] if draws else None
 
     return judge
 

@@ -153,14 +153,36 @@ def test_baseline_maps() -> None:
 
 def test_reward_judge_scores_a_batch() -> None:
     class Model:
+        decoder: object = "any"
+
         def score(self, images: Tensor, *, batch_size: int) -> SimpleNamespace:
             assert images.shape == (2, 3, 8, 9)
             assert batch_size == 8
             return SimpleNamespace(score=images.mean((1, 2, 3)), map=images[:, :1])
 
-    scores, maps = baselines.reward_judge(Model())([torch.zeros(3, 8, 9), torch.ones(3, 8, 9)])
+    images = [torch.zeros(3, 8, 9), torch.ones(3, 8, 9)]
+    scores, maps = baselines.reward_judge(Model())(images)
     assert scores == [0, 1]
     assert maps[1].shape == (1, 8, 9)
+    base = Model()
+    base.decoder = None  # RM_0: its map is all zeros and says nothing
+    assert baselines.reward_judge(base)(images) == ([0, 1], None)
+
+
+def test_reward_judge_takes_a_reward_model(scenes: list) -> None:
+    from finpercep.models import RewardModel
+
+    torch.manual_seed(0)
+    model = RewardModel(encoder={"type": "conv"}, decoder={"width": "light"}).eval()
+    images = [scenes[0].gt.float() / 255, scenes[0].sr("smooth").float() / 255]
+    scores, maps = baselines.reward_judge(model)(images)
+    with torch.no_grad():
+        expected = model(torch.stack(images))
+    assert scores == pytest.approx(expected.score.tolist(), abs=1e-6)
+    torch.testing.assert_close(torch.stack(list(maps)), expected.map)
+    got = evaluate(baselines.reward_judge(model), scenes[:1]).overall
+    assert 0 <= got["clean_mean"] <= 1
+    assert got["pairs"] == 2
 
 
 def test_faults_depend_on_seed_scene_and_source_only(scenes: list) -> None:
