@@ -3,20 +3,31 @@
 #include "../include/advantage.h"
 
 #include "any_block.h"
+#include "vec.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+
 template <class A> struct Group {
   int64_t finite = 0;
-  A mean = 0, squares = 0;      // Σ (r - mean)² over the finite rewards
-  A low = A(__builtin_inf()), high = A(-__builtin_inf());
+  A first = 0;                // of the finite rewards
+  bool varied = false;        // another one differs: by comparison, a rounded mean would lie about equal rewards
+  A mean = 0, squares = 0;    // Σ (r - mean)² over the finite rewards
+  A std = 0;
 
   bool comparable() const { return finite >= 2; }
-  bool lively() const { return finite >= 2 && high > low; }
-  A std(int64_t correction) const {
-    return lively() ? A(__builtin_sqrt(double(squares) / double(max_of(finite - correction, int64_t(1))))) : A(0);
+  bool lively() const { return varied; }
+  void add(A reward) {
+    if (finite == 0) first = reward;
+    finite += 1;
+    varied |= reward != first;
+  }
+  void finish(int64_t correction) {  // mean and squares are there
+    if (varied) std = root(squares / A(max_of(finite - correction, int64_t(1))));
   }
 };
 
@@ -27,13 +38,13 @@ struct Totals {
   int64_t groups = 0, zero_variance = 0, single = 0, finite = 0;
   double sum = 0, std = 0, comparable = 0;
 
-  template <class A> void add(const Group<A>& g, int64_t correction) {
+  template <class A> void add(const Group<A>& g) {
     groups += 1;
     finite += g.finite;
     sum += double(g.mean) * double(g.finite);
     if (!g.comparable()) { single += 1; return; }
     comparable += 1;
-    std += double(g.std(correction));
+    std += double(g.std);
     if (!g.lively()) zero_variance += 1;
   }
   void add(const Totals& t) {
@@ -52,52 +63,54 @@ template <class A> void write_stats(const AdvantageParams& p, const Totals& t) {
 
 // ---- blocks -------------------------------------------------------------------------------------------------------
 
-constexpr int kWidth = 8;
+// 32 bytes: groups are short (24 by custom), wider vectors would leave most of one empty.
+template <class A> using Row = typename Vector<A, 32>::type;
+template <class A> using RowMask = typename Vector<A, 32>::mask;
+template <class A> constexpr int64_t kRow = 32 / int64_t(sizeof(A));
 
-template <class A> void summarise_careful(const A* r, int64_t n, Group<A>* g) {
+template <class A> __attribute__((noinline)) Group<A> summarise_careful(const A* r, int64_t n, int64_t correction) {
+  Group<A> g;
   double sum = 0, squares = 0;
-  g->finite = 0, g->low = A(__builtin_inf()), g->high = A(-__builtin_inf());
   for (int64_t i = 0; i < n; ++i) {
     if (!is_finite(r[i])) continue;
-    g->finite += 1;
+    g.add(r[i]);
     sum += double(r[i]);
-    g->low = min_of(g->low, r[i]), g->high = max_of(g->high, r[i]);
   }
-  g->mean = A(g->finite > 0 ? sum / double(g->finite) : 0);
+  g.mean = A(g.finite > 0 ? sum / double(g.finite) : 0);
   for (int64_t i = 0; i < n; ++i)
-    if (is_finite(r[i])) squares += (double(r[i]) - double(g->mean)) * (double(r[i]) - double(g->mean));
-  g->squares = A(squares);
+    if (is_finite(r[i])) squares += (double(r[i]) - double(g.mean)) * (double(r[i]) - double(g.mean));
+  g.squares = A(squares);
+  g.finish(correction);
+  return g;
 }
 
-template <class A> Group<A> summarise(const A* r, int64_t n) {
-  A sum[kWidth], low[kWidth], high[kWidth], squares[kWidth] = {};
-  Group<A> g;
-  if (n < kWidth) { summarise_careful(r, n, &g); return g; }
-  for (int k = 0; k < kWidth; ++k) sum[k] = low[k] = high[k] = r[k];
-  int64_t i = kWidth;
-  for (; i + kWidth <= n; i += kWidth)
-    for (int k = 0; k < kWidth; ++k) {
-      sum[k] += r[i + k];
-      low[k] = r[i + k] < low[k] ? r[i + k] : low[k];
-      high[k] = r[i + k] > high[k] ? r[i + k] : high[k];
-    }
-  for (; i < n; ++i) {
-    sum[0] += r[i];
-    low[0] = min_of(low[0], r[i]), high[0] = max_of(high[0], r[i]);
+template <class A> inline Group<A> summarise(const A* r, int64_t n, int64_t correction) {
+  Row<A> sums{}, squares{};
+  RowMask<A> differs{};
+  const Row<A> first = Row<A>{} + r[0];
+  A sum = 0, square = 0;
+  bool varied = false;
+  int64_t i = 0;
+  for (; i + kRow<A> <= n; i += kRow<A>) {
+    const Row<A> x = load_vec<Row<A>>(r + i);
+    sums += x;
+    differs |= x != first;
   }
-  for (int step = kWidth / 2; step > 0; step /= 2)
-    for (int k = 0; k < step; ++k) {
-      sum[k] += sum[k + step];
-      low[k] = min_of(low[k], low[k + step]), high[k] = max_of(high[k], high[k + step]);
-    }
-  if (!is_finite(sum[0])) { summarise_careful(r, n, &g); return g; }  // a NaN, an infinity, or an overflow
-  g.finite = n, g.mean = sum[0] / A(n), g.low = low[0], g.high = high[0];
-  for (i = 0; i + kWidth <= n; i += kWidth)
-    for (int k = 0; k < kWidth; ++k) squares[k] += (r[i + k] - g.mean) * (r[i + k] - g.mean);
-  for (; i < n; ++i) squares[0] += (r[i] - g.mean) * (r[i] - g.mean);
-  for (int step = kWidth / 2; step > 0; step /= 2)
-    for (int k = 0; k < step; ++k) squares[k] += squares[k + step];
-  g.squares = squares[0];
+  for (; i < n; ++i) sum += r[i], varied |= r[i] != r[0];
+  sum += sum_lanes<A, 32>(sums);
+  if (!is_finite(sum)) return summarise_careful(r, n, correction);  // a NaN, an infinity, or an overflow
+  Group<A> g;
+  g.finite = n, g.mean = sum / A(n), g.first = r[0];
+  for (i = 0; i + kRow<A> <= n; i += kRow<A>) {
+    const Row<A> away = load_vec<Row<A>>(r + i) - g.mean;
+    squares += away * away;
+  }
+  for (; i < n; ++i) square += (r[i] - g.mean) * (r[i] - g.mean);
+  g.squares = square + sum_lanes<A, 32>(squares);
+  uint64_t bits[4];
+  __builtin_memcpy(bits, &differs, sizeof(bits));
+  g.varied = varied || (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
+  g.finish(correction);
   return g;
 }
 
@@ -115,18 +128,26 @@ template <class A> struct Writer {
 
   A inverse(const Group<A>& g) const {  // 0 for a group that has nothing to say
     if (!g.lively()) return 0;
-    const A divisor = p.scale == AdvantageScale::group ? g.std(p.correction) + eps : batch_divisor;
+    const A divisor = p.scale == AdvantageScale::group ? g.std + eps : batch_divisor;
     return divisor > 0 ? 1 / divisor : 1;
   }
   void write(const Group<A>& g, const A* r, int64_t n, A* out) const {
     const A mean = g.mean, factor = inverse(g);
-    if (g.finite == n) {
-      for (int64_t i = 0; i < n; ++i) out[i] = limited((r[i] - mean) * factor, clip);
-    } else {
+    if (factor == 0) {  // not -0, and not 0·inf
+      for (int64_t i = 0; i < n; ++i) out[i] = 0;
+    } else if (g.finite < n) {
       for (int64_t i = 0; i < n; ++i) out[i] = is_finite(r[i]) ? limited((r[i] - mean) * factor, clip) : A(0);
+    } else {
+      const Row<A> most = Row<A>{} + clip;
+      int64_t i = 0;
+      for (; i + kRow<A> <= n; i += kRow<A>) {
+        Row<A> x = (load_vec<Row<A>>(r + i) - mean) * factor;
+        x = x > most ? most : x;
+        x = x < -most ? -most : x;
+        store_vec(out + i, x);
+      }
+      for (; i < n; ++i) out[i] = limited((r[i] - mean) * factor, clip);
     }
-    if (factor == 0)
-      for (int64_t i = 0; i < n; ++i) out[i] = 0;  // not -0, and not 0·inf
   }
 };
 
@@ -141,32 +162,56 @@ template <class A> A batch_divisor(const AdvantageParams& p, const Totals& t, co
   return A(__builtin_sqrt(squares / double(freedom)) + p.eps);
 }
 
-// body(group, its rewards as A, its first index) over all groups, in parallel, in fixed chunks.
-template <class A, class F> void each_block(const AdvantageParams& p, const Parallel& pool, const F& body) {
-  const int64_t size = p.group_size, groups = p.count / size;
-  parallel_for(pool, groups, max_of(int64_t(1), (16 << 10) / size), [&](int64_t begin, int64_t end) {
-    Scratch<A> buffer(p.reward_type == DType::f32 || p.reward_type == DType::f64 ? 0 : size);
-    for (int64_t g = begin; g < end; ++g)
-      body(g, load_any(p.rewards, p.reward_type, g * size, buffer.data, size), g * size);
+// The part of the work that fits L1: whole groups, or one group that is larger.
+struct Tasks {
+  int64_t size, groups, per_task, count;
+  explicit Tasks(const AdvantageParams& p)
+      : size(p.group_size), groups(p.count / size), per_task(max_of(int64_t(1), kBlock / size)),
+        count(ceil_div(groups, per_task)) {}
+};
+
+// body(task, first group, its rewards as A, groups) over all tasks, in parallel.
+template <class A, class F> void each_task(const AdvantageParams& p, const Parallel& pool, const F& body) {
+  const Tasks tasks(p);
+  const int64_t most = tasks.per_task * tasks.size;
+  parallel_for(pool, tasks.count, max_of(int64_t(1), (8 << 10) / most), [&](int64_t begin, int64_t end) {
+    Scratch<A> buffer(most);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * tasks.per_task, here = min_of(tasks.per_task, tasks.groups - first);
+      body(t, first, load_any(p.rewards, p.reward_type, first * tasks.size, buffer.data, here * tasks.size), here);
+    }
   });
 }
 
 template <class A> void blocks(const AdvantageParams& p, const Parallel& pool) {
-  const int64_t count = p.count / p.group_size;
-  A* out = static_cast<A*>(p.advantages);
-  Scratch<Group<A>> groups(count);
-  Writer<A> writer(p);
+  const Tasks tasks(p);
+  const int64_t size = tasks.size;
   const bool together = p.scale == AdvantageScale::batch;
-  each_block<A>(p, pool, [&](int64_t g, const A* rewards, int64_t first) {
-    groups.data[g] = summarise(rewards, p.group_size);
-    if (!together) writer.write(groups.data[g], rewards, p.group_size, out + first);
+  const bool stream = p.count * int64_t(sizeof(A)) >= kStreamBytes && size <= kBlock;
+  A* out = static_cast<A*>(p.advantages);
+  Scratch<Totals> totals(tasks.count);
+  Scratch<Group<A>> groups(together ? tasks.groups : 0);
+  Writer<A> writer(p);
+  each_task<A>(p, pool, [&](int64_t t, int64_t first, const A* r, int64_t here) {
+    A staged[kBlock];
+    A* to = stream ? staged : out + first * size;
+    Totals sum;
+    for (int64_t g = 0; g < here; ++g) {
+      const Group<A> group = summarise(r + g * size, size, p.correction);
+      sum.add(group);
+      if (together) groups.data[first + g] = group;
+      else writer.write(group, r + g * size, size, to + g * size);
+    }
+    if (!together && stream) stream_copy(out + first * size, staged, here * size * int64_t(sizeof(A)));
+    totals.data[t] = sum;
   });
   Totals total;
-  for (int64_t g = 0; g < count; ++g) total.add(groups.data[g], p.correction);
+  for (int64_t t = 0; t < tasks.count; ++t) total.add(totals.data[t]);
   if (together) {
-    writer.batch_divisor = batch_divisor(p, total, groups.data, count);
-    each_block<A>(p, pool, [&](int64_t g, const A* rewards, int64_t first) {
-      writer.write(groups.data[g], rewards, p.group_size, out + first);
+    writer.batch_divisor = batch_divisor(p, total, groups.data, tasks.groups);
+    each_task<A>(p, pool, [&](int64_t, int64_t first, const A* r, int64_t here) {
+      for (int64_t g = 0; g < here; ++g)
+        writer.write(groups.data[first + g], r + g * size, size, out + (first + g) * size);
     });
   }
   write_stats<A>(p, total);
@@ -209,8 +254,7 @@ template <class A> void labels(const AdvantageParams& p) {
   for (int64_t i = 0; i < p.count; ++i) {
     if (!is_finite(r[i])) continue;
     Group<A>& g = groups.data[slot.data[i]];
-    g.finite += 1;
-    g.low = min_of(g.low, r[i]), g.high = max_of(g.high, r[i]);
+    g.add(r[i]);
     sums.data[slot.data[i]] += double(r[i]);
   }
   for (int64_t g = 0; g < count; ++g) {
@@ -225,12 +269,18 @@ template <class A> void labels(const AdvantageParams& p) {
   Totals total;
   for (int64_t g = 0; g < count; ++g) {
     groups.data[g].squares = A(sums.data[g]);
-    total.add(groups.data[g], p.correction);
+    groups.data[g].finish(p.correction);
+    total.add(groups.data[g]);
   }
   Writer<A> writer(p);
   if (p.scale == AdvantageScale::batch) writer.batch_divisor = batch_divisor(p, total, groups.data, count);
-  for (int64_t i = 0; i < p.count; ++i)
-    writer.write(groups.data[slot.data[i]], r + i, 1, static_cast<A*>(p.advantages) + i);
+  A* out = static_cast<A*>(p.advantages);
+  for (int64_t g = 0; g < count; ++g) sums.data[g] = double(writer.inverse(groups.data[g]));
+  for (int64_t i = 0; i < p.count; ++i) {
+    const A factor = A(sums.data[slot.data[i]]);
+    const bool counts = is_finite(r[i]) && factor != 0;
+    out[i] = counts ? limited((r[i] - groups.data[slot.data[i]].mean) * factor, writer.clip) : A(0);
+  }
   write_stats<A>(p, total);
 }
 

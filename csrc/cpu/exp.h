@@ -1,6 +1,6 @@
-// The exponential, in a form that vectorises in plain loops at every SIMD level.
+// The exponential, for numbers and for vectors of any width.
 #pragma once
-#include "simd.h"
+#include "vec.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
@@ -8,28 +8,32 @@ namespace {
 
 // e^x within 2 ulp: x = n·ln2 + r, a polynomial on |r| <= ln2/2 (Cephes' coefficients), times 2^n in two factors so that
 // overflow gives inf and underflow goes through subnormals to 0. NaN passes both comparisons and stays NaN.
-inline float exp_of(float x) {
-  x = x < -150.0f ? -150.0f : x;
-  x = x > 130.0f ? 130.0f : x;
-  const float shifter = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
-  const float shifted = x * 1.44269504088896341f + shifter;
-  const float n = shifted - shifter;
-  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(shifter);
-  float r = x - n * 0.693359375f;
+template <class F, class I> inline F exp_float(F x) {  // scalars, or vectors of them
+  x = x < -150.0f ? F{} - 150.0f : x;
+  x = x > 130.0f ? F{} + 130.0f : x;
+  const F shifter = F{} + 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
+  const F shifted = x * 1.44269504088896341f + shifter;
+  const F n = shifted - shifter;
+  const I exponent = bit_cast<I>(shifted) - bit_cast<I>(shifter);
+  F r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;  // ln2 = 0.693359375 - 2.12194440e-4
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
+  F y = 1.9875691500e-4f * r + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
   y = y * r + 4.1665795894e-2f;
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
-  const int32_t half = exponent >> 1;
-  const float first = bit_cast<float>(static_cast<uint32_t>(half + 127) << 23);
-  const float second = bit_cast<float>(static_cast<uint32_t>(exponent - half + 127) << 23);
-  return y * first * second;
+  const I half = exponent >> 1;
+  return y * bit_cast<F>((half + 127) << 23) * bit_cast<F>((exponent - half + 127) << 23);
 }
+inline float exp_of(float x) { return exp_float<float, int32_t>(x); }
 inline double exp_of(double x) { return __builtin_exp(x); }
+inline vec<float> exp_of(const vec<float>& x) { return exp_float<vec<float>, vec_mask<float>>(x); }
+inline vec<double> exp_of(const vec<double>& x) {
+  vec<double> y;
+  for (int k = 0; k < lanes_of<double>; ++k) y[k] = __builtin_exp(x[k]);
+  return y;
+}
 
 }  // namespace
 }  // namespace FINPERCEP_ARCH

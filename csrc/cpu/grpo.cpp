@@ -34,59 +34,65 @@ template <class A> struct Inputs {
   }
 };
 
-constexpr int kWidth = 16;  // independent sums per statistic
+// Running sums of the statistics, for numbers (F = A) or for vectors of them.
+template <class F, class A> struct Sums {
+  F policy{}, ratio{}, below{}, above{}, square{}, low = F{} + A(__builtin_inf()), high{};
 
-template <class A> struct Sums {
-  A policy[kWidth] = {}, ratio[kWidth] = {}, below[kWidth] = {}, above[kWidth] = {}, square[kWidth] = {};
-  A low[kWidth], high[kWidth];
-
-  Sums() {
-    for (int k = 0; k < kWidth; ++k) low[k] = A(__builtin_inf()), high[k] = 0;
-  }
-  inline void add(int k, A log_ratio, A r, A advantage, const Region<A>& region) {
-    const A clipped = r < region.low ? region.low : (r > region.high ? region.high : r);
-    const A free = advantage * r, held = advantage * clipped;
-    policy[k] += held < free ? held : free;  // the smaller gain; NaN stays NaN
-    ratio[k] += r;
-    below[k] += r < region.low ? A(1) : A(0);
-    above[k] += r > region.high ? A(1) : A(0);
-    square[k] += log_ratio * log_ratio;
-    low[k] = r < low[k] ? r : low[k];
-    high[k] = r > high[k] ? r : high[k];
-  }
-  void write(double* out) const {  // order of GrpoParams::stats, kl left alone
-    double p = 0, m = 0, b = 0, a = 0, s = 0, l = double(low[0]), h = double(high[0]);
-    for (int k = 0; k < kWidth; ++k) {
-      p += double(policy[k]), m += double(ratio[k]), s += double(square[k]);
-      b += double(below[k]), a += double(above[k]);
-      l = min_of(l, double(low[k])), h = max_of(h, double(high[k]));
-    }
-    out[0] = -p, out[2] = m, out[3] = l, out[4] = h, out[5] = b, out[6] = a, out[7] = s / 2;
+  inline void add(const F& log_ratio, const F& advantage, const Region<A>& region) {
+    const F zero{}, one = zero + A(1), r = exp_of(log_ratio);
+    const F floor = zero + region.low, ceiling = zero + region.high;
+    F clipped = r < floor ? floor : r;
+    clipped = r > ceiling ? ceiling : clipped;
+    const F free = advantage * r, held = advantage * clipped;
+    policy += held < free ? held : free;  // the smaller gain; NaN stays NaN
+    ratio += r;
+    below += r < floor ? one : zero;
+    above += r > ceiling ? one : zero;
+    square += log_ratio * log_ratio;
+    low = r < low ? r : low;
+    high = r > high ? r : high;
   }
 };
+
+inline float lane(float x, int) { return x; }
+inline double lane(double x, int) { return x; }
+template <class V> inline auto lane(const V& x, int k) { return x[k]; }
+
+// Adds to the chunk's result, in the order of GrpoParams::stats; kl is left alone.
+template <class F, class A> void flush(const Sums<F, A>& sums, int lanes, double* out) {
+  for (int k = 0; k < lanes; ++k) {
+    out[0] -= double(lane(sums.policy, k)), out[2] += double(lane(sums.ratio, k));
+    out[3] = min_of(out[3], double(lane(sums.low, k))), out[4] = max_of(out[4], double(lane(sums.high, k)));
+    out[5] += double(lane(sums.below, k)), out[6] += double(lane(sums.above, k));
+    out[7] += double(lane(sums.square, k)) / 2;
+  }
+}
 
 template <class A> void forward_chunk(const GrpoParams& p, int64_t begin, int64_t count, double* out) {
   const Region<A> region(p);
   Inputs<A> in;
-  Sums<A> sums;
-  A log_ratio[kBlock], ratio[kBlock];
+  Sums<vec<A>, A> sums;
+  Sums<A, A> rest;
   double kl = 0;
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
     in.load(p, offset, n);
-    for (int64_t i = 0; i < n; ++i) log_ratio[i] = in.log_prob[i] - in.old_log_prob[i];
-    for (int64_t i = 0; i < n; ++i) ratio[i] = exp_of(log_ratio[i]);
     int64_t i = 0;
-    for (; i + kWidth <= n; i += kWidth)
-      for (int k = 0; k < kWidth; ++k) sums.add(k, log_ratio[i + k], ratio[i + k], in.advantage[i + k], region);
-    for (; i < n; ++i) sums.add(int(i % kWidth), log_ratio[i], ratio[i], in.advantage[i], region);
+    for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
+      prefetch_ahead(in.log_prob + i), prefetch_ahead(in.old_log_prob + i), prefetch_ahead(in.advantage + i);
+      const vec<A> log_ratio = load_vec<vec<A>>(in.log_prob + i) - load_vec<vec<A>>(in.old_log_prob + i);
+      sums.add(log_ratio, load_vec<vec<A>>(in.advantage + i), region);
+    }
+    for (; i < n; ++i) rest.add(in.log_prob[i] - in.old_log_prob[i], in.advantage[i], region);
     if (p.kl != nullptr) {
       A buffer[kBlock];
       kl += double(sum_block(load_any(p.kl, p.kl_type, offset, buffer, n), n));
     }
   }
-  sums.write(out);
-  out[1] = kl;
+  for (int k = 0; k < kGrpoStats; ++k) out[k] = 0;
+  out[1] = kl, out[3] = __builtin_inf();
+  flush(sums, lanes_of<A>, out);
+  flush(rest, 1, out);
 }
 
 template <class A> void forward(const GrpoParams& p, const Parallel& pool) {
@@ -109,6 +115,15 @@ template <class A> void forward(const GrpoParams& p, const Parallel& pool) {
   *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total[0] + p.beta * total[1] : total[0]);
 }
 
+// No gradient where the clipped term is the smaller gain.
+template <class F, class A> inline F gradient(const F& log_ratio, const F& advantage, const Region<A>& region, A scale) {
+  const F zero{}, r = exp_of(log_ratio), floor = zero + region.low, ceiling = zero + region.high;
+  F clipped = r < floor ? floor : r;
+  clipped = r > ceiling ? ceiling : clipped;
+  const F free = advantage * r, held = advantage * clipped;
+  return held < free ? zero : scale * free;
+}
+
 template <class A> void backward_chunk(const GrpoBackwardParams& q, A scale, int64_t begin, int64_t count, bool stream) {
   const GrpoParams& p = q.forward;
   const Region<A> region(p);
@@ -117,12 +132,13 @@ template <class A> void backward_chunk(const GrpoBackwardParams& q, A scale, int
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
     in.load(p, offset, n);
-    for (int64_t i = 0; i < n; ++i) {
-      const A r = exp_of(in.log_prob[i] - in.old_log_prob[i]);
-      const A clipped = r < region.low ? region.low : (r > region.high ? region.high : r);
-      const A free = in.advantage[i] * r, held = in.advantage[i] * clipped;
-      grad[i] = held < free ? A(0) : scale * free;  // no gradient where the clipped term is the smaller gain
+    int64_t i = 0;
+    for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
+      prefetch_ahead(in.log_prob + i), prefetch_ahead(in.old_log_prob + i), prefetch_ahead(in.advantage + i);
+      const vec<A> log_ratio = load_vec<vec<A>>(in.log_prob + i) - load_vec<vec<A>>(in.old_log_prob + i);
+      store_vec(grad + i, gradient(log_ratio, load_vec<vec<A>>(in.advantage + i), region, scale));
     }
+    for (; i < n; ++i) grad[i] = gradient(in.log_prob[i] - in.old_log_prob[i], in.advantage[i], region, scale);
     store_any(q.grad_log_prob, p.log_prob_type, offset, grad, n, stream);
   }
 }

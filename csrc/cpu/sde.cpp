@@ -2,6 +2,7 @@
 #include "../include/sde.h"
 
 #include "any_block.h"
+#include "vec.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
@@ -42,19 +43,49 @@ Step coefficients(const SdeParams& p, int64_t sample) {
   return s;
 }
 
-// Not inlined: drawing, re-scoring and backward must round the mean alike, or the first ratio is not exactly 1.
-template <class A>
-__attribute__((noinline)) void mean_block(const A* x, const A* v, A a, A b, A* mean, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) mean[i] = a * x[i] + b * v[i];
+// One expression for drawing, re-scoring and backward: they must round the mean alike, or the first ratio is not 1.
+template <class F, class A> inline F mean_of(const F& x, const F& v, A a, A b) { return a * x + b * v; }
+
+template <class A> void mean_block(const A* x, const A* v, A a, A b, A* mean, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) mean[i] = mean_of(x[i], v[i], a, b);
 }
 
-template <class A> __attribute__((noinline)) A gap_block(const A* x, const A* y, int64_t n) {  // Σ (x - y)²
-  A lanes[kLanes] = {};
+template <class A> void draw_block(const A* x, const A* v, const A* noise, A a, A b, A spread, A* out, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) lanes[k] += (x[i + k] - y[i + k]) * (x[i + k] - y[i + k]);
-  for (; i < n; ++i) lanes[i % kLanes] += (x[i] - y[i]) * (x[i] - y[i]);
-  return fold(lanes);
+  for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
+    prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(noise + i);
+    const vec<A> mean = mean_of(load_vec<vec<A>>(x + i), load_vec<vec<A>>(v + i), a, b);
+    store_vec(out + i, mean + spread * load_vec<vec<A>>(noise + i));
+  }
+  for (; i < n; ++i) out[i] = mean_of(x[i], v[i], a, b) + spread * noise[i];
+}
+
+// sums[0] += Σ (outcome - mean)², sums[1] += Σ (v - reference)²; the four are read side by side, which is faster than
+// one after the other.
+template <bool kReference, class A>
+__attribute__((noinline)) void score_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b,
+                                           int64_t n, double* sums) {
+  vec<A> square{}, gap{};
+  A square_rest = 0, gap_rest = 0;
+  int64_t i = 0;
+  for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
+    prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(outcome + i);
+    const vec<A> velocity = load_vec<vec<A>>(v + i);
+    const vec<A> away = load_vec<vec<A>>(outcome + i) - mean_of(load_vec<vec<A>>(x + i), velocity, a, b);
+    square += away * away;
+    if constexpr (kReference) {
+      prefetch_ahead(reference + i);
+      const vec<A> apart = velocity - load_vec<vec<A>>(reference + i);
+      gap += apart * apart;
+    }
+  }
+  for (; i < n; ++i) {
+    const A away = outcome[i] - mean_of(x[i], v[i], a, b);
+    square_rest += away * away;
+    if constexpr (kReference) gap_rest += (v[i] - reference[i]) * (v[i] - reference[i]);
+  }
+  sums[0] += double(square_rest) + double(sum_lanes<A, kVectorBytes>(square));
+  sums[1] += double(gap_rest) + double(sum_lanes<A, kVectorBytes>(gap));
 }
 
 template <class A> inline const A* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
@@ -64,27 +95,29 @@ template <class A> inline const A* load(const Image& image, int64_t offset, A* b
 // One chunk of one sample; sums[0] = Σ (x' - mean)², sums[1] = Σ (v - v_reference)²
 template <class A>
 void forward_chunk(const SdeParams& p, const Step& step, int64_t begin, int64_t count, bool stream, double* sums) {
-  A xs[kBlock], vs[kBlock], other[kBlock], mean[kBlock], out[kBlock];
-  const A a = A(step.a), b = A(step.b), spread = A(step.spread);
+  A xs[kBlock], vs[kBlock], other[kBlock], references[kBlock], out[kBlock];
+  const A a = A(step.a), b = A(step.b);
   sums[0] = sums[1] = 0;
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
     const A* x = load(p.sample, offset, xs, n);
     const A* v = load(p.velocity, offset, vs, n);
-    mean_block(x, v, a, b, mean, n);
-    const A* outcome;
+    const A* outcome = out;
     if (p.noise.data != nullptr) {
-      const A* noise = load(p.noise, offset, other, n);
-      for (int64_t i = 0; i < n; ++i) out[i] = mean[i] + spread * noise[i];
+      draw_block(x, v, load(p.noise, offset, other, n), a, b, A(step.spread), out, n);
       round_any(p.sample.type, out, n);  // scored as it will be stored
       store_any(p.drawn, p.sample.type, offset, out, n, stream);
-      outcome = out;
     } else {
       outcome = load(p.next_sample, offset, other, n);
     }
-    sums[0] += double(gap_block(outcome, mean, n));
-    if (p.mean != nullptr) store_any(p.mean, p.sample.type, offset, mean, n, stream);
-    if (p.reference.data != nullptr) sums[1] += double(gap_block(v, load(p.reference, offset, other, n), n));
+    if (p.reference.data != nullptr)
+      score_block<true>(x, v, outcome, load(p.reference, offset, references, n), a, b, n, sums);
+    else
+      score_block<false>(x, v, outcome, outcome, a, b, n, sums);
+    if (p.mean != nullptr) {
+      mean_block(x, v, a, b, other, n);
+      store_any(p.mean, p.sample.type, offset, other, n, stream);
+    }
   }
 }
 
@@ -147,24 +180,34 @@ template <class A> Weights<A> weights(const SdeBackwardParams& q, const Step& st
 }
 
 template <class A>
+void gradient_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b, const Weights<A>& w, A* grad,
+                    int64_t n) {
+  int64_t i = 0;
+  for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
+    prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(outcome + i), prefetch_ahead(reference + i);
+    const vec<A> velocity = load_vec<vec<A>>(v + i);
+    const vec<A> away = load_vec<vec<A>>(outcome + i) - mean_of(load_vec<vec<A>>(x + i), velocity, a, b);
+    store_vec(grad + i, w.outcome * away + w.gap * (velocity - load_vec<vec<A>>(reference + i)));
+  }
+  for (; i < n; ++i)
+    grad[i] = w.outcome * (outcome[i] - mean_of(x[i], v[i], a, b)) + w.gap * (v[i] - reference[i]);
+}
+
+template <class A>
 void backward_chunk(const SdeBackwardParams& q, const Step& step, const Weights<A>& w, int64_t begin, int64_t count,
                     bool stream) {
   const SdeParams& p = q.forward;
-  A xs[kBlock], vs[kBlock], other[kBlock], mean[kBlock], grad[kBlock];
+  A xs[kBlock], vs[kBlock], other[kBlock], references[kBlock], grad[kBlock];
   const A a = A(step.a), b = A(step.b);
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
     const A* v = load(p.velocity, offset, vs, n);
+    const A* reference = q.grad_kl != nullptr ? load(p.reference, offset, references, n) : v;
     if (q.grad_log_prob != nullptr) {
-      mean_block(load(p.sample, offset, xs, n), v, a, b, mean, n);
-      const A* outcome = load(p.next_sample, offset, other, n);
-      for (int64_t i = 0; i < n; ++i) grad[i] = w.outcome * (outcome[i] - mean[i]);
+      const A *x = load(p.sample, offset, xs, n), *outcome = load(p.next_sample, offset, other, n);
+      gradient_block(x, v, outcome, reference, a, b, w, grad, n);
     } else {
-      for (int64_t i = 0; i < n; ++i) grad[i] = 0;
-    }
-    if (q.grad_kl != nullptr) {
-      const A* reference = load(p.reference, offset, other, n);
-      for (int64_t i = 0; i < n; ++i) grad[i] += w.gap * (v[i] - reference[i]);
+      for (int64_t i = 0; i < n; ++i) grad[i] = w.gap * (v[i] - reference[i]);
     }
     const Image paths[] = {q.grad_drawn, q.grad_mean};
     for (const Image& path : paths) {
