@@ -165,7 +165,7 @@ template <class T, class A> struct Rows {
 template <class T, class A> void target(const TargetParams& p, const Parallel& pool) {
   A *out = static_cast<A*>(p.out), *raw = p.raw != nullptr ? static_cast<A*>(p.raw) : out;
   const Rows<T, A> rows{p, out, raw, static_cast<A*>(p.rows), static_cast<A*>(p.bounds)};
-  const int64_t pixels = p.height * p.width, grain = (16 << 10) / max_of(p.width, int64_t(1));
+  const int64_t pixels = p.height * p.width, grain = grain_of(4 * p.width);
   const bool bounded = p.normalize == Normalize::minmax || p.normalize == Normalize::percentile;
   if (!bounded) {
     for (int64_t i = 0; i < p.batch * 4; ++i) rows.bounds[i] = 0;
@@ -173,7 +173,7 @@ template <class T, class A> void target(const TargetParams& p, const Parallel& p
   }
   // One image at a time, by one thread or by all: either way its raw map is still cached when it is rescaled.
   if (pixels <= (256 << 10) && p.batch >= pool.threads && (p.batch % pool.threads == 0 || p.batch >= 4 * pool.threads)) {
-    return parallel_for(pool, p.batch, 1, [&](int64_t begin, int64_t end) {
+    return parallel_for(pool, p.batch, grain_of(4 * pixels), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         rows.make(b * p.height, (b + 1) * p.height);
         rows.bound(b);

@@ -163,7 +163,7 @@ template <class A> void distance_gradient(const TargetBackwardParams& q, const P
   const A *reduced = static_cast<const A*>(q.reduced), *moments = static_cast<const A*>(p.moments);
   A* coefficients = static_cast<A*>(q.coefficients);
   const int64_t pixels = p.h * p.w;
-  parallel_for(pool, p.batch * p.h, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, p.batch * p.h, grain_of(2 * p.height / p.h * p.w), [&](int64_t begin, int64_t end) {
     Scratch<A> grad(p.w);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / p.h, i = row % p.h;
@@ -187,14 +187,14 @@ template <class A> void distance_gradient(const TargetBackwardParams& q, const P
 template <class T, class A> void image_gradients(const TargetBackwardParams& q, const Parallel& pool) {
   const TargetParams& p = q.forward;
   const bool features = q.reduced != nullptr, images = q.grad_reference != nullptr || q.grad_distorted != nullptr;
-  const int64_t pixels = p.height * p.width, grain = (16 << 10) / max_of(p.width, int64_t(1));
+  const int64_t pixels = p.height * p.width, grain = grain_of(4 * p.width);
   const BackwardRows<T, A> rows{
       q, p, static_cast<const A*>(q.grad), static_cast<const A*>(p.out), static_cast<const A*>(p.raw),
       static_cast<const A*>(p.bounds), static_cast<A*>(p.rows),
       p.batch * 3 * pixels * int64_t(sizeof(T)) >= kStreamBytes, features, images};
   // Whole images per thread where there are enough, so that gradient and map are still cached for the second look.
   if (pixels <= (256 << 10) && p.batch >= pool.threads && (p.batch % pool.threads == 0 || p.batch >= 4 * pool.threads)) {
-    return parallel_for(pool, p.batch, 1, [&](int64_t begin, int64_t end) {
+    return parallel_for(pool, p.batch, grain_of(4 * pixels), [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         if (rows.bounded()) rows.sum(b * p.height, (b + 1) * p.height);
         rows.make(b * p.height, (b + 1) * p.height, rows.finish(b));

@@ -52,8 +52,7 @@ void bilinear_row(const T* map, const ModulateParams& p, int64_t i, A* d) {
 template <class T, class A> void downsample(const ModulateParams& p, const Parallel& pool) {
   const T* map = static_cast<const T*>(p.map);
   A* d = static_cast<A*>(p.d);
-  const int64_t cost = max_of(int64_t(1), p.height * p.width / p.h);
-  parallel_for(pool, p.batch * p.h, (64 << 10) / cost, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, p.batch * p.h, grain_of(p.height * p.width / p.h), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* image = map + (row / p.h) * p.height * p.width;
       if (p.resample == Resample::area) area_row(image, p, row % p.h, d + row * p.w);
@@ -68,7 +67,7 @@ template <class T, class A> void scale_tokens(const ModulateParams& p, const Par
   const A* d = static_cast<const A*>(p.d);
   const int64_t tokens = p.batch * p.h * p.w, channels = p.channels;
   const bool stream = tokens * channels * int64_t(sizeof(T)) >= kStreamBytes;
-  parallel_for(pool, tokens, (32 << 10) / max_of(channels, int64_t(1)), [&](int64_t begin, int64_t end) {
+  parallel_for(pool, tokens, grain_of(channels), [&](int64_t begin, int64_t end) {
     A buffer[kBlock], result[kBlock];
     for (int64_t n = begin; n < end; ++n) {
       const A weight = gate_weight(p.gate, d[n]);
@@ -109,7 +108,7 @@ template <class T, class A> void mean_tokens(const ModulateParams& p, const Para
   const A* d = static_cast<const A*>(p.d);
   A* partial = static_cast<A*>(p.partial);
   const int64_t tokens = p.h * p.w, channels = p.channels, splits = modulate_splits(tokens);
-  parallel_for(pool, p.batch * splits, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, p.batch * splits, grain_of(kModulateSplit * channels), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / splits, first = (task % splits) * kModulateSplit;
       const int64_t count = min_of(kModulateSplit, tokens - first), row = b * tokens + first;
@@ -122,7 +121,7 @@ template <class T, class A> void mean_tokens(const ModulateParams& p, const Para
     }
   });
   T* out = static_cast<T*>(p.out);
-  parallel_for(pool, p.batch, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, p.batch, grain_of(splits * channels), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       for (int64_t c = 0; c < channels; ++c) {
         A sum = 0;

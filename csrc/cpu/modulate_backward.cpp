@@ -17,7 +17,7 @@ template <class T, class A> void token_gradients(const ModulateBackwardParams& p
   A* grad_d = static_cast<A*>(p.grad_d);
   const A share = q.pool ? A(1) / A(tokens) : A(1), slope = gate_slope<A>(q.gate) * share;
   const bool stream = rows * channels * int64_t(sizeof(T)) >= kStreamBytes;
-  parallel_for(pool, rows, (32 << 10) / max_of(channels, int64_t(1)), [&](int64_t begin, int64_t end) {
+  parallel_for(pool, rows, grain_of(channels), [&](int64_t begin, int64_t end) {
     A grad_buffer[kBlock], feature_buffer[kBlock], result[kBlock];
     for (int64_t n = begin; n < end; ++n) {
       const A weight = gate_weight(q.gate, d[n]) * share;
@@ -72,8 +72,7 @@ template <class T, class A> void map_gradient(const ModulateBackwardParams& p, c
   T* grad_map = static_cast<T*>(p.grad_map);
   const A* grad_d = static_cast<const A*>(p.grad_d);
   const bool stream = q.batch * q.height * q.width * int64_t(sizeof(T)) >= kStreamBytes;
-  const int64_t grain = (32 << 10) / max_of(q.width, int64_t(1));
-  parallel_for(pool, q.batch * q.height, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, q.batch * q.height, grain_of(q.width), [&](int64_t begin, int64_t end) {
     Scratch<A> cells(q.w), row(q.width);
     for (int64_t n = begin; n < end; ++n) {
       const A* image = grad_d + (n / q.height) * q.h * q.w;

@@ -207,6 +207,9 @@ template <class F> inline void parallel_for(const Parallel& pool, int64_t count,
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
+// Grain for items of `cost` elements each: a range handed to another thread holds at least 32 Ki elements.
+inline int64_t grain_of(int64_t cost) { return max_of(int64_t(1), (32 << 10) / max_of(cost, int64_t(1))); }
+
 template <class A> struct Scratch {
   A* data;
   explicit Scratch(int64_t n) : data(static_cast<A*>(std::malloc((n > 0 ? n : 1) * sizeof(A)))) {

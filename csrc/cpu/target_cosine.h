@@ -14,7 +14,7 @@ template <class T, class A> void cosine_forward(const TargetParams& p, const Par
   const int64_t blocks = ceil_div(pixels, block);
   const T *f = static_cast<const T*>(p.reference_features), *g = static_cast<const T*>(p.distorted_features);
   A *moments = static_cast<A*>(p.moments), *distance = static_cast<A*>(p.distance);
-  parallel_for(pool, p.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(pool, p.batch * blocks, grain_of(p.channels * min_of(block, pixels)), [&](int64_t begin, int64_t end) {
     A f_buffer[kBlock], g_buffer[kBlock], dot[kBlock], ff[kBlock], gg[kBlock];
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks, at = (task % blocks) * block, n = min_of(block, pixels - at);
@@ -58,7 +58,7 @@ template <class T, class A> void cosine_backward(const TargetBackwardParams& q, 
   T *grad_f = static_cast<T*>(q.grad_reference_features), *grad_g = static_cast<T*>(q.grad_distorted_features);
   const A* coefficients = static_cast<const A*>(q.coefficients);
   const bool stream = planes * pixels * int64_t(sizeof(T)) >= kStreamBytes;
-  parallel_for(pool, planes, (32 << 10) / max_of(pixels, int64_t(1)), [&](int64_t begin, int64_t end) {
+  parallel_for(pool, planes, grain_of(pixels), [&](int64_t begin, int64_t end) {
     A f_buffer[kBlock], g_buffer[kBlock], result[kBlock];
     for (int64_t plane = begin; plane < end; ++plane)
       for (int64_t at = 0; at < pixels; at += kBlock) {

@@ -31,13 +31,18 @@ COSINE_EPS = 1e-24  # on the product of the squared norms
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def _at_least(x: Tensor, limit: float) -> Tensor:
+    """clamp_min with the full gradient at the limit itself; torch's own differs between its versions there."""
+    return torch.where(x < limit, torch.full_like(x, limit), x)
+
+
 def cosine_distance_reference(a: Tensor, b: Tensor) -> Tensor:
     """1 - cos over channels, (B, C, h, w) × 2 -> (B, 1, h, w), in [0, 2]; exactly 0 for identical features."""
     dot, aa, bb = (a * b).sum(1, True), (a * a).sum(1, True), (b * b).sum(1, True)
     product = aa * bb
     safe = product > COSINE_EPS
     cosine = dot / torch.where(safe, product, 1).sqrt()
-    return torch.where(safe, (1 - cosine).clamp_min(0), (aa != bb).to(a.dtype))
+    return torch.where(safe, _at_least(1 - cosine, 0), (aa != bb).to(a.dtype))
 
 
 def percentile_ranks(count: int, percentile: float) -> tuple[int, int]:
@@ -81,10 +86,11 @@ def degradation_target_reference(
     flat = raw.flatten(1)
     if normalize == "minmax":
         low, high = flat.amin(1, True), flat.amax(1, True)
-        return ((flat - low) / (high - low).clamp_min(floor)).view_as(raw)
+        return ((flat - low) / _at_least(high - low, floor)).view_as(raw)
     rank_low, rank_high = percentile_ranks(flat.shape[1], percentile)
     low, high = _order_statistic(flat, rank_low), _order_statistic(flat, rank_high)
-    return ((flat - low) / (high - low).clamp_min(floor)).clamp(0, 1).view_as(raw)
+    ratio = _at_least((flat - low) / _at_least(high - low, floor), 0)
+    return torch.where(ratio > 1, torch.ones_like(ratio), ratio).view_as(raw)
 
 
 def degradation_target(
