@@ -1,0 +1,1 @@
+"""Benchmarks of the operators and of scoring: `python -m benchmarks` runs them and prints one table."""

@@ -1,0 +1,134 @@
+"""Time of every operator: eager reference, `torch.compile` of the reference, and the C++ operator.
+
+The three executors of a case run one after the other on the same inputs. Before every round of a large case
+the copy that serves as ceiling is timed, which also clears the caches; medians are taken of both. Small cases
+run warm.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.cases import CASES, Case, Outputs, Work
+from finpercep.ops import _backend
+
+EXECUTORS = ("eager", "compile", "cpp")
+LARGE = 64 << 20  # bytes of traffic
+ROUNDS_LARGE, ROUNDS_SMALL, WARMUP = 9, 300, 2
+
+
+class Ceiling:
+    """Copy of a 256 MB fp32 tensor: 512 MB of traffic."""
+
+    def __init__(self) -> None:
+        self.source = torch.rand(1 << 26)
+        self.target = torch.empty_like(self.source)
+        self.seconds: list[float] = []
+
+    def measure(self) -> None:
+        start = time.perf_counter()
+        self.target.copy_(self.source)
+        self.seconds.append(time.perf_counter() - start)
+
+    def gbps(self) -> float:
+        return 2 * self.source.nbytes / statistics.median(self.seconds) / 1e9
+
+
+@pytest.fixture(scope="module")
+def copy() -> Ceiling:
+    return Ceiling()
+
+
+class Prepared:
+    """The inputs of one group of cases and its three executors; one at a time is kept."""
+
+    def __init__(self, case: Case) -> None:
+        self.group = case.group
+        self.work: Work = case.make()
+
+    @cache  # noqa: B019 - lives as long as the object, which is the point
+    def executor(self, name: str) -> Callable[..., Outputs]:
+        if name == "eager":
+            return self.work.reference
+        if name == "compile":
+            return torch.compile(self.work.reference, fullgraph=True, dynamic=False)
+        return self.work.public  # the default backend is C++ here
+
+    def inputs(self, gradient: bool) -> list[Tensor]:
+        wanted = self.work.differentiable if gradient else ()
+        return [x.detach().requires_grad_(i in wanted) for i, x in enumerate(self.work.inputs)]
+
+
+_current: list[Prepared] = []
+
+
+def prepared(case: Case) -> Prepared:
+    if not _current or _current[0].group != case.group:
+        _current.clear()
+        torch._dynamo.reset()
+        _current.append(Prepared(case))
+    return _current[0]
+
+
+def differentiate(outputs: Outputs, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    roots = [out for out in outputs if out.requires_grad]
+    return torch.autograd.grad(
+        roots, [x for x in inputs if x.requires_grad], [torch.ones_like(r) for r in roots]
+    )
+
+
+def round_of(case: Case, ready: Prepared, executor: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """(what precedes a round untimed, what is timed)"""
+    function, inputs = ready.executor(executor), ready.inputs(case.direction != "forward")
+    if case.direction == "forward":
+        return lambda: None, partial(function, *inputs)
+    if case.direction == "training":
+        return lambda: None, lambda: differentiate(function(*inputs), inputs)
+    pending: list[Outputs] = []
+    return lambda: pending.append(function(*inputs)), lambda: differentiate(pending.pop(), inputs)
+
+
+def traffic(case: Case, work: Work) -> int:
+    forward = work.forward_bytes if case.direction != "backward" else 0
+    return forward + (work.backward_bytes if case.direction != "forward" else 0)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_operator(benchmark, copy: Ceiling, case: Case, executor: str) -> None:  # type: ignore[no-untyped-def]
+    family = case.operator.split("+")[0].split(" ")[0]
+    if executor == "cpp" and not _backend.has_cpp(family):
+        pytest.skip(f"operator {family} is not built: {_backend.unavailable_reason('cpp', family)}")
+    ready = prepared(case)
+    size = traffic(case, ready.work)
+    before, timed = round_of(case, ready, executor)
+    large = size >= LARGE
+    copy.seconds.clear()
+
+    def setup() -> None:
+        before()
+        if large or len(copy.seconds) < ROUNDS_LARGE:
+            copy.measure()
+
+    rounds = ROUNDS_LARGE if large else ROUNDS_SMALL
+    benchmark.pedantic(timed, setup=setup, rounds=rounds, warmup_rounds=WARMUP, iterations=1)
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info.update(
+        operator=case.operator,
+        direction=case.direction,
+        dtype=str(case.dtype).removeprefix("torch."),
+        size=case.size,
+        executor=executor,
+        bytes=size,
+        rounds=rounds,
+        copy_gbps=copy.gbps(),
+        gbps=size / seconds / 1e9,
+        share_of_copy=size / seconds / 1e9 / copy.gbps(),
+    )
