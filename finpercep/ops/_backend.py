@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,10 +18,9 @@ _CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def _load() -> tuple[ModuleType | None, str | None]:
     """Import `finpercep._C`. A failure is kept as text: importing the package must not fail because of it."""
     try:
-        from finpercep import _C  # type: ignore[attr-defined]
+        return importlib.import_module("finpercep._C"), None
     except Exception as error:  # ImportError (not built), OSError / RuntimeError (built for something else)
         return None, f"{type(error).__name__}: {error}"
-    return _C, None
 
 
 # Loaded with this module, not on the first call: a traced graph (torch.compile, export) then sees a constant.
