@@ -23,14 +23,12 @@ template <class A> inline A cosine_distance(A dot, A ff, A gg) {
 
 // Bilinear taps of every output column, and for every input column the outputs whose lower tap it is.
 template <class A> struct Columns {
-  Scratch<int32_t> lower;   // [width]
-  Scratch<A> frac;          // [width]
-  Scratch<int64_t> begin;   // [w + 1]
-  Columns(int64_t width, int64_t w) : lower(width), frac(width), begin(w + 1) {
+  Scratch<A> frac;         // [width]
+  Scratch<int64_t> begin;  // [w + 1]
+  Columns(int64_t width, int64_t w) : frac(width), begin(w + 1) {
     int64_t next = 0;
     for (int64_t x = 0; x < width; ++x) {
       const Tap<A> tap = bilinear_tap<A>(x, width, w);
-      lower.data[x] = int32_t(tap.lower);
       frac.data[x] = tap.frac;
       while (next <= tap.lower) begin.data[next++] = x;
     }
