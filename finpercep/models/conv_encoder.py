@@ -1,4 +1,4 @@
-"""A small hierarchical encoder that sees every pixel: strided convolutions and residual blocks, no normalization."""
+"""A small hierarchical encoder that sees every pixel: filter energies and residual blocks, no normalization."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from finpercep.models.filters import derivative_kernels
 
 
 class ResidualBlock(nn.Module):
@@ -21,7 +23,47 @@ class ResidualBlock(nn.Module):
             self.conv2.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        # In place: fresh memory costs more than the arithmetic here.
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)
+
+
+class EnergyStem(nn.Module):
+    """Log energies of derivatives at three scales, and the mean color, at stride 4.
+
+    Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
+    convolutional stem has to learn that ratio before it can find a fault; here the logarithm makes it a difference
+    from the first step. The filters stay fixed: trained, they lose their shape before anything behind them has learned.
+
+    Shape: (B,3,H,W) in [0, 1], sides multiples of 4 -> (B,channels,H/4,W/4).
+    """
+
+    kernels: Tensor
+
+    SCALES = 3
+    FLOOR = 0.002  # below it, energy is quantization noise
+    CENTER = -4.5  # log energy of faint texture
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        kernels = derivative_kernels()
+        self.register_buffer(
+            "kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False
+        )
+        self.mix = initialize(nn.Conv2d(self.SCALES * len(kernels) + 3, channels, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        level, features = images, []
+        for scale in range(self.SCALES):
+            if scale:
+                level = F.avg_pool2d(level, 2)
+            padded = F.pad(level, [1] * 4, mode="replicate")
+            # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
+            energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
+            if scale < 2:
+                energy = F.avg_pool2d(energy, 2)
+            features.append(energy)
+        energies = torch.cat(features, dim=1).add_(self.FLOOR).log_().sub_(self.CENTER)
+        return self.mix(torch.cat([energies, level * 4 - 2], dim=1))
 
 
 class ConvEncoder(nn.Module):
@@ -36,7 +78,7 @@ class ConvEncoder(nn.Module):
     Shape: images (B,3,H,W) in [0, 1], sides multiples of `stride` -> list of (B,C_i,H/s_i,W/s_i), fine to coarse.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128), depths: Sequence[int] = (1, 1, 2)) -> None:
+    def __init__(self, channels: Sequence[int] = (32, 64, 128), depths: Sequence[int] = (1, 1, 1)) -> None:
         super().__init__()
         if len(channels) != len(depths) or not channels:
             raise ValueError(
@@ -45,13 +87,7 @@ class ConvEncoder(nn.Module):
         self.channels = list(channels)
         self.upsampling = [1] * len(channels)  # already a pyramid
         self.stride = 4 * 2 ** (len(channels) - 1)
-        self.stem = initialize(
-            nn.Sequential(
-                nn.Conv2d(3, channels[0] // 2, 5, stride=2, padding=2),
-                nn.ReLU(),
-                nn.Conv2d(channels[0] // 2, channels[0], 3, stride=2, padding=1),
-            )
-        )
+        self.stem = EnergyStem(channels[0])
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
             down = [initialize(nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1))] if i else []
@@ -60,7 +96,7 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem((images * 4 - 2).contiguous(memory_format=torch.channels_last))
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -80,7 +116,7 @@ def initialize(module: nn.Module) -> nn.Module:
 
 def _receptive_radius(depths: Sequence[int]) -> int:
     """How many pixels away an input pixel can still move a feature."""
-    radius = 2 + 2  # the two stem convolutions, at strides 1 and 2
+    radius = 4 + 4  # the stem: a 3x3 filter at stride 4
     for i, depth in enumerate(depths):
         stride = 4 * 2**i
         radius += 2 * depth * stride + (stride // 2 if i else 0)

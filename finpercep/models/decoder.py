@@ -33,7 +33,11 @@ class FPNDecoder(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
         assert self.conv2.bias is not None
-        nn.init.constant_(self.conv2.bias, -3.0)  # most of most images is clean
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.conv2.bias, -2.0)  # most of most images is clean
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = [
@@ -41,9 +45,9 @@ class FPNDecoder(nn.Module):
         ]
         x = levels[-1]
         for level in reversed(levels[:-1]):
-            x = level + F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False)
-        logits = self.conv2(F.relu(self.conv1(x)))
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+            x = F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False).add_(level)
+        logits = self.conv2(F.relu_(self.conv1(x)))
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid_()
 
 
 def _learned_upsampling(width: int, factor: int) -> nn.Module:

@@ -19,7 +19,15 @@ from torch.utils.data import DataLoader
 from finpercep.data.scenes import load_scenes, split_dev
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from finpercep.models import RewardModel
-from finpercep.training.losses import LossWeights, align_loss, level_loss, map_loss, rank_loss, total_loss
+from finpercep.training.losses import (
+    LossWeights,
+    align_loss,
+    entropy_loss,
+    level_loss,
+    map_loss,
+    rank_loss,
+    total_loss,
+)
 
 
 @dataclass
@@ -114,7 +122,12 @@ class RewardTrainer:
             return {"rank": rank, "level": level_loss(output.score, target)}
         with torch.no_grad():
             base_score = self.base(batch.gt).score
-        return {"map": map_loss(output.map, target), "rank": rank, "align": align_loss(gt, base_score)}
+        return {
+            "map": map_loss(output.map, target),
+            "entropy": entropy_loss(output.map, target),
+            "rank": rank,
+            "align": align_loss(gt, base_score),
+        }
 
     def step(self, batch: Triplet) -> dict[str, float]:
         """One update; returns the losses.

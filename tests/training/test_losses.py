@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from finpercep.training.losses import LossWeights, align_loss, level_loss, map_loss, rank_loss, total_loss
+from finpercep.training.losses import (
+    LossWeights,
+    align_loss,
+    entropy_loss,
+    level_loss,
+    map_loss,
+    rank_loss,
+    total_loss,
+)
 
 
 def test_map_loss_is_the_mean_absolute_difference():
@@ -42,6 +50,16 @@ def test_total_loss_weights():
     terms = {"map": torch.tensor(1.0), "rank": torch.tensor(10.0), "align": torch.tensor(100.0)}
     assert total_loss(terms, LossWeights()).item() == pytest.approx(1 + 8 + 60)
     assert total_loss({"rank": torch.tensor(10.0)}, LossWeights()).item() == pytest.approx(8)
+
+
+def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
+    logits = torch.tensor([0.0, -12.0], requires_grad=True)
+    target = torch.tensor([0.5, 1.0])
+    loss = entropy_loss(logits.sigmoid(), target)
+    assert loss.item() == pytest.approx((0.6931 + 12.0) / 2, abs=1e-3)
+    loss.backward()
+    assert logits.grad[1].item() == pytest.approx(-0.5, abs=1e-3)  # L_map's would be -3e-6
+    assert entropy_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])) < 1e-5
 
 
 def test_level_loss():
