@@ -87,11 +87,18 @@ inline void narrow(double x, half* to) { narrow(float(x), to); }
 
 inline const float* load_block(const float* from, float*, int64_t) { return from; }
 inline const double* load_block(const double* from, double*, int64_t) { return from; }
+// Conversion leaves the memory idle while a block is computed on: ask for what comes a few blocks later in the stream.
+template <class T> inline void prefetch_ahead(const T* from, int64_t n) {
+  const char* at = reinterpret_cast<const char*>(from + 4 * n);
+  for (int64_t k = 0; k < n * int64_t(sizeof(T)); k += 64) __builtin_prefetch(at + k);
+}
 template <class T, class A> inline const A* load_block(const T* from, A* buffer, int64_t n) {
+  prefetch_ahead(from, n);
   for (int64_t i = 0; i < n; ++i) buffer[i] = A(widen(from[i]));
   return buffer;
 }
 inline const float* load_block(const half* from, float* buffer, int64_t n) {
+  prefetch_ahead(from, n);
   int64_t i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16)
@@ -99,6 +106,24 @@ inline const float* load_block(const half* from, float* buffer, int64_t n) {
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(buffer + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+#endif
+  for (; i < n; ++i) buffer[i] = widen(from[i]);
+  return buffer;
+}
+
+inline const float* load_block(const bf16* from, float* buffer, int64_t n) {
+  prefetch_ahead(from, n);
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  for (; i + 16 <= n; i += 16) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + i)));
+    _mm512_storeu_si512(buffer + i, _mm512_slli_epi32(wide, 16));
+  }
+#elif defined(__AVX2__)
+  for (; i + 8 <= n; i += 8) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + i)));
+    _mm256_storeu_si256((__m256i*)(buffer + i), _mm256_slli_epi32(wide, 16));
+  }
 #endif
   for (; i < n; ++i) buffer[i] = widen(from[i]);
   return buffer;
@@ -115,6 +140,21 @@ inline void narrow_block(half* to, const float* from, int64_t n) {
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (; i < n; ++i) narrow(from[i], to + i);
+}
+
+inline void narrow_block(bf16* to, const float* from, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  const __m512i half_unit = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), quiet = _mm512_set1_epi32(0x400000);
+  for (; i + 16 <= n; i += 16) {
+    const __m512 x = _mm512_loadu_ps(from + i);
+    const __m512i u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, half_unit), odd);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, quiet);
+    _mm256_storeu_si256((__m256i*)(to + i), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  }
 #endif
   for (; i < n; ++i) narrow(from[i], to + i);
 }

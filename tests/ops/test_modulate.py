@@ -177,3 +177,16 @@ def test_errors_name_the_argument() -> None:
         with pytest.raises(error, match=f"^{start}: expected") as caught:
             modulate(*arguments, **options)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_conversions_of_every_value(simd: str, dtype) -> None:
+    """All 65536 numbers: read exactly, and rounded to nearest even on the way out, bit for bit as PyTorch does."""
+    values = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype).view(1, 256, 256)
+    for weight in (1.0, 1 / 3):
+        degradation = torch.full((1, 1, 16, 16), weight)
+        ours = modulate(values, degradation, (16, 16), backend="cpp")
+        expected = modulate_reference(values, degradation, (16, 16))
+        assert torch.equal(ours.isnan(), expected.isnan())
+        number = ~expected.isnan()
+        assert torch.equal(ours.view(torch.int16)[number], expected.view(torch.int16)[number])
