@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run the suite, print the table, write `results/`. With pytest options (`-k sde`): only print."""
+"""`python -m benchmarks`: run the suite, print the table, write `results/`. With options (`-k sde`): only print."""
 
 from __future__ import annotations
 

@@ -84,34 +84,59 @@ template <class A> __attribute__((noinline)) Group<A> summarise_careful(const A*
   return g;
 }
 
-template <class A> inline Group<A> summarise(const A* r, int64_t n, int64_t correction) {
-  Row<A> sums{}, squares{};
-  RowMask<A> differs{};
-  const Row<A> first = Row<A>{} + r[0];
-  A sum = 0, square = 0;
-  bool varied = false;
+template <class A> inline A row_sum(const A* r, int64_t n) {
+  Row<A> sums{};
+  A rest = 0;
+  int64_t i = 0;
+  for (; i + kRow<A> <= n; i += kRow<A>) sums += load_vec<Row<A>>(r + i);
+  for (; i < n; ++i) rest += r[i];
+  return rest + sum_lanes<A, 32>(sums);
+}
+
+template <class A> inline A row_squares(const A* r, int64_t n, A mean) {
+  Row<A> sums{};
+  A rest = 0;
   int64_t i = 0;
   for (; i + kRow<A> <= n; i += kRow<A>) {
-    const Row<A> x = load_vec<Row<A>>(r + i);
-    sums += x;
-    differs |= x != first;
+    const Row<A> away = load_vec<Row<A>>(r + i) - mean;
+    sums += away * away;
   }
-  for (; i < n; ++i) sum += r[i], varied |= r[i] != r[0];
-  sum += sum_lanes<A, 32>(sums);
-  if (!is_finite(sum)) return summarise_careful(r, n, correction);  // a NaN, an infinity, or an overflow
-  Group<A> g;
-  g.finite = n, g.mean = sum / A(n), g.first = r[0];
-  for (i = 0; i + kRow<A> <= n; i += kRow<A>) {
-    const Row<A> away = load_vec<Row<A>>(r + i) - g.mean;
-    squares += away * away;
+  for (; i < n; ++i) rest += (r[i] - mean) * (r[i] - mean);
+  return rest + sum_lanes<A, 32>(sums);
+}
+
+template <class A> inline bool row_varies(const A* r, int64_t n) {
+  for (int64_t i = 1; i < n; ++i)
+    if (r[i] != r[0]) return true;
+  return false;
+}
+
+// Mean and std of `count` groups of `n` rewards. The steps go over all groups in turn: within one group each waits for the
+// one before, and divisions and roots vectorise over groups. True if every group is plain: finite, and its spread so far
+// above the rounding of its mean that its rewards differ for certain.
+template <class A>
+bool moments_of(const A* r, int64_t n, int64_t count, int64_t correction, A* mean, A* std) {
+  const A size = A(n), freedom = A(max_of(n - correction, int64_t(1)));
+  for (int64_t i = 0; i < n * count; i += 64 / int64_t(sizeof(A))) prefetch_ahead(r + i);  // the next task's rewards
+  for (int64_t g = 0; g < count; ++g) mean[g] = row_sum(r + g * n, n);
+  for (int64_t g = 0; g < count; ++g) mean[g] = mean[g] / size;
+  for (int64_t g = 0; g < count; ++g) std[g] = row_squares(r + g * n, n, mean[g]);
+  int32_t doubtful = 0;
+  for (int64_t g = 0; g < count; ++g) {
+    std[g] = root(std[g] / freedom);
+    const A doubt = A(1e-4) * (mean[g] < 0 ? -mean[g] : mean[g]);
+    doubtful += std[g] > doubt && std[g] < A(__builtin_inf()) ? 0 : 1;  // NaN is doubtful
   }
-  for (; i < n; ++i) square += (r[i] - g.mean) * (r[i] - g.mean);
-  g.squares = square + sum_lanes<A, 32>(squares);
-  uint64_t bits[4];
-  __builtin_memcpy(bits, &differs, sizeof(bits));
-  g.varied = varied || (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
-  g.finish(correction);
-  return g;
+  return doubtful == 0;
+}
+
+template <class A> Group<A> group_of(const A* r, int64_t n, int64_t correction, A mean, A std) {
+  if (!is_finite(mean)) return summarise_careful(r, n, correction);  // a NaN, an infinity, or an overflow
+  Group<A> group;
+  group.finite = n, group.mean = mean, group.varied = row_varies(r, n);
+  group.std = group.varied ? std : A(0);
+  group.squares = group.std * group.std * A(max_of(n - correction, int64_t(1)));
+  return group;
 }
 
 template <class A> inline A limited(A advantage, A clip) {
@@ -132,22 +157,28 @@ template <class A> struct Writer {
     return divisor > 0 ? 1 / divisor : 1;
   }
   void write(const Group<A>& g, const A* r, int64_t n, A* out) const {
-    const A mean = g.mean, factor = inverse(g);
+    const A factor = inverse(g);
     if (factor == 0) {  // not -0, and not 0·inf
       for (int64_t i = 0; i < n; ++i) out[i] = 0;
     } else if (g.finite < n) {
-      for (int64_t i = 0; i < n; ++i) out[i] = is_finite(r[i]) ? limited((r[i] - mean) * factor, clip) : A(0);
+      for (int64_t i = 0; i < n; ++i) out[i] = is_finite(r[i]) ? limited((r[i] - g.mean) * factor, clip) : A(0);
     } else {
-      const Row<A> most = Row<A>{} + clip;
-      int64_t i = 0;
-      for (; i + kRow<A> <= n; i += kRow<A>) {
-        Row<A> x = (load_vec<Row<A>>(r + i) - mean) * factor;
+      write_row(g.mean, factor, r, n, out);
+    }
+  }
+  void write_row(A mean, A factor, const A* r, int64_t n, A* out) const {
+    const Row<A> most = Row<A>{} + clip;
+    const bool clips = p.clip > 0;
+    int64_t i = 0;
+    for (; i + kRow<A> <= n; i += kRow<A>) {
+      Row<A> x = (load_vec<Row<A>>(r + i) - mean) * factor;
+      if (clips) {
         x = x > most ? most : x;
         x = x < -most ? -most : x;
-        store_vec(out + i, x);
       }
-      for (; i < n; ++i) out[i] = limited((r[i] - mean) * factor, clip);
+      store_vec(out + i, x);
     }
+    for (; i < n; ++i) out[i] = limited((r[i] - mean) * factor, clip);
   }
 };
 
@@ -193,17 +224,26 @@ template <class A> void blocks(const AdvantageParams& p, const Parallel& pool) {
   Scratch<Group<A>> groups(together ? tasks.groups : 0);
   Writer<A> writer(p);
   each_task<A>(p, pool, [&](int64_t t, int64_t first, const A* r, int64_t here) {
-    A staged[kBlock];
+    A staged[kBlock], mean[kBlock], std[kBlock];
     A* to = stream ? staged : out + first * size;
+    const bool plain = moments_of(r, size, here, p.correction, mean, std);
     Totals sum;
-    for (int64_t g = 0; g < here; ++g) {
-      const Group<A> group = summarise(r + g * size, size, p.correction);
-      sum.add(group);
-      if (together) groups.data[first + g] = group;
-      else writer.write(group, r + g * size, size, to + g * size);
+    if (plain && !together) {
+      sum.groups = here, sum.finite = here * size, sum.comparable = double(here);
+      sum.sum = double(sum_block(mean, here)) * double(size), sum.std = double(sum_block(std, here));
+      const bool by_group = p.scale == AdvantageScale::group;
+      for (int64_t g = 0; g < here; ++g) std[g] = by_group ? 1 / (std[g] + writer.eps) : A(1);
+      for (int64_t g = 0; g < here; ++g) writer.write_row(mean[g], std[g], r + g * size, size, to + g * size);
+    } else {
+      for (int64_t g = 0; g < here; ++g) {
+        const Group<A> group = group_of(r + g * size, size, p.correction, mean[g], std[g]);
+        sum.add(group);
+        if (together) groups.data[first + g] = group;
+        else writer.write(group, r + g * size, size, to + g * size);
+      }
     }
-    if (!together && stream) stream_copy(out + first * size, staged, here * size * int64_t(sizeof(A)));
     totals.data[t] = sum;
+    if (stream && !together) stream_copy(out + first * size, staged, here * size * int64_t(sizeof(A)));
   });
   Totals total;
   for (int64_t t = 0; t < tasks.count; ++t) total.add(totals.data[t]);
