@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ImageError", "RewardModel", "RewardOutput", "__version__", "available_models", "ops"]
+__all__ = [
+    "ImageError",
+    "RewardModel",
+    "RewardOutput",
+    "__version__",
+    "available_models",
+    "ops",
+    "worst_mean",
+]
 
 if TYPE_CHECKING:
     from finpercep import ops
     from finpercep.images import ImageError
-    from finpercep.models import RewardModel, RewardOutput, available_models
+    from finpercep.models import RewardModel, RewardOutput, available_models, worst_mean
 
 _HOMES = {
     "ImageError": "finpercep.images",
     "RewardModel": "finpercep.models",
     "RewardOutput": "finpercep.models",
     "available_models": "finpercep.models",
+    "worst_mean": "finpercep.models",
 }
 
 

@@ -15,8 +15,8 @@ from finpercep.cli_training import evaluate_reward, one_line_errors, train_rewar
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from finpercep.files import FileScore
     from finpercep.models import RewardModel
-    from finpercep.scoring import FileScore
 
 DEFAULT_MODEL = "finpercep-tiny"
 
@@ -61,7 +61,7 @@ def score(
     """
     from rich.console import Console
 
-    from finpercep.scoring import score_files
+    from finpercep.files import score_files
 
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     files, failures = _expand(paths)
@@ -115,8 +115,8 @@ def main() -> None:
 
 def _expand(arguments: Iterable[str]) -> tuple[list[Path], list[FileScore]]:
     """Every argument by itself, so that one folder without images does not stop the others."""
+    from finpercep.files import FileScore
     from finpercep.images import ImageError, expand_paths
-    from finpercep.scoring import FileScore
 
     files: list[Path] = []
     failures = []

@@ -17,8 +17,8 @@ from torch import Tensor
 from finpercep.data.masks import region_swap
 from finpercep.data.synthetic import synthetic_source
 from finpercep.demo_page import write_page, write_sheet
+from finpercep.files import score_image
 from finpercep.images import to_tensor
-from finpercep.scoring import score_image
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel

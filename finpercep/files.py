@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from finpercep.images import ImageError, load_image
+from finpercep.models.scoring import worst_mean
 from finpercep.overlay import overlay, save_image
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
 
-__all__ = ["FileScore", "map_file_names", "score_files", "worst_mean"]
-
-WORST_FRACTION = 0.01
+__all__ = ["FileScore", "map_file_names", "score_files"]
 
 
 class FileScore(NamedTuple):
@@ -30,15 +29,6 @@ class FileScore(NamedTuple):
     map_mean: float = float("nan")
     map_worst: float = float("nan")
     error: str | None = None
-
-
-def worst_mean(degradation: torch.Tensor, fraction: float = WORST_FRACTION) -> torch.Tensor:
-    """Mean of the worst `fraction` of pixels (at least one) of each map: a maximum no single pixel makes.
-
-    Takes ``(B, 1, H, W)`` and returns ``(B,)``; differentiable.
-    """
-    pixels = degradation.flatten(1)
-    return pixels.topk(max(1, round(fraction * pixels.shape[1])), dim=1, sorted=False).values.mean(1)
 
 
 def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, float, torch.Tensor]:

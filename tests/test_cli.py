@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from finpercep.cli import app
+from finpercep.files import map_file_names
 from finpercep.images import load_image
-from finpercep.models import RewardModel
-from finpercep.scoring import map_file_names, worst_mean
+from finpercep.models import RewardModel, worst_mean
 
 Run = Callable[..., Result]
 Write = Callable[..., torch.Tensor]

@@ -2,5 +2,6 @@
 
 from finpercep.models.checkpoint import available_models
 from finpercep.models.reward_model import RewardModel, RewardOutput
+from finpercep.models.scoring import worst_mean
 
-__all__ = ["RewardModel", "RewardOutput", "available_models"]
+__all__ = ["RewardModel", "RewardOutput", "available_models", "worst_mean"]

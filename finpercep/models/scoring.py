@@ -18,6 +18,15 @@ TILE = 1536
 """Default tile side in pixels. A tile of the embedded model with its halo takes under 0.5 GB."""
 
 
+def worst_mean(degradation: Tensor, fraction: float = 0.01) -> Tensor:
+    """max̂(M): mean of the worst `fraction` of pixels (at least one) of each map; no single pixel makes it [open].
+
+    Takes ``(B, 1, H, W)`` and returns ``(B,)``; differentiable.
+    """
+    pixels = degradation.flatten(1)
+    return pixels.topk(max(1, round(fraction * pixels.shape[1])), dim=1, sorted=False).values.mean(1)
+
+
 def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
     """See `RewardModel.score`."""
     from finpercep.models.reward_model import RewardOutput

@@ -14,7 +14,7 @@ class LossWeights:
     """The paper's weights, and what it leaves open.
 
     Attributes:
-        entropy: weight of `entropy_loss`, beside L_map; 0 is the paper's objective.
+        entropy: starting weight of `entropy_loss`; it fades to 0 with the learning rate. 0 is the paper's objective.
         level: weight of `level_loss`, which only RM_0 is trained with.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +135,13 @@ class RewardTrainer:
         Raises:
             FloatingPointError: the loss is not finite; nothing was updated.
         """
+        config = self.config
         terms = self.losses(batch)
-        loss = total_loss(terms, self.config.loss)
+        # The cross-entropy helps the map to start and then makes way for L_map, whose optimum leaves clean pixels at 0.
+        fading = config.loss.entropy * cosine(self.done, 0, config.steps)
+        loss = total_loss(terms, replace(config.loss, entropy=fading))
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {self.config.out} is kept")
+            raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {config.out} is kept")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
