@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finpercep.models.conv_encoder import initialize
+
 WIDTHS = {"light": 32, "full": 128}
 """Named decoder widths [open in the paper]: stage 1 of the curriculum grows the light one, stage 2 the full one."""
 
@@ -33,10 +35,7 @@ class FPNDecoder(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
         assert self.conv2.bias is not None
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        initialize(self)
         nn.init.constant_(self.conv2.bias, -2.0)  # most of most images is clean
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
