@@ -84,6 +84,9 @@ class BuildExtension(build_ext):
         return self.get_ext_filename(self.get_ext_fullname(ext.name))
 
     def _build(self, ext: Extension) -> None:
+        library = Path(self.build_lib) / self._file_name(ext)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        library.unlink(missing_ok=True)  # a failed build must not leave an older library in its place
         import pybind11
         import torch
 
@@ -98,7 +101,7 @@ class BuildExtension(build_ext):
             f"-isystem{torch_root / 'include'}",
             f"-isystem{sysconfig.get_path('include')}",
         ]  # fmt: skip
-        objects_dir = Path(self.build_temp)
+        objects_dir = Path(self.build_temp, f"torch-{torch.__version__}")
         objects_dir.mkdir(parents=True, exist_ok=True)
 
         def compile_unit(unit: Unit) -> Path:
@@ -109,10 +112,6 @@ class BuildExtension(build_ext):
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             objects = list(pool.map(compile_unit, cpu_units()))
-        library = Path(self.build_lib) / self._file_name(ext)
-        if self.inplace:
-            library = Path(self.get_ext_fullpath(ext.name))
-        library.parent.mkdir(parents=True, exist_ok=True)
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         # No rpath: `import torch` has loaded libtorch_cpu before finpercep._C is.
         torch_libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
