@@ -84,7 +84,7 @@ template <class A> __attribute__((noinline)) Group<A> summarise_careful(const A*
   return g;
 }
 
-template <class A> inline A row_sum(const A* r, int64_t n) {
+template <class A> __attribute__((always_inline)) inline A row_sum(const A* r, int64_t n) {
   Row<A> sums{};
   A rest = 0;
   int64_t i = 0;
@@ -93,7 +93,7 @@ template <class A> inline A row_sum(const A* r, int64_t n) {
   return rest + sum_lanes<A, 32>(sums);
 }
 
-template <class A> inline A row_squares(const A* r, int64_t n, A mean) {
+template <class A> __attribute__((always_inline)) inline A row_squares(const A* r, int64_t n, A mean) {
   Row<A> sums{};
   A rest = 0;
   int64_t i = 0;
@@ -113,9 +113,10 @@ template <class A> inline bool row_varies(const A* r, int64_t n) {
 
 // Mean and std of `count` groups of `n` rewards. The steps go over all groups in turn: within one group each waits for the
 // one before, and divisions and roots vectorise over groups. True if every group is plain: finite, and its spread so far
-// above the rounding of its mean that its rewards differ for certain.
-template <class A>
-bool moments_of(const A* r, int64_t n, int64_t count, int64_t correction, A* mean, A* std) {
+// above the rounding of its mean that its rewards differ for certain. kSize: the size where it is known, else 0.
+template <int64_t kSize, class A>
+bool moments_of(const A* r, int64_t any_size, int64_t count, int64_t correction, A* mean, A* std) {
+  const int64_t n = kSize > 0 ? kSize : any_size;
   const A size = A(n), freedom = A(max_of(n - correction, int64_t(1)));
   for (int64_t i = 0; i < n * count; i += 64 / int64_t(sizeof(A))) prefetch_ahead(r + i);  // the next task's rewards
   for (int64_t g = 0; g < count; ++g) mean[g] = row_sum(r + g * n, n);
@@ -166,7 +167,7 @@ template <class A> struct Writer {
       write_row(g.mean, factor, r, n, out);
     }
   }
-  void write_row(A mean, A factor, const A* r, int64_t n, A* out) const {
+  __attribute__((always_inline)) void write_row(A mean, A factor, const A* r, int64_t n, A* out) const {
     const Row<A> most = Row<A>{} + clip;
     const bool clips = p.clip > 0;
     int64_t i = 0;
@@ -214,9 +215,9 @@ template <class A, class F> void each_task(const AdvantageParams& p, const Paral
   });
 }
 
-template <class A> void blocks(const AdvantageParams& p, const Parallel& pool) {
+template <int64_t kSize, class A> void blocks(const AdvantageParams& p, const Parallel& pool) {
   const Tasks tasks(p);
-  const int64_t size = tasks.size;
+  const int64_t size = kSize > 0 ? kSize : tasks.size;
   const bool together = p.scale == AdvantageScale::batch;
   const bool stream = p.count * int64_t(sizeof(A)) >= kStreamBytes && size <= kBlock;
   A* out = static_cast<A*>(p.advantages);
@@ -226,7 +227,7 @@ template <class A> void blocks(const AdvantageParams& p, const Parallel& pool) {
   each_task<A>(p, pool, [&](int64_t t, int64_t first, const A* r, int64_t here) {
     A staged[kBlock], mean[kBlock], std[kBlock];
     A* to = stream ? staged : out + first * size;
-    const bool plain = moments_of(r, size, here, p.correction, mean, std);
+    const bool plain = moments_of<kSize>(r, size, here, p.correction, mean, std);
     Totals sum;
     if (plain && !together) {
       sum.groups = here, sum.finite = here * size, sum.comparable = double(here);
@@ -325,8 +326,14 @@ template <class A> void labels(const AdvantageParams& p) {
 }
 
 template <class A> void run(const AdvantageParams& p, const Parallel& pool) {
-  if (p.ids != nullptr) labels<A>(p);
-  else blocks<A>(p, pool);
+  if (p.ids != nullptr) return labels<A>(p);
+  switch (p.group_size) {  // custom: 24 in flow_grpo, 12 in DanceGRPO, powers of two elsewhere
+    case 8: return blocks<8, A>(p, pool);
+    case 12: return blocks<12, A>(p, pool);
+    case 16: return blocks<16, A>(p, pool);
+    case 24: return blocks<24, A>(p, pool);
+    default: return blocks<0, A>(p, pool);
+  }
 }
 
 }  // namespace

@@ -24,16 +24,14 @@ inline void store_any(void* to, DType type, int64_t offset, const A* from, int64
   });
 }
 
-// What a number becomes when it is stored as `type` and read back.
+// What numbers (at most kBlock) become when they are stored as `type` and read back.
 template <class A> inline void round_any(DType type, A* values, int64_t n) {
   for_float(type, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (sizeof(T) >= sizeof(A)) return;
-    for (int64_t i = 0; i < n; ++i) {
-      T stored;
-      narrow(values[i], &stored);
-      values[i] = A(widen(stored));
-    }
+    T stored[kBlock];
+    narrow_block(stored, values, n);
+    load_block(stored, values, n);
   });
 }
 
