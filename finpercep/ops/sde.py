@@ -255,16 +255,8 @@ def sde_step(
     Raises:
         ValueError, TypeError: one line that names the argument. RuntimeError: a backend that cannot run here.
     """
-    _check_images(
-        sample,
-        {
-            "sample": sample,
-            "velocity": velocity,
-            "noise": noise,
-            "next_sample": next_sample,
-            "reference_velocity": reference_velocity,
-        },
-    )
+    images = {"velocity": velocity, "noise": noise, "next_sample": next_sample, "sample": sample}
+    _check_images(sample, images | {"reference_velocity": reference_velocity})
     _check(sigma, sigma_next, sample, noise_level, kind, kl_kind, sigma_max)
     if next_sample is not None and (noise is not None or generator is not None):
         raise ValueError(
@@ -276,19 +268,10 @@ def sde_step(
         noise = draw_noise(sample, generator)
     if _backend.resolve(backend, "sde_step", sample.device, sample.dtype) == "reference":
         return sde_step_reference(
-            velocity,
-            sample,
-            sigma,
-            sigma_next,
-            noise_level=noise_level,
-            noise=noise,
-            next_sample=next_sample,
-            kind=kind,
-            reference_velocity=reference_velocity,
-            kl_kind=kl_kind,
-            sigma_max=sigma_max,
+            velocity, sample, sigma, sigma_next, noise_level=noise_level, noise=noise, next_sample=next_sample,
+            kind=kind, reference_velocity=reference_velocity, kl_kind=kl_kind, sigma_max=sigma_max,
             return_mean=return_mean,
-        )
+        )  # fmt: skip
     drawn, mean, log_prob, std, kl = torch.ops.finpercep.sde_step(
         velocity,
         sample.detach(),
@@ -355,14 +338,8 @@ def _backward(ctx, grad_drawn, grad_mean, grad_log_prob, _, grad_kl):  # type: i
         grad_mean if grad_mean is not None and grad_mean.shape == sample.shape else None,
         grad_log_prob,
         grad_kl if reference is not None else None,
-        velocity,
-        sample,
-        outcome,
-        sigma,
-        sigma_next,
-        reference,
-        *ctx.options,
-    )
+        velocity, sample, outcome, sigma, sigma_next, reference, *ctx.options,
+    )  # fmt: skip
     return grad, *(None,) * 11
 
 
