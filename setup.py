@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -145,4 +145,9 @@ def extensions() -> list[Extension]:
 
 
 os.chdir(ROOT)  # paths to sources are relative: setuptools wants them so
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+setup(
+    # finpercep.kernels lives in kernels/, where discovery does not look; pyproject.toml maps its folder.
+    packages=[*find_packages(include=["finpercep*"]), "finpercep.kernels"],
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension},
+)
