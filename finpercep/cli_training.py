@@ -37,6 +37,9 @@ def train_reward(
         Path | None,
         typer.Option("--anchor", help="Folder of RM_0. Without it, RM_0 itself (no map) is trained."),
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Folder of a model to go on from, with a new schedule.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")] = 3000,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Triplets in a step.")] = 8,
     crop: Annotated[int, typer.Option("--crop", min=16, help="Side of the square crops, pixels.")] = 192,
@@ -81,6 +84,7 @@ def train_reward(
         data=str(data),
         out=str(out),
         anchor=None if anchor is None else str(anchor),
+        init=None if init is None else str(init),
         steps=steps,
         batch=batch,
         lr_encoder=lr_encoder,

@@ -39,6 +39,7 @@ class RewardTrainConfig:
         out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
         anchor: folder of RM_0. None trains RM_0 itself (no map; ranks and levels); else the encoder and the head start
             from it, a decoder is added, and it is the frozen S_base of L_align.
+        init: folder of a full model to go on from, in a new run with its own schedule; its architecture wins.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
         leave_out: SR sources not to train on.
         batch: triplets in a step.
@@ -48,6 +49,7 @@ class RewardTrainConfig:
     data: str
     out: str
     anchor: str | None = None
+    init: str | None = None
     steps: int = 3000
     batch: int = 8
     lr_encoder: float = 1e-5
@@ -90,6 +92,8 @@ class RewardTrainer:
 
     def _new_model(self) -> RewardModel:
         config = self.config
+        if config.init is not None:
+            return RewardModel.from_pretrained(config.init)
         if self.base is None:
             return RewardModel(config.encoder, None, config.head)
         model = RewardModel(
@@ -247,7 +251,7 @@ def cosine(step: int, warmup: int, steps: int) -> float:
 
 def comparable(config: RewardTrainConfig) -> dict[str, Any]:
     """What must agree for a resume to be exact, in plain types."""
-    ignored = ("out", "data", "anchor", "workers", "log_every", "save_every")
+    ignored = ("out", "data", "anchor", "init", "workers", "log_every", "save_every")
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
 
 
