@@ -33,6 +33,9 @@ clean:  ## remove what was built and written; .venv stays, and is brought up to 
 	find finpercep kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f .venv/installed .venv/installed-bench
 
+# A compiler is required here, so a build that fails must not pass for an install without extension.
+export FINPERCEP_REQUIRE_EXT := 1
+
 # Stamps: a second call does nothing, a change of the build files or of the C++ sources installs again.
 .venv/tools:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python >= 3.10 is needed, {sys.executable} is {v[0]}.{v[1]}; set PYTHON")'

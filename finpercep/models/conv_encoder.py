@@ -56,7 +56,7 @@ class EnergyStem(nn.Module):
         for scale in range(self.SCALES):
             if scale:
                 level = F.avg_pool2d(level, 2)
-            padded = F.pad(level, [1] * 4, mode="replicate")
+            padded = _repeat_edges(level)
             # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
             energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
             if scale < 2:
@@ -102,6 +102,12 @@ class ConvEncoder(nn.Module):
             x = stage(x)
             features.append(x)
         return features
+
+
+def _repeat_edges(x: Tensor) -> Tensor:
+    """One more row and column on each side. Not F.pad: torch.compile (2.15) fails on its gradient's strides."""
+    x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
+    return torch.cat([x[..., :1], x, x[..., -1:]], -1)
 
 
 def initialize(module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,7 +37,9 @@ class FPNDecoder(nn.Module):
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
         assert self.conv2.bias is not None
         initialize(self)
-        nn.init.constant_(self.conv2.bias, -2.0)  # most of most images is clean
+        with torch.no_grad():  # at first the map is flat and near clean, whatever the scale of the features
+            self.conv2.weight.mul_(0.1)
+            self.conv2.bias.fill_(-2.0)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = [

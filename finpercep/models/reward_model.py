@@ -181,7 +181,8 @@ def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (B,3,H,W) until both sides are multiples of `multiple`."""
-    bottom, right = (-side % multiple for side in images.shape[-2:])
+    # Not -side % multiple: with sizes as symbols, torch.compile (2.15) does not know Python's modulo of a negative.
+    bottom, right = ((multiple - side % multiple) % multiple for side in images.shape[-2:])
     # Not F.pad(mode="replicate"): the strides of its gradient are not those that torch.compile (2.15) expects.
     if bottom:
         images = torch.cat([images, images[..., -1:, :].expand(-1, -1, bottom, -1)], -2)
