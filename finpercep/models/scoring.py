@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from finpercep.models.reward_model import RewardModel, RewardOutput
 
 TILE = 1536
-"""Default tile side in pixels. A tile of the embedded model with its halo takes under 0.5 GB."""
+"""Default tile side in pixels: bounds the memory beyond the image and its map."""
 
 
 def worst_mean(degradation: Tensor, fraction: float = 0.01) -> Tensor:

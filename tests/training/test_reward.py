@@ -83,7 +83,7 @@ def test_resume_refuses_other_settings(config):
 def test_training_lowers_the_loss(config):
     trainer = RewardTrainer(dataclasses.replace(config, steps=30, batch=4))
     losses = [trainer.step(batch)["rank"] for batch in trainer.batches()]
-    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 def test_loss_that_is_not_finite_stops_the_run(config):
