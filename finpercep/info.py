@@ -37,10 +37,17 @@ def operator_lines() -> list[tuple[str, str]]:
         for name, state in found["available"].items()
     ]
     lines += [(f"chosen on {device}", str(name)) for device, name in found["chosen"].items()]
-    build: dict[str, Any] | None = found["build"]
+    return (
+        lines
+        + _build_lines("extension", found["build"])
+        + _build_lines("cuda extension", found["build_cuda"])
+    )
+
+
+def _build_lines(title: str, build: dict[str, Any] | None) -> list[tuple[str, str]]:
     if build is None:
-        return [*lines, ("extension", "not built")]
-    return [*lines, *((f"extension {key.replace('_', ' ')}", _text(value)) for key, value in build.items())]
+        return [(title, "not built")]
+    return [(f"{title} {key.replace('_', ' ')}", _text(value)) for key, value in build.items()]
 
 
 def _text(value: Any) -> str:

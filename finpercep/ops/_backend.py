@@ -1,9 +1,13 @@
-"""Which implementation of an operator runs: load the compiled extension, choose, and explain."""
+"""Which implementation of an operator runs: load the compiled extensions, find Triton, choose, and explain."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -11,20 +15,26 @@ import torch
 
 # Fastest first. "reference" is plain PyTorch and always there.
 BACKENDS = ("cuda", "triton", "cpp", "reference")
-_GPU_BACKENDS = ("cuda", "triton")
-_CPP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_REINSTALL = "reinstall finpercep (`pip install --no-build-isolation -e .`)"
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
-    """Import `finpercep._C`. A failure is kept as text: importing the package must not fail because of it."""
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """Import a compiled extension. A failure is kept as text: importing the package must not fail because of it."""
     try:
-        return importlib.import_module("finpercep._C"), None
+        return importlib.import_module(name), ""
     except Exception as error:  # ImportError (not built), OSError / RuntimeError (built for something else)
         return None, f"{type(error).__name__}: {error}"
 
 
-# Loaded with this module, not on the first call: a traced graph (torch.compile, export) then sees a constant.
-_extension, _load_error = _load()
+# Loaded with this module, not on the first call: a traced graph (torch.compile, export) then sees constants.
+_extension, _load_error = _load("finpercep._C")
+_cuda_extension, _cuda_load_error = _load("finpercep._C_cuda")
+# Triton is only looked for: importing it takes a while, and only its kernels need it.
+_has_triton = importlib.util.find_spec("triton") is not None
+# Under Triton's interpreter, which reads the same variable, its kernels run on CPU tensors: slow, for tests.
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+_cuda_operators: set[str] = set()
 
 
 def has_cpp(operator: str) -> bool:
@@ -35,6 +45,11 @@ def has_cpp(operator: str) -> bool:
     return _extension is not None and hasattr(torch.ops.finpercep, operator)
 
 
+def has_cuda(operator: str) -> bool:
+    """Whether `torch.ops.finpercep.<operator>` has a CUDA kernel."""
+    return operator in _cuda_operators
+
+
 def register(
     operator: str,
     *,
@@ -43,32 +58,104 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Attach shapes and autograd to a C++ operator family; nothing to do where it is not built.
+    """Attach shapes and autograd to the compiled operator and to the Triton operator of a family, where they exist.
 
-    `fake_backward` belongs to `<operator>_backward`; a family without gradient leaves the last three out.
+    `fake_backward` belongs to `<operator>_backward`, and `backward` gets that operator as its first argument; a family
+    without gradient leaves the last three out. The Triton operators, `<operator>_triton` and
+    `<operator>_backward_triton`, have the signatures of the fakes.
     """
-    if not has_cpp(operator):
-        return
-    torch.library.register_fake(f"finpercep::{operator}", fake)
-    if fake_backward is not None and backward is not None:
-        torch.library.register_fake(f"finpercep::{operator}_backward", fake_backward)
-        torch.library.register_autograd(f"finpercep::{operator}", backward, setup_context=setup_context)
+    names = (
+        {operator: fake} if fake_backward is None else {operator: fake, f"{operator}_backward": fake_backward}
+    )
+    if _has_triton:
+        for name, signature in names.items():
+            _define_triton(name, signature)
+        _attach(names, "_triton", setup_context, backward)
+    if has_cpp(operator):
+        _attach(names, "", setup_context, backward)
+        if _cuda_extension is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"finpercep::{operator}", "CUDA"
+        ):
+            _cuda_operators.add(operator)
+
+
+def _attach(
+    names: dict[str, Callable[..., Any]],
+    suffix: str,
+    setup_context: Callable[..., None] | None,
+    backward: Callable[..., Any] | None,
+) -> None:
+    for name, fake in names.items():
+        torch.library.register_fake(f"finpercep::{name}{suffix}", fake)
+    if backward is not None:
+        forward_name, backward_name = (f"{name}{suffix}" for name in names)
+        torch.library.register_autograd(
+            f"finpercep::{forward_name}",
+            partial(backward, getattr(torch.ops.finpercep, backward_name)),
+            setup_context=setup_context,
+        )
+
+
+def _define_triton(name: str, fake: Callable[..., Any]) -> None:
+    """The operator `finpercep::<name>_triton`: `<name>` of the family's file in finpercep.kernels."""
+    family = fake.__module__.rpartition(".")[2]
+
+    def launch(*arguments: Any) -> Any:
+        kernels = importlib.import_module(f"finpercep.kernels.{family}")
+        device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return getattr(kernels, name)(*arguments)
+
+    qualified = f"finpercep::{name}_triton"
+    schema = torch.library.infer_schema(fake, mutates_args=())
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, ("cuda", "cpu") if _interpreted else "cuda")(launch)
+
+
+def operator(backend: str, name: str) -> Any:
+    """The operator that a chosen backend other than "reference" calls."""
+    return getattr(torch.ops.finpercep, f"{name}_triton" if backend == "triton" else name)
 
 
 def unavailable_reason(backend: str, operator: str | None = None) -> str | None:
-    """Why `backend` cannot run (this operator) here and what to do about it; None when it can."""
+    """Why `backend` cannot run (this operator) here and what to do about it; None when it can.
+
+    That there are CUDA tensors is for `resolve` to see.
+    """
     if backend == "reference":
         return None
-    if backend in _GPU_BACKENDS:
+    if backend == "triton":
         return (
-            f"this version of finpercep has no {backend} kernels yet; use backend=None, 'cpp' or 'reference'"
+            None
+            if _has_triton
+            else "Triton is not installed; `pip install triton` (Linux, with an NVIDIA GPU)"
         )
-    advice = "install a C++17 compiler and reinstall finpercep (`pip install --no-build-isolation -e .`)"
-    if _extension is None:
+    advice = f"install a C++17 compiler and {_REINSTALL}"
+    if _extension is None:  # it also holds the schemas of the CUDA kernels
         return f"the compiled extension finpercep._C did not load ({_load_error}); {advice}"
+    if backend == "cuda":
+        return _no_cuda_reason(operator)
     if operator is not None and not has_cpp(operator):
         return f"the compiled extension finpercep._C is older than these sources: no operator {operator}; {advice}"
     return None
+
+
+def _no_cuda_reason(operator: str | None) -> str | None:
+    advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL}, or use 'triton'"
+    if _cuda_extension is None:
+        return f"the compiled extension finpercep._C_cuda did not load ({_cuda_load_error}); {advice}"
+    if operator is not None and not has_cuda(operator):
+        return f"the compiled extension finpercep._C_cuda has no kernel for {operator}; {advice}"
+    return None
+
+
+def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
+    if dtype in _DTYPES:
+        if device.type == "cuda":
+            return "cuda" if has_cuda(operator) else "triton" if _has_triton else "reference"
+        if device.type == "cpu" and has_cpp(operator):
+            return "cpp"
+    return "reference"
 
 
 def resolve(backend: str | None, operator: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -78,32 +165,55 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
     ValueError (no such backend) or RuntimeError (not available, or not for this device or dtype), saying why.
     """
     if backend is None:
-        return "cpp" if device.type == "cpu" and dtype in _CPP_DTYPES and has_cpp(operator) else "reference"
+        return _fastest(operator, device, dtype)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     reason = unavailable_reason(backend, operator)
     if reason is not None:
         raise RuntimeError(f"backend={backend!r} is not available: {reason}")
-    if backend == "cpp":
-        if device.type != "cpu":
-            raise RuntimeError(f"backend='cpp' runs on CPU tensors, got {device}; use backend=None")
-        if dtype not in _CPP_DTYPES:
-            names = ", ".join(str(d).removeprefix("torch.") for d in _CPP_DTYPES)
-            raise RuntimeError(f"backend='cpp' supports {names}, got {str(dtype).removeprefix('torch.')}")
+    if backend == "reference":
+        return backend
+    needed = "cpu" if backend == "cpp" else "cuda"
+    if device.type != needed and not (backend == "triton" and _interpreted and device.type == "cpu"):
+        raise RuntimeError(
+            f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None"
+        )
+    if dtype not in _DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise RuntimeError(f"backend={backend!r} supports {names}, got {str(dtype).removeprefix('torch.')}")
     return backend
+
+
+def _availability(backend: str) -> bool | str:
+    """What `finpercep info` says: unlike `unavailable_reason` it may import Triton and look for a GPU."""
+    reason = unavailable_reason(backend)
+    if reason is not None:
+        return reason
+    if backend == "triton":
+        try:
+            importlib.import_module("finpercep.kernels.modulate")
+        except Exception as error:
+            return f"Triton does not import ({type(error).__name__}: {error}); `pip install -U triton`"
+    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+        if backend == "triton" and _interpreted:
+            return True
+        return "no CUDA device here (needs an NVIDIA GPU, its driver, and a torch built with CUDA)"
+    return True
 
 
 def backends() -> dict[str, Any]:
     """What was built, found and chosen, for `finpercep info`.
 
-    Returns {"available": {name: True | reason}, "chosen": {"cpu": name}, "build": build_info() or None}.
+    Returns {"available": {name: True | reason}, "chosen": {device: name}, "build": build_info() or None,
+    "build_cuda": build_info() of the CUDA extension or None}.
     """
-    available: dict[str, bool | str] = {}
-    for name in BACKENDS:
-        reason = unavailable_reason(name)
-        available[name] = True if reason is None else reason
+    available = {name: _availability(name) for name in BACKENDS}
+    chosen = {"cpu": "reference" if _extension is None else "cpp"}
+    if torch.cuda.is_available():
+        chosen["cuda"] = next(name for name in ("cuda", "triton", "reference") if available[name] is True)
     return {
         "available": available,
-        "chosen": {"cpu": "reference" if _extension is None else "cpp"},
+        "chosen": chosen,
         "build": None if _extension is None else dict(_extension.build_info()),
+        "build_cuda": None if _cuda_extension is None else dict(_cuda_extension.build_info()),
     }

@@ -207,7 +207,8 @@ def group_advantage(
         ValueError, TypeError: one line that names the argument. RuntimeError: a backend that cannot run here.
     """
     _check(rewards, group_size, group_ids, eps, correction, scale, clip)
-    if _backend.resolve(backend, "group_advantage", rewards.device, rewards.dtype) == "reference":
+    chosen = _backend.resolve(backend, "group_advantage", rewards.device, rewards.dtype)
+    if chosen == "reference":
         return group_advantage_reference(
             rewards,
             group_size=group_size,
@@ -217,7 +218,7 @@ def group_advantage(
             scale=scale,
             clip=clip,
         )
-    advantages, counts, moments = torch.ops.finpercep.group_advantage(
+    advantages, counts, moments = _backend.operator(chosen, "group_advantage")(
         rewards.detach() if rewards.requires_grad else rewards,
         group_ids,
         group_size or 0,

@@ -129,7 +129,7 @@ def degradation_target(
             reference, distorted, reference_features, distorted_features,
             alpha=alpha, normalize=normalize, floor=floor, percentile=percentile, scale=scale,
         )  # fmt: skip
-    out, *_ = torch.ops.finpercep.degradation_target(
+    out, *_ = _backend.operator(chosen, "degradation_target")(
         *_promote(pairs), alpha, NORMALIZATIONS.index(normalize), floor, percentile, scale
     )
     return out
@@ -228,12 +228,12 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad: Tensor | None, *unused):  # type: ignore[no-untyped-def]
+def _backward(operator, ctx, grad: Tensor | None, *unused):  # type: ignore[no-untyped-def]
     none = (None,) * 5
     needs = sum(1 << i for i in range(4) if ctx.needs_input_grad[i])
     if grad is None or needs == 0:
         return (None,) * 4 + none
-    grads = torch.ops.finpercep.degradation_target_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+    grads = operator(grad, *ctx.saved_tensors, *ctx.options, needs)
     return tuple(g if needs >> i & 1 else None for i, g in enumerate(grads)) + none
 
 

@@ -136,11 +136,12 @@ def grpo_loss(
         ValueError, TypeError: one line that names the argument. RuntimeError: a backend that cannot run here.
     """
     _check(log_prob, old_log_prob, advantages, clip_low, clip_high, kl, beta)
-    if _backend.resolve(backend, "grpo_loss", log_prob.device, log_prob.dtype) == "reference":
+    chosen = _backend.resolve(backend, "grpo_loss", log_prob.device, log_prob.dtype)
+    if chosen == "reference":
         return grpo_loss_reference(
             log_prob, old_log_prob, advantages, clip_low=clip_low, clip_high=clip_high, kl=kl, beta=beta
         )
-    loss, stats = torch.ops.finpercep.grpo_loss(
+    loss, stats = _backend.operator(chosen, "grpo_loss")(
         log_prob, old_log_prob.detach(), advantages.detach(), kl, clip_low, clip_high, beta
     )
     return loss, GRPOStats(*stats.unbind())
@@ -173,12 +174,12 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_loss: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
+def _backward(operator, ctx, grad_loss: Tensor | None, _: Tensor | None):  # type: ignore[no-untyped-def]
     grad_log_prob = grad_kl = None
     if grad_loss is not None:
         log_prob = ctx.saved_tensors[0]
         if ctx.needs_input_grad[0]:
-            grad_log_prob = torch.ops.finpercep.grpo_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.clip)
+            grad_log_prob = operator(grad_loss, *ctx.saved_tensors, *ctx.clip)
         if ctx.needs_input_grad[3]:  # a mean: the same number everywhere
             grad_kl = (grad_loss * (ctx.beta / log_prob.numel())).to(ctx.kl_type).expand(log_prob.shape)
     return grad_log_prob, None, None, grad_kl, None, None, None

@@ -63,7 +63,7 @@ def modulate(
     chosen = _backend.resolve(backend, "modulate", features.device, features.dtype)
     if chosen == "reference":
         return modulate_reference(features, degradation, (h, w), gate=gate, resample=resample, pool=pool)
-    out, _ = torch.ops.finpercep.modulate(
+    out, _ = _backend.operator(chosen, "modulate")(
         features, degradation, h, w, GATES.index(gate), RESAMPLES.index(resample), pool == "mean"
     )
     return out
@@ -126,15 +126,13 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad: Tensor | None, grad_d: Tensor | None):  # type: ignore[no-untyped-def]
+def _backward(operator, ctx, grad: Tensor | None, grad_d: Tensor | None):  # type: ignore[no-untyped-def]
     none = (None,) * 5
     if grad is None:
         return None, None, *none
     features, degradation, d = ctx.saved_tensors
     need_features, need_map = ctx.needs_input_grad[:2]
-    grad_features, grad_map = torch.ops.finpercep.modulate_backward(
-        grad, features, degradation, d, *ctx.options, need_features, need_map
-    )
+    grad_features, grad_map = operator(grad, features, degradation, d, *ctx.options, need_features, need_map)
     return grad_features if need_features else None, grad_map if need_map else None, *none
 
 

@@ -266,13 +266,14 @@ def sde_step(
         raise ValueError("noise, generator: expected at most one of the two")
     if next_sample is None and noise is None:
         noise = draw_noise(sample, generator)
-    if _backend.resolve(backend, "sde_step", sample.device, sample.dtype) == "reference":
+    chosen = _backend.resolve(backend, "sde_step", sample.device, sample.dtype)
+    if chosen == "reference":
         return sde_step_reference(
             velocity, sample, sigma, sigma_next, noise_level=noise_level, noise=noise, next_sample=next_sample,
             kind=kind, reference_velocity=reference_velocity, kl_kind=kl_kind, sigma_max=sigma_max,
             return_mean=return_mean,
         )  # fmt: skip
-    drawn, mean, log_prob, std, kl = torch.ops.finpercep.sde_step(
+    drawn, mean, log_prob, std, kl = _backend.operator(chosen, "sde_step")(
         velocity,
         sample.detach(),
         _per_sample(sigma, sample),
@@ -331,9 +332,9 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_drawn, grad_mean, grad_log_prob, _, grad_kl):  # type: ignore[no-untyped-def]
+def _backward(operator, ctx, grad_drawn, grad_mean, grad_log_prob, _, grad_kl):  # type: ignore[no-untyped-def]
     velocity, sample, outcome, sigma, sigma_next, reference = ctx.saved_tensors
-    grad = torch.ops.finpercep.sde_step_backward(
+    grad = operator(
         grad_drawn if ctx.drew else None,
         grad_mean if grad_mean is not None and grad_mean.shape == sample.shape else None,
         grad_log_prob,
