@@ -21,18 +21,46 @@ Outputs = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Work:
-    """Inputs made, functions ready: `call(backend)` runs the public operator and returns its tensors.
+    """Inputs made, functions ready.
 
-    `differentiable` are the inputs that receive gradient; `upstream` the gradients of the outputs that carry
-    any.
+    `run(operator, *inputs)` calls the operator or its reference and returns the tensors; `differentiable` are
+    the inputs that receive gradient.
     """
 
-    public: Callable[..., Outputs]
-    reference: Callable[..., Outputs]
+    run: Callable[..., Outputs]
+    operator: Callable[..., object]
+    definition: Callable[..., object]
     inputs: tuple[Tensor, ...]
     differentiable: tuple[int, ...]
     forward_bytes: int
     backward_bytes: int
+
+    @property
+    def reference(self) -> Callable[..., Outputs]:
+        """The PyTorch definition on the inputs."""
+        return partial(self.run, self.definition)
+
+    def ours(self, backend: str | None = None) -> Callable[..., Outputs]:
+        """The operator on the inputs."""
+        return partial(self.run, partial(self.operator, backend=backend))
+
+    def leaves(self, gradient: bool) -> list[Tensor]:
+        """The inputs, those that receive gradient as leaves of a graph if `gradient`."""
+        wanted = self.differentiable if gradient else ()
+        return [x.detach().requires_grad_(i in wanted) for i, x in enumerate(self.inputs)]
+
+    def traffic(self, direction: str) -> int:
+        """Bytes that must move in `direction`: forward, backward, or training (both)."""
+        forward = self.forward_bytes if direction != "backward" else 0
+        return forward + (self.backward_bytes if direction != "forward" else 0)
+
+
+def differentiate(outputs: Outputs, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of all differentiable outputs, with ones coming in."""
+    roots = [out for out in outputs if out.requires_grad]
+    return torch.autograd.grad(
+        roots, [x for x in inputs if x.requires_grad], [torch.ones_like(r) for r in roots]
+    )
 
 
 def _bytes(*tensors: Tensor) -> int:
@@ -40,7 +68,10 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def _random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    """Uniform in [0, 1), on torch's default device."""
+    device = torch.get_default_device()
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+    return torch.rand(shape, generator=generator, device=device).to(dtype)
 
 
 def modulate(dtype: torch.dtype, batch: int, grid: int, channels: int, side: int, pool: str | None) -> Work:
@@ -56,7 +87,7 @@ def modulate(dtype: torch.dtype, batch: int, grid: int, channels: int, side: int
 
     both = _bytes(features, degradation)
     return Work(
-        partial(run, ops.modulate), partial(run, ops.modulate_reference), (features, degradation), (0, 1),
+        run, ops.modulate, ops.modulate_reference, (features, degradation), (0, 1),
         forward_bytes=both + product, backward_bytes=2 * both + product,
     )  # fmt: skip
 
@@ -73,7 +104,7 @@ def degradation_target(dtype: torch.dtype, batch: int, side: int, grid: int, cha
 
     reads = _bytes(a, b, fa, fb)
     return Work(
-        partial(run, ops.degradation_target), partial(run, ops.degradation_target_reference),
+        run, ops.degradation_target, ops.degradation_target_reference,
         (a, b, fa, fb), (1, 3), forward_bytes=reads + target, backward_bytes=reads + target + _bytes(b, fb),
     )  # fmt: skip
 
@@ -87,7 +118,7 @@ def group_advantage(dtype: torch.dtype, groups: int, size: int) -> Work:
         return (advantages, *stats)
 
     return Work(
-        partial(run, ops.group_advantage), partial(run, ops.group_advantage_reference), (rewards,), (),
+        run, ops.group_advantage, ops.group_advantage_reference, (rewards,), (),
         forward_bytes=_bytes(rewards) + groups * size * 4, backward_bytes=0,
     )  # fmt: skip
 
@@ -104,7 +135,7 @@ def grpo_loss(dtype: torch.dtype, count: int) -> Work:
 
     reads = _bytes(new, old, advantages)
     return Work(
-        partial(run, ops.grpo_loss), partial(run, ops.grpo_loss_reference), (new, old, advantages), (0,),
+        run, ops.grpo_loss, ops.grpo_loss_reference, (new, old, advantages), (0,),
         forward_bytes=reads, backward_bytes=reads + _bytes(new),
     )  # fmt: skip
 
@@ -124,7 +155,7 @@ def sde_draw(dtype: torch.dtype, *shape: int) -> Work:
         return step.next_sample, step.log_prob, step.std
 
     return Work(
-        partial(run, ops.sde_step), partial(run, ops.sde_step_reference), tuple(images), (),
+        run, ops.sde_step, ops.sde_step_reference, tuple(images), (),
         forward_bytes=_bytes(*images, images[0]), backward_bytes=0,
     )  # fmt: skip
 
@@ -142,7 +173,7 @@ def sde_score(dtype: torch.dtype, *shape: int) -> Work:
         return step.log_prob, step.kl, step.std
 
     return Work(
-        partial(run, ops.sde_step), partial(run, ops.sde_step_reference), tuple(images), (0,),
+        run, ops.sde_step, ops.sde_step_reference, tuple(images), (0,),
         forward_bytes=_bytes(*images), backward_bytes=_bytes(*images, images[0]),
     )  # fmt: skip
 

@@ -14,9 +14,8 @@ from functools import cache, partial
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.cases import CASES, Case, Outputs, Work
+from benchmarks.cases import CASES, Case, Outputs, Work, differentiate
 from finpercep.ops import _backend
 
 EXECUTORS = ("eager", "compile", "cpp")
@@ -59,11 +58,7 @@ class Prepared:
             return self.work.reference
         if name == "compile":
             return torch.compile(self.work.reference, fullgraph=True, dynamic=False)
-        return self.work.public  # the default backend is C++ here
-
-    def inputs(self, gradient: bool) -> list[Tensor]:
-        wanted = self.work.differentiable if gradient else ()
-        return [x.detach().requires_grad_(i in wanted) for i, x in enumerate(self.work.inputs)]
+        return self.work.ours()  # the default backend is C++ here
 
 
 _current: list[Prepared] = []
@@ -77,27 +72,15 @@ def prepared(case: Case) -> Prepared:
     return _current[0]
 
 
-def differentiate(outputs: Outputs, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    roots = [out for out in outputs if out.requires_grad]
-    return torch.autograd.grad(
-        roots, [x for x in inputs if x.requires_grad], [torch.ones_like(r) for r in roots]
-    )
-
-
 def round_of(case: Case, ready: Prepared, executor: str) -> tuple[Callable[[], object], Callable[[], object]]:
     """(what precedes a round untimed, what is timed)"""
-    function, inputs = ready.executor(executor), ready.inputs(case.direction != "forward")
+    function, inputs = ready.executor(executor), ready.work.leaves(case.direction != "forward")
     if case.direction == "forward":
         return lambda: None, partial(function, *inputs)
     if case.direction == "training":
         return lambda: None, lambda: differentiate(function(*inputs), inputs)
     pending: list[Outputs] = []
     return lambda: pending.append(function(*inputs)), lambda: differentiate(pending.pop(), inputs)
-
-
-def traffic(case: Case, work: Work) -> int:
-    forward = work.forward_bytes if case.direction != "backward" else 0
-    return forward + (work.backward_bytes if case.direction != "forward" else 0)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -107,7 +90,7 @@ def test_operator(benchmark, copy: Ceiling, case: Case, executor: str) -> None: 
     if executor == "cpp" and not _backend.has_cpp(family):
         pytest.skip(f"operator {family} is not built: {_backend.unavailable_reason('cpp', family)}")
     ready = prepared(case)
-    size = traffic(case, ready.work)
+    size = ready.work.traffic(case.direction)
     before, timed = round_of(case, ready, executor)
     large = size >= LARGE
     copy.seconds.clear()
