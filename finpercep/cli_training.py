@@ -91,7 +91,7 @@ def train_reward(
         lr_new=lr_new,
         seed=seed,
         leave_out=leave_out or [],
-        decoder={"width": int(width) if width.isdecimal() else width},
+        decoder={"width": int(width) if width.isdecimal() else width, "norm": True},
         head={} if gate is None else {"gate": gate},
         triplets=TripletConfig(crop=crop),
         loss=LossWeights(margin_sr=margin, margin_syn=margin),

@@ -35,8 +35,10 @@ class TripletConfig:
         crop: side of the square crops, pixels.
         synthetic: share of triplets whose `sr` is a synthetic source instead of a real model's result.
         resized: share of triplets that are shrunk, by a factor uniform in `resize_range`.
-        compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range`. Compression
-            and size of the whole photo are not the fault that the map looks for.
+        compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range`. Compression,
+            size and softness of the whole photo are not the fault that the map looks for.
+        softened: share whose three images are blurred alike, by a sigma uniform in `soften_range` (pixels): a photo may
+            be soft all over.
         feathered: share of masks whose edge is blurred.
     """
 
@@ -46,6 +48,8 @@ class TripletConfig:
     resize_range: tuple[float, float] = (0.6, 1.0)
     compressed: float = 0.4
     jpeg_range: tuple[int, int] = (65, 95)
+    softened: float = 0.25
+    soften_range: tuple[float, float] = (0.3, 1.0)
     feathered: float = 0.25
 
 
@@ -73,6 +77,10 @@ class Triplets(Dataset[Triplet]):
         syn = region_swap(gt, sr, mask)
         targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
         images = [gt, syn, sr]
+        if _chance(self.config.softened, generator):
+            low, high = self.config.soften_range
+            sigma = low + (high - low) * torch.rand((), generator=generator).item()
+            images = [gaussian_blur(image, sigma) for image in images]
         if _chance(self.config.compressed, generator):
             quality = int(torch.randint(*self.config.jpeg_range, (), generator=generator))
             images = [jpeg(image, quality) for image in images]
@@ -111,8 +119,11 @@ class Triplets(Dataset[Triplet]):
 
 
 def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
-    kind = random_boxes if _chance(0.6, generator) else random_blobs
-    mask = kind(config.crop, config.crop, generator)
+    # A crop is part of a photo: faults may be nearly as large as it is.
+    if _chance(0.6, generator):
+        mask = random_boxes(config.crop, config.crop, generator, side=(0.12, 0.75))
+    else:
+        mask = random_blobs(config.crop, config.crop, generator, area=(0.03, 0.6))
     if _chance(config.feathered, generator):
         mask = gaussian_blur(mask.expand(3, -1, -1), 1 + 4 * torch.rand((), generator=generator).item())[:1]
     return mask

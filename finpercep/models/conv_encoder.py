@@ -1,4 +1,4 @@
-"""A small hierarchical encoder that sees every pixel: filter energies and residual blocks, no normalization."""
+"""A small hierarchical encoder that sees every pixel: filter energies and residual blocks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models.filters import derivative_kernels
+from finpercep.models.norms import convolution, scale_output
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x))). The second convolution starts small, so that depth does not hinder early training."""
+    """relu(x + conv(relu(conv(x)))). The second convolution starts small: depth does not hinder early training."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, norm: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        initialize(self)
-        with torch.no_grad():
-            self.conv2.weight.mul_(0.1)
+        self.conv1 = convolution(channels, channels, 3, norm=norm)
+        self.conv2 = convolution(channels, channels, 3, norm=norm)
+        scale_output(self.conv2, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         # In place: fresh memory costs more than the arithmetic here.
-        return self.conv2(F.relu_(self.conv1(x))).add_(x)
+        return F.relu_(self.conv2(F.relu_(self.conv1(x))).add_(x))
 
 
 class EnergyStem(nn.Module):
@@ -43,13 +42,13 @@ class EnergyStem(nn.Module):
     FLOOR = 0.002  # below it, energy is quantization noise
     CENTER = -4.5  # log energy of faint texture
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, norm: bool = False) -> None:
         super().__init__()
         kernels = derivative_kernels()
         self.register_buffer(
             "kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False
         )
-        self.mix = initialize(nn.Conv2d(self.SCALES * len(kernels) + 3, channels, 1))
+        self.mix = convolution(self.SCALES * len(kernels) + 3, channels, 1, norm=norm)
 
     def forward(self, images: Tensor) -> Tensor:
         level, features = images, []
@@ -63,22 +62,27 @@ class EnergyStem(nn.Module):
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)
         energies = torch.cat(features, dim=1).add_(self.FLOOR).log_().sub_(self.CENTER)
-        return self.mix(torch.cat([energies, level * 4 - 2], dim=1))
+        return F.relu_(self.mix(torch.cat([energies, level * 4 - 2], dim=1)))
 
 
 class ConvEncoder(nn.Module):
     """Feature maps at strides 4, 8, 16, … from full-resolution pixels.
 
-    No batch or group statistics: an image scores the same alone, in a batch or as part of a tiled photo.
-
     Args:
         channels: width of each stage; stage i has stride 4·2^i.
         depths: residual blocks in each stage.
+        norm: whether convolutions are normalized, for training; see `norms`.
 
     Shape: images (B,3,H,W) in [0, 1], sides multiples of `stride` -> list of (B,C_i,H/s_i,W/s_i), fine to coarse.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128), depths: Sequence[int] = (1, 1, 1)) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (48, 64, 96),
+        depths: Sequence[int] = (1, 1, 1),
+        *,
+        norm: bool = False,
+    ) -> None:
         super().__init__()
         if len(channels) != len(depths) or not channels:
             raise ValueError(
@@ -87,11 +91,14 @@ class ConvEncoder(nn.Module):
         self.channels = list(channels)
         self.upsampling = [1] * len(channels)  # already a pyramid
         self.stride = 4 * 2 ** (len(channels) - 1)
-        self.stem = EnergyStem(channels[0])
+        self.stem = EnergyStem(channels[0], norm=norm)
         self.stages = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(channels, depths, strict=True)):
-            down = [initialize(nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1))] if i else []
-            self.stages.append(nn.Sequential(*down, *(ResidualBlock(width) for _ in range(depth))))
+            blocks: list[nn.Module] = [ResidualBlock(width, norm=norm) for _ in range(depth)]
+            if i:
+                down = convolution(channels[i - 1], width, 3, stride=2, norm=norm)
+                blocks = [down, nn.ReLU(inplace=True), *blocks]
+            self.stages.append(nn.Sequential(*blocks))
         self.radius = _receptive_radius(depths)
         self.to(memory_format=torch.channels_last)
 
@@ -108,16 +115,6 @@ def _repeat_edges(x: Tensor) -> Tensor:
     """One more row and column on each side. Not F.pad: torch.compile (2.15) fails on its gradient's strides."""
     x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
     return torch.cat([x[..., :1], x, x[..., -1:]], -1)
-
-
-def initialize(module: nn.Module) -> nn.Module:
-    """He initialization: without normalization, PyTorch's default lets the signal fade and the biases take over."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-    return module
 
 
 def _receptive_radius(depths: Sequence[int]) -> int:

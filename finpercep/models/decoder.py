@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.models.conv_encoder import initialize
+from finpercep.models.norms import convolution
 
 WIDTHS = {"light": 32, "full": 128}
 """Named decoder widths [open in the paper]: stage 1 of the curriculum grows the light one, stage 2 the full one."""
@@ -22,24 +22,28 @@ class FPNDecoder(nn.Module):
         upsampling: how much finer each level is made before the top-down path (1 for a hierarchical encoder). A
             plain vision transformer has one resolution; learned x2 steps make its pyramid [open in the paper].
         width: common width, or "light" / "full".
+        norm: whether the first 3x3 convolution is normalized, for training; see `norms`.
 
     Shape: list of (B,C_i,h_i,w_i), size (H,W) -> (B,1,H,W) in [0, 1], 1 = degraded.
     """
 
     def __init__(
-        self, channels: Sequence[int], upsampling: Sequence[int], width: int | str = "light"
+        self,
+        channels: Sequence[int],
+        upsampling: Sequence[int],
+        width: int | str = "light",
+        *,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         width = WIDTHS[width] if isinstance(width, str) else width
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.lateral = nn.ModuleList(convolution(c, width, 1, norm=False) for c in channels)
         self.upsample = nn.ModuleList(_learned_upsampling(width, factor) for factor in upsampling)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = convolution(width, width, 3, norm=norm)
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
         assert self.conv2.bias is not None
-        initialize(self)
-        with torch.no_grad():  # at first the map is flat and near clean, whatever the scale of the features
-            self.conv2.weight.mul_(0.1)
-            self.conv2.bias.fill_(-2.0)
+        nn.init.constant_(self.conv2.bias, -2.0)  # at first the map is near clean
+        nn.init.normal_(self.conv2.weight, std=0.01)  # and nearly flat, whatever the scale of the features
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = [

@@ -15,6 +15,7 @@ from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weigh
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
 from finpercep.models.head import ScoreHead
+from finpercep.models.norms import fold_norms
 from finpercep.models.presets import PRESETS, build_preset
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class RewardModel(
         super().__init__()
         # How attention is computed is a choice of the machine, not of the model: neither saved nor in the fingerprint.
         saved = {key: value for key, value in encoder.items() if key != "attn_implementation"}
-        self.config: dict[str, Any] = {"encoder": saved, "decoder": decoder, "head": head or {}}
+        self.config: dict[str, Any] = {"encoder": saved, "decoder": decoder and {**decoder}, "head": head or {}}
         self.encoder = build_encoder(encoder)
         channels = self.encoder.channels
         self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)
@@ -129,7 +130,7 @@ class RewardModel(
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path, *, attn_implementation: str = "sdpa", **options: Any
+        cls, name_or_path: str | Path, *, attn_implementation: str = "sdpa", fold: bool = True, **options: Any
     ) -> RewardModel:
         """Load "finpercep-tiny", a folder with config.json and model.safetensors, or a hub id ("owner/name").
 
@@ -137,6 +138,7 @@ class RewardModel(
 
         Args:
             attn_implementation: of a vision transformer, see `ViTEncoder`; it is chosen here and not saved.
+            fold: fold the normalizations of a model that is still in training; False loads it to train on.
             **options: for downloads, e.g. `revision`.
 
         Raises:
@@ -154,7 +156,14 @@ class RewardModel(
                 f"{name_or_path}: config.json does not describe a reward model: {error}"
             ) from error
         load_weights(model, weights, name_or_path)
-        return model.eval()
+        return model.fold_norms() if fold else model.eval()
+
+    def fold_norms(self) -> RewardModel:
+        """Put the model in evaluation and fold its normalizations: same output, nothing that depends on a batch."""
+        fold_norms(self)
+        for part in (self.config["encoder"], self.config["decoder"] or {}):
+            part.pop("norm", None)
+        return self.eval()
 
     @classmethod
     def from_preset(cls, name: str, **options: Any) -> RewardModel:

@@ -43,12 +43,17 @@ def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None)
             group_scores, group_maps = torch.stack([s for s, _ in out]), [m for _, m in out]
         else:
             device, dtype = _placement(model)
-            result = model(torch.stack([as_float(items[i].to(device), dtype) for i in group]))
+            result = model(_stack([as_float(items[i].to(device), dtype) for i in group]))
             group_scores, group_maps = result.score.float().cpu(), list(result.map.float().cpu())
         for i, s, m in zip(group, group_scores, group_maps, strict=True):
             scores[i], maps[i] = s, m
     all_scores = torch.stack(scores) if scores else torch.empty(0)
-    return RewardOutput(all_scores, torch.stack(maps) if stacked else maps)
+    return RewardOutput(all_scores, _stack(maps) if stacked else maps)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, without the copy where there is only one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def as_images(images: Any) -> tuple[list[Tensor], bool]:

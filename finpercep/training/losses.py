@@ -14,8 +14,11 @@ class LossWeights:
     """The paper's weights, and what it leaves open.
 
     Attributes:
-        entropy: starting weight of `entropy_loss`; it fades to 0 with the learning rate. 0 is the paper's objective.
+        entropy: starting weight of `entropy_loss`; it fades to 0 during training. 0 is the paper's objective.
         level: weight of `level_loss`, which only RM_0 is trained with.
+        restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted faults.
+            [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a loop that
+            trains a generator; at full weight it teaches that soft photos are such faults, too.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
     """
@@ -25,23 +28,24 @@ class LossWeights:
     level: float = 0.3
     rank: float = 0.8
     align: float = 0.6
+    restored: float = 0.3
     margin_sr: float = 0.1
     margin_syn: float = 0.1
 
 
-def map_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """L_map = |M - M_gt|_1, the mean over (B,1,H,W)."""
-    return F.l1_loss(predicted, target)
+def map_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """L_map = |M - M_gt|_1, the mean over (B,1,H,W); `weight` is a factor that broadcasts to it, e.g. (B,1,1,1)."""
+    return (weight * (predicted - target).abs()).mean()
 
 
-def entropy_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of the map, the mean over (B,1,H,W).
+def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Binary cross-entropy of the map, the mean over (B,1,H,W), weighted as in `map_loss`.
 
     [open] Most pixels are clean, so a decoder that starts from nothing first learns to answer 0 everywhere, where the
     sigmoid leaves L_map no gradient. In a prototype of this encoder, new weights, 160 steps of 8 triplets, the map's
     correlation with M_gt was 0.00 with L_map alone and 0.39 with this term alone.
     """
-    return F.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target)
+    return (weight * F.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")).mean()
 
 
 def rank_loss(gt: Tensor, syn: Tensor, sr: Tensor, *, margin_sr: float, margin_syn: float) -> Tensor:

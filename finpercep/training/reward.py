@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from finpercep.data.scenes import load_scenes, split_dev
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from finpercep.models import RewardModel
+from finpercep.models.norms import freeze_norms
 from finpercep.training.losses import (
     LossWeights,
     align_loss,
@@ -28,6 +29,10 @@ from finpercep.training.losses import (
     rank_loss,
     total_loss,
 )
+
+SETTLE = 0.8
+"""Share of a run after which the paper's objective stands alone and normalizations keep their statistics: the end of
+training sees the model that is used."""
 
 
 @dataclass
@@ -58,8 +63,8 @@ class RewardTrainConfig:
     warmup: int = 100
     seed: int = 0
     leave_out: list[str] = field(default_factory=list)
-    encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv"})
-    decoder: dict[str, Any] = field(default_factory=lambda: {"width": "light"})
+    encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv", "norm": True})
+    decoder: dict[str, Any] = field(default_factory=lambda: {"width": "light", "norm": True})
     head: dict[str, Any] = field(default_factory=dict)
     triplets: TripletConfig = field(default_factory=TripletConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -93,14 +98,13 @@ class RewardTrainer:
     def _new_model(self) -> RewardModel:
         config = self.config
         if config.init is not None:
-            return RewardModel.from_pretrained(config.init)
-        if self.base is None:
+            return RewardModel.from_pretrained(config.init, fold=False)
+        if config.anchor is None:
             return RewardModel(config.encoder, None, config.head)
-        model = RewardModel(
-            self.base.config["encoder"], config.decoder, self.base.config["head"] | config.head
-        )
-        model.encoder.load_state_dict(self.base.encoder.state_dict())
-        model.head.load_state_dict(self.base.head.state_dict())
+        base = RewardModel.from_pretrained(config.anchor, fold=False)
+        model = RewardModel(base.config["encoder"], config.decoder, base.config["head"] | config.head)
+        model.encoder.load_state_dict(base.encoder.state_dict())
+        model.head.load_state_dict(base.head.state_dict())
         return model
 
     def batches(self) -> Iterator[Triplet]:
@@ -126,9 +130,11 @@ class RewardTrainer:
             return {"rank": rank, "level": level_loss(output.score, target)}
         with torch.no_grad():
             base_score = self.base(batch.gt).score
+        one = target.new_ones(size, 1, 1, 1)
+        weight = torch.cat([one, one, weights.restored * one])
         return {
-            "map": map_loss(output.map, target),
-            "entropy": entropy_loss(output.map, target),
+            "map": map_loss(output.map, target, weight),
+            "entropy": entropy_loss(output.map, target, weight),
             "rank": rank,
             "align": align_loss(gt, base_score),
         }
@@ -137,12 +143,14 @@ class RewardTrainer:
         """One update; returns the losses.
 
         Raises:
-            FloatingPointError: the loss is not finite; nothing was updated.
+            FloatingPointError: the loss is not finite; no weight was updated and what is saved stays.
         """
         config = self.config
+        if self.done >= SETTLE * config.steps:
+            freeze_norms(self.model)
         terms = self.losses(batch)
         # The cross-entropy helps the map to start and then makes way for L_map, whose optimum leaves clean pixels at 0.
-        fading = config.loss.entropy * cosine(self.done, 0, config.steps)
+        fading = config.loss.entropy * cosine(self.done, 0, round(SETTLE * config.steps))
         loss = total_loss(terms, replace(config.loss, entropy=fading))
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {config.out} is kept")
@@ -222,7 +230,7 @@ def train(config: RewardTrainConfig) -> RewardModel:
                     console.print(f"step {trainer.done}: {text}  {rate:.2f} steps/s")
             if trainer.done % config.save_every == 0 or trainer.done == config.steps:
                 trainer.save()
-    return trainer.model.eval()
+    return trainer.model.fold_norms()
 
 
 def write_model(model: RewardModel, folder: Path) -> None:

@@ -22,7 +22,7 @@ def test_triplet_is_a_function_of_seed_and_index(scenes):
 
 
 def test_syn_lies_between_photo_and_distorted(scenes):
-    triplets = Triplets(scenes, TripletConfig(crop=48, compressed=0, feathered=0))
+    triplets = Triplets(scenes, TripletConfig(crop=48, compressed=0, softened=0, feathered=0))
     for index in range(12):
         t = triplets[index]
         from_photo = (t.syn == t.gt).all(0)
@@ -35,6 +35,17 @@ def test_syn_lies_between_photo_and_distorted(scenes):
         assert t.target_syn.mean() <= t.target_sr.mean() + 1e-6
         assert t.target_sr.min() >= 0
         assert t.target_sr.max() <= 1
+
+
+def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
+    plain, soft = (
+        Triplets(scenes, TripletConfig(crop=48, compressed=0, softened=share, soften_range=(1.0, 1.0)))[4]
+        for share in (0.0, 1.0)
+    )
+    assert torch.equal(plain.target_syn, soft.target_syn)
+    for a, b in zip(plain[:3], soft[:3], strict=True):
+        assert b.diff(dim=-1).abs().mean() < 0.8 * a.diff(dim=-1).abs().mean()
+        assert b.mean().item() == pytest.approx(a.mean().item(), abs=0.01)
 
 
 def test_every_epoch_sees_every_scene(scenes, monkeypatch):

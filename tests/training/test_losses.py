@@ -14,6 +14,8 @@ from finpercep.training.losses import (
 
 def test_map_loss_is_the_mean_absolute_difference():
     assert map_loss(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25])) == pytest.approx(0.625)
+    weight = torch.tensor([1.0, 0.2])
+    assert map_loss(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25]), weight) == pytest.approx(0.525)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,8 @@ def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
     target = torch.tensor([0.5, 1.0])
     loss = entropy_loss(logits.sigmoid(), target)
     assert loss.item() == pytest.approx((0.6931 + 12.0) / 2, abs=1e-3)
+    weighted = entropy_loss(logits.sigmoid(), target, torch.tensor([1.0, 0.5]))
+    assert weighted.item() == pytest.approx((0.6931 + 6.0) / 2, abs=1e-3)
     loss.backward()
     assert logits.grad[1].item() == pytest.approx(-0.5, abs=1e-3)  # L_map's would be -3e-6
     assert entropy_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])) < 1e-5
