@@ -21,6 +21,11 @@
 #include <sys/mman.h>
 #endif
 
+#if defined(FINPERCEP_CUDA) && !defined(FINPERCEP_EMULATE)
+// Weak, for a torch without CUDA: the import then fails with a sentence (library_cuda.cpp), not with a missing symbol.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#endif
+
 namespace finpercep {
 
 using torch::headeronly::ScalarType;

@@ -52,6 +52,7 @@ struct Machine {
   const std::function<void()>* kernel = nullptr;
   std::vector<std::pair<const void*, size_t>> shared_keys;
   size_t shared_used = 0, dynamic_bytes = 0;
+  int64_t launches = 0;
   alignas(16) unsigned char memory[kMostShared], dynamic[kMostShared];
   uint64_t random = 1;
 
@@ -134,6 +135,7 @@ void run(int64_t blocks, int threads, int shared_bytes, const std::function<void
   const std::lock_guard<std::mutex> lock(machine.busy);
   if (threads % kWarp != 0 || threads > kMostThreads) fail("whole warps, at most 1024 threads");
   if (size_t(shared_bytes) > kMostShared) fail("too much dynamic shared memory");
+  ++machine.launches;
   machine.kernel = &kernel;
   machine.shared_keys.clear();
   machine.shared_used = 0, machine.dynamic_bytes = size_t(shared_bytes);
@@ -158,6 +160,8 @@ void* shared(const void* key, size_t bytes) {
   machine.shared_used = offset + bytes;
   return machine.memory + offset;
 }
+
+int64_t launches() { return machine.launches; }
 
 unsigned char* dynamic_shared() { return machine.dynamic; }
 
@@ -214,4 +218,5 @@ void set_simd_level(const std::string& name) {
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("set_simd_level", &set_simd_level);
+  m.def("launches", &emulator::launches, "Kernels launched so far.");
 }

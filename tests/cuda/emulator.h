@@ -30,6 +30,7 @@ enum class Order { forward, backward, shuffled };
 
 void set_order(Order order);  // of the fibers between two barriers, and of the blocks
 void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel);
+int64_t launches();  // so far
 
 extern Index thread, block, size;  // of the fiber that runs now
 
