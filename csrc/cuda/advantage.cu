@@ -67,15 +67,16 @@ struct Totals {
 };
 static_assert(sizeof(Totals) == 64, "as the scratch memory is laid out");
 
-struct MergeTotals {
-  __device__ Totals operator()(const Totals& a, const Totals& b) const {
-    const double n = double(a.finite), m = double(b.finite);
-    const double apart = n > 0 && m > 0 ? a.sum / n - b.sum / m : 0;
-    const double between = n > 0 && m > 0 ? apart * apart * (n * m / (n + m)) : 0;
-    return {a.groups + b.groups, a.zero_variance + b.zero_variance, a.single + b.single, a.finite + b.finite,
-            a.sum + b.sum, a.squares + b.squares + between, a.std + b.std, a.comparable + b.comparable};
+// `together`: the squares too, which only scale batch needs; they cost three divisions in double.
+__device__ inline Totals merged(const Totals& a, const Totals& b, bool together) {
+  double between = 0;
+  if (together && a.finite > 0 && b.finite > 0) {
+    const double n = double(a.finite), m = double(b.finite), apart = a.sum / n - b.sum / m;
+    between = apart * apart * (n * m / (n + m));
   }
-};
+  return {a.groups + b.groups, a.zero_variance + b.zero_variance, a.single + b.single, a.finite + b.finite,
+          a.sum + b.sum, a.squares + b.squares + between, a.std + b.std, a.comparable + b.comparable};
+}
 
 template <class A> __device__ Totals totals_of(const Group<A>& g) {
   const bool comparable = g.finite >= 2;
@@ -84,12 +85,12 @@ template <class A> __device__ Totals totals_of(const Group<A>& g) {
 }
 
 // Over a block, through shared memory: too large to shuffle. parts: kCount of them
-template <int kCount> __device__ Totals block_totals(const Totals& mine, Totals* parts) {
+template <int kCount> __device__ Totals block_totals(const Totals& mine, Totals* parts, bool together) {
   __syncthreads();
   parts[threadIdx.x] = mine;
   for (int step = kCount / 2; step > 0; step /= 2) {
     __syncthreads();
-    if (int(threadIdx.x) < step) parts[threadIdx.x] = MergeTotals()(parts[threadIdx.x], parts[threadIdx.x + step]);
+    if (int(threadIdx.x) < step) parts[threadIdx.x] = merged(parts[threadIdx.x], parts[threadIdx.x + step], together);
   }
   __syncthreads();
   return parts[0];
@@ -207,14 +208,14 @@ template <class T, class A> __global__ void __launch_bounds__(kSmallThreads, 1) 
         n = labelled ? starts[g + 1] - begin : int(p.group_size);
       }
       const auto group = summarise<kWarp, A>([&](int64_t k) { return rewards[begin + k]; }, n, lane, lanes, p.correction);
-      if (g < groups && lane == 0 && pass == (together ? 0 : 1)) total = MergeTotals()(total, totals_of(group));
+      if (g < groups && lane == 0 && pass == (together ? 0 : 1)) total = merged(total, totals_of(group), together);
       if (pass == 0) continue;
       for (int k = begin + lane; k < begin + n; k += lanes) out[labelled ? order[k] : k] = writer(group, rewards[k]);
     }
     if (pass == (together ? 0 : 1)) {
-      total = block_totals<kSmallThreads>(total, reinterpret_cast<Totals*>(memory + layout.totals()));
+      total = block_totals<kSmallThreads>(total, reinterpret_cast<Totals*>(memory + layout.totals()), together);
       if (threadIdx.x == 0) write_stats<A>(p, total);
-      divisor = batch_divisor<A>(p, total);
+      if (together) divisor = batch_divisor<A>(p, total);
     }
   }
 }
@@ -234,8 +235,8 @@ template <class A> __device__ Writer<A> stage_writer(const AdvantageParams& p, S
 __device__ inline void store_partial(const AdvantageParams& p, Stage stage, const Totals& total) {
   FINPERCEP_SHARED(Totals, parts, kThreads);
   if (stage == Stage::write) return;
-  const Totals merged = block_totals<kThreads>(total, parts);
-  if (threadIdx.x == 0) partial_totals(p)[blockIdx.x] = merged;
+  const Totals sum = block_totals<kThreads>(total, parts, stage == Stage::count);
+  if (threadIdx.x == 0) partial_totals(p)[blockIdx.x] = sum;
 }
 
 // Groups of equal size: each by a warp or less (kTeam = kWarp), or by the block (kTeam = kThreads).
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, 1) advantage_blocks_kernel(Advantage
     const T* r = rewards + (mine ? g : 0) * n;
     const auto group = summarise<kTeam, A>([&](int64_t k) { return A(widen(r[k])); }, mine ? n : 0, lane, lanes, p.correction);
     if (!mine) continue;
-    if (lane == 0) total = MergeTotals()(total, totals_of(group));
+    if (lane == 0) total = merged(total, totals_of(group), stage == Stage::count);
     if (stage == Stage::count) continue;
     for (int64_t k = lane; k < n; k += lanes) out[g * n + k] = writer(group, A(widen(r[k])));
   }
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(kThreads, 1) advantage_labels_kernel(Advantage
       const int64_t* order = p.order + begin;
       const auto group =
           summarise<kWarp, A>([&](int64_t k) { return A(widen(rewards[order[k]])); }, n, lane, kWarp, p.correction);
-      if (lane == 0) total = MergeTotals()(total, totals_of(group));
+      if (lane == 0) total = merged(total, totals_of(group), stage == Stage::count);
       if (stage == Stage::count) continue;
       for (int64_t k = lane; k < n; k += kWarp) out[order[k]] = writer(group, A(widen(rewards[order[k]])));
     }
@@ -296,7 +297,7 @@ template <class A> __global__ void __launch_bounds__(kThreads, 1) advantage_tota
   FINPERCEP_SHARED(Totals, parts, kThreads);
   Totals total{};
   if (int(threadIdx.x) < blocks) total = partial_totals(p)[threadIdx.x];
-  total = block_totals<kThreads>(total, parts);
+  total = block_totals<kThreads>(total, parts, p.scale == AdvantageScale::batch);
   if (threadIdx.x > 0) return;
   write_stats<A>(p, total);
   *merged_totals(p) = total;

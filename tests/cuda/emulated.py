@@ -33,6 +33,8 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.modules["finpercep._C"] = module
 
+from tests.ops.conftest import cpp, poisoned  # noqa: E402, F401  (fixtures for emulated_cases.py)
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def is_about_kernels(item: pytest.Item) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,7 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -69,7 +71,10 @@ def test_architectures(setup: ModuleType, nvcc: str, monkeypatch, asked: str, ar
 
 
 def test_wrong_architectures(setup: ModuleType, nvcc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for asked, message in (("sm_90", "expected capabilities"), ("native", "no GPU is found here .*nvidia-smi")):
+    for asked, message in (
+        ("sm_90", "expected capabilities"),
+        ("native", "no GPU is found here .*nvidia-smi"),
+    ):
         monkeypatch.setenv("FINPERCEP_CUDA_ARCHS", asked)
         with pytest.raises(RuntimeError, match=f"^FINPERCEP_CUDA_ARCHS.*{message}"):
             setup.cuda_archs(nvcc)
@@ -92,7 +97,9 @@ def test_what_is_built(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("home", ["/nowhere", "fake"])
-def test_a_failure_is_explained(setup: ModuleType, nvcc: str, home: str, tmp_path, monkeypatch, capfd) -> None:
+def test_a_failure_is_explained(
+    setup: ModuleType, nvcc: str, home: str, tmp_path, monkeypatch, capfd
+) -> None:
     """No nvcc, and one that fails: installed without the kernels, unless they are required."""
     if home != "fake":
         monkeypatch.setenv("CUDA_HOME", home)
