@@ -1,10 +1,12 @@
 # Everything runs in .venv, which the first command makes. Needed: Python >= 3.10, a C++17 compiler, make.
+# CUDA kernels are compiled where nvcc is found: for the GPUs of this machine when installing (none: not at all, since the
+# tests compile and emulate them separately), for all architectures in a wheel. FINPERCEP_CUDA_ARCHS says otherwise.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test bench wheel clean
 .DEFAULT_GOAL := help
@@ -24,9 +26,10 @@ test: .venv/installed  ## lint, formatting, types and every test
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-wheel: .venv/installed  ## build dist/finpercep-*.whl
-	$(PIP) wheel --no-build-isolation --no-deps -w dist .
-	@ls dist/*.whl
+wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +cu<version>) where nvcc is found
+	FINPERCEP_CUDA_ARCHS=$(WHEEL_ARCHS) FINPERCEP_REQUIRE_CUDA=$(if $(NVCC),1,0) FINPERCEP_NO_CUDA=$(if $(NVCC),0,1) \
+		$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	@ls -l dist/*.whl
 
 clean:  ## remove what was built and written; .venv stays, and is brought up to date by the next command
 	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .benchmarks *.egg-info finpercep/_C*.so
@@ -35,6 +38,9 @@ clean:  ## remove what was built and written; .venv stays, and is brought up to 
 
 # A compiler is required here, so a build that fails must not pass for an install without extension.
 export FINPERCEP_REQUIRE_EXT := 1
+export FINPERCEP_CUDA_ARCHS ?= native
+WHEEL_ARCHS ?= all
+NVCC = $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc) $(shell command -v nvcc))
 
 # Stamps: a second call does nothing, a change of the build files or of the C++ sources installs again.
 .venv/tools:

@@ -4,6 +4,21 @@
 
 namespace finpercep {
 
+#ifdef FINPERCEP_CUDA
+namespace {
+
+// aten::sort, (values, indices). torch's own wrapper is newer than 2.10, the operator is not.
+std::pair<Tensor, Tensor> stable_sort(const Tensor& tensor) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[] = {from(tensor), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+}  // namespace
+#endif
+
 std::tuple<Tensor, Tensor, Tensor> group_advantage(
     Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
     double clip) {
@@ -28,7 +43,16 @@ std::tuple<Tensor, Tensor, Tensor> group_advantage(
   Tensor counts = allocate({4}, ScalarType::Long, r), moments = allocate({2}, compute, r);
   p.rewards = r.const_data_ptr(), p.advantages = advantages.mutable_data_ptr();
   p.counts = static_cast<int64_t*>(counts.mutable_data_ptr()), p.moments = moments.mutable_data_ptr();
-  group_advantage(p, pool());
+#ifdef FINPERCEP_CUDA
+  Tensor order, scratch = allocate({advantage_scratch_bytes()}, ScalarType::Byte, r);
+  p.scratch = scratch.mutable_data_ptr();
+  if (p.ids != nullptr && p.count > kAdvantageSmall) {
+    std::tie(ids, order) = stable_sort(ids);
+    p.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+    p.order = static_cast<const int64_t*>(order.const_data_ptr());
+  }
+#endif
+  group_advantage(p, on(r));
   return {advantages, counts, moments};
 }
 

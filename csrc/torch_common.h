@@ -1,5 +1,10 @@
-// Helpers of the bindings: dtypes, allocation, threads. The only header of ours that includes torch, stable ABI only.
+// Helpers of the bindings: dtypes, allocation, threads or stream. The only header of ours that includes torch, stable ABI
+// only. The bindings are compiled twice: for the CPU and, with FINPERCEP_CUDA defined, for CUDA.
 #pragma once
+#if defined(FINPERCEP_CUDA) && !defined(FINPERCEP_EMULATE)
+#define USE_CUDA  // declares torch's functions for streams
+#include <torch/csrc/stable/accelerator.h>
+#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +19,11 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+
+#if defined(FINPERCEP_CUDA) && !defined(FINPERCEP_EMULATE)
+// Weak, for a torch without CUDA: the import then fails with a sentence (library_cuda.cpp), not with a missing symbol.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
 namespace finpercep {
@@ -36,7 +46,25 @@ inline ScalarType accumulation_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline Parallel pool() {
+// on(tensor): the last argument of every launch.
+#if defined(FINPERCEP_EMULATE)
+inline Stream on(const Tensor&) { return {nullptr}; }
+#elif defined(FINPERCEP_CUDA)
+// Makes the tensor's device current for as long as it lives, and is its current stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_.handle));
+  }
+  operator const Stream&() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_{};
+};
+inline OnDevice on(const Tensor& tensor) { return OnDevice(tensor); }
+#else
+inline Parallel on(const Tensor&) {
   Parallel p;
   p.threads = torch::stable::get_num_threads();
   p.run = [](int64_t count, int64_t grain, Parallel::Body body, void* context) {
@@ -44,12 +72,13 @@ inline Parallel pool() {
   };
   return p;
 }
+#endif
 
 // Uninitialised output. Large ones ask for huge pages: a fresh allocation is paid per page at the first touch, and
 // 4 KiB pages cost more than the arithmetic. Goes through aten::empty, so torch's deterministic fill reaches it.
 inline Tensor allocate(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type, const Tensor& like) {
   Tensor out = torch::stable::empty(sizes, type, std::nullopt, like.device());
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+#if defined(__linux__) && defined(MADV_HUGEPAGE) && !defined(FINPERCEP_CUDA)
   constexpr uintptr_t kHuge = 2 << 20;
   const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
   if (bytes >= static_cast<int64_t>(4 * kHuge)) {

@@ -59,11 +59,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target(
   Tensor out = make({p.batch, 1, p.height, p.width}), bounds = make({p.batch, 4});
   Tensor moments = features ? make({p.batch, 3, p.h, p.w}) : make({0});
   Tensor raw = keep_raw ? make({p.batch, 1, p.height, p.width}) : make({0});
-  Tensor distance = make({features ? p.batch * p.h * p.w : 0}), rows = make({p.batch, p.height, 4});
+  Tensor distance = make({features ? p.batch * p.h * p.w : 0});
+  Tensor scratch = allocate({target_scratch_bytes(p)}, ScalarType::Byte, in.reference);
   p.out = out.mutable_data_ptr(), p.bounds = bounds.mutable_data_ptr(), p.moments = moments.mutable_data_ptr();
   p.raw = keep_raw ? raw.mutable_data_ptr() : nullptr;
-  p.distance = distance.mutable_data_ptr(), p.rows = rows.mutable_data_ptr();
-  if (p.batch > 0) target_forward(p, pool());
+  p.distance = distance.mutable_data_ptr(), p.scratch = scratch.mutable_data_ptr();
+  if (p.batch > 0) target_forward(p, on(out));
   return {out, bounds, moments, raw};
 }
 
@@ -95,12 +96,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
   }
   const ScalarType compute = accumulation_type(in.reference);
   const bool features = p.channels > 0 && (needs & 12) != 0;
-  Tensor rows = allocate({p.batch, p.height, 4}, compute, in.reference);
+  Tensor scratch = allocate({target_scratch_bytes(p)}, ScalarType::Byte, in.reference);
   Tensor reduced = allocate({features ? p.batch * p.height * p.w : 0}, compute, in.reference);
   Tensor coefficients = allocate({features ? p.batch * 3 * p.h * p.w : 0}, compute, in.reference);
-  p.rows = rows.mutable_data_ptr();
+  p.scratch = scratch.mutable_data_ptr();
   if (features) q.reduced = reduced.mutable_data_ptr(), q.coefficients = coefficients.mutable_data_ptr();
-  if (p.batch > 0) target_backward(q, pool());
+  if (p.batch > 0) target_backward(q, on(grad));
   return {grads[0], grads[1], grads[2], grads[3]};
 }
 

@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> grpo_loss(
   Tensor partial = allocate({grpo_chunks(p.count), kGrpoStats}, ScalarType::Double, in.log_prob);
   p.loss = loss.mutable_data_ptr(), p.stats = stats.mutable_data_ptr();
   p.partial = static_cast<double*>(partial.mutable_data_ptr());
-  grpo_loss_forward(p, pool());
+  grpo_loss_forward(p, on(loss));
   return {loss, stats};
 }
 
@@ -62,7 +62,7 @@ Tensor grpo_loss_backward(
   STD_TORCH_CHECK(grad.scalar_type() == accumulation_type(in.log_prob), "grpo_loss_backward: wrong dtype of grad_loss");
   Tensor out = allocate_like(in.log_prob);
   q.grad_loss = grad.const_data_ptr(), q.grad_log_prob = out.mutable_data_ptr();
-  grpo_loss_backward(q, pool());
+  grpo_loss_backward(q, on(out));
   return out;
 }
 

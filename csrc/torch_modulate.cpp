@@ -22,15 +22,19 @@ ModulateParams parameters(const Tensor& features, const Tensor& map, int64_t h, 
 
 std::tuple<Tensor, Tensor> modulate(
     Tensor features, Tensor degradation, int64_t h, int64_t w, int64_t gate, int64_t resample, bool pool_mean) {
-  const Tensor f = torch::stable::contiguous(features), map = torch::stable::contiguous(degradation);
+  const Tensor f = torch::stable::contiguous(features);
+  Tensor map = torch::stable::contiguous(degradation);
+#ifdef FINPERCEP_CUDA  // kernels for maps like the features or like the accumulation; the others are few and small
+  if (map.scalar_type() != f.scalar_type()) map = torch::stable::to(map, accumulation_type(f));
+#endif
   ModulateParams p = parameters(f, map, h, w, gate, resample, pool_mean);
   const ScalarType compute = accumulation_type(f);
   Tensor d = allocate({p.batch, h * w}, compute, f);
   Tensor out = pool_mean ? allocate({p.batch, p.channels}, f.scalar_type(), f)
                          : allocate({p.batch, h * w, p.channels}, f.scalar_type(), f);
-  Tensor partial = allocate({pool_mean ? p.batch * modulate_splits(h * w) : 0, p.channels}, compute, f);
+  Tensor partial = allocate({pool_mean ? p.batch * modulate_splits(h, w) : 0, p.channels}, compute, f);
   p.d = d.mutable_data_ptr(), p.out = out.mutable_data_ptr(), p.partial = partial.mutable_data_ptr();
-  modulate_forward(p, pool());
+  modulate_forward(p, on(f));
   return {out, d};
 }
 
@@ -49,7 +53,7 @@ std::tuple<Tensor, Tensor> modulate_backward(
   Tensor grad_d = need_map ? allocate_like(dc) : allocate({0}, dc.scalar_type(), f);
   if (need_features) p.grad_features = grad_features.mutable_data_ptr();
   if (need_map) p.grad_map = grad_map.mutable_data_ptr(), p.grad_d = grad_d.mutable_data_ptr();
-  modulate_backward(p, pool());
+  modulate_backward(p, on(f));
   return {grad_features, grad_map};
 }
 

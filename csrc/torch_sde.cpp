@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sde_step(
   p.log_prob = log_prob.mutable_data_ptr(), p.std = std.mutable_data_ptr();
   p.kl = reference_velocity.has_value() ? kl.mutable_data_ptr() : nullptr;
   p.partial = static_cast<double*>(partial.mutable_data_ptr());
-  if (p.batch > 0) sde_step_forward(p, pool());
+  if (p.batch > 0) sde_step_forward(p, on(like));
   return {drawn, mean, log_prob, std, kl};
 }
 
@@ -95,7 +95,7 @@ Tensor sde_step_backward(
   q.forward = in.p;
   Tensor out = allocate_like(in.velocity);
   q.grad_velocity = out.mutable_data_ptr();
-  if (in.p.batch > 0) sde_step_backward(q, pool());
+  if (in.p.batch > 0) sde_step_backward(q, on(out));
   return out;
 }
 

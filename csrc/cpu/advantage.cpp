@@ -9,9 +9,6 @@ namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
-inline float root(float x) { return __builtin_sqrtf(x); }
-inline double root(double x) { return __builtin_sqrt(x); }
-
 template <class A> struct Group {
   int64_t finite = 0;
   A first = 0;                // of the finite rewards

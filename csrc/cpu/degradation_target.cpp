@@ -22,8 +22,6 @@ template <class A> void blend_low_row(const TargetParams& p, int64_t b, int64_t 
   steps[p.w - 1] = 0;
 }
 
-template <class A> inline A magnitude(A x) { return x < 0 ? -x : x; }
-
 // Upsampled feature distance of one row: a straight line between neighbours, so no gathers.
 template <class A>
 __attribute__((noinline)) void interpolate_row(const Columns<A>& columns, int64_t w, const A* values, const A* steps,
@@ -178,7 +176,7 @@ template <class T, class A> struct Rows {
 
 template <class T, class A> void target(const TargetParams& p, const Parallel& pool) {
   A *out = static_cast<A*>(p.out), *raw = p.raw != nullptr ? static_cast<A*>(p.raw) : out;
-  const Rows<T, A> rows{p, out, raw, static_cast<A*>(p.rows), static_cast<A*>(p.bounds)};
+  const Rows<T, A> rows{p, out, raw, static_cast<A*>(p.scratch), static_cast<A*>(p.bounds)};
   const int64_t pixels = p.height * p.width, grain = grain_of(4 * p.width);
   const bool bounded = p.normalize == Normalize::minmax || p.normalize == Normalize::percentile;
   if (!bounded) {

@@ -1,20 +1,10 @@
 // degradation_target backward: sums for the bounds, one pass over the images, then the features.
+#include "../math/target_slope.h"
 #include "target_cosine.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
-
-// How the gradient of one image passes through the normalisation: raw gradient = grad·slope where live, plus the
-// shares of the bounds on the pixels that equal them.
-template <class A> struct Slope {
-  A low, high, divisor, slope, share_low, share_high;
-};
-
-template <class A> inline bool inside(A raw, const Slope<A>& s) {  // the clamp of percentile
-  const A q = (raw - s.low) / s.divisor;
-  return q >= 0 && q <= 1;
-}
 
 // Σ grad and Σ grad·out over the pixels that are not clamped
 template <class A, bool kClamp>
@@ -86,16 +76,8 @@ template <class T, class A> struct BackwardRows {
   bool stream;
   bool features, images;  // which gradients are wanted
 
-  Slope<A> slope(int64_t b) const {
-    Slope<A> s{bounds[b * 4], bounds[b * 4 + 1], 1, 1, 0, 0};
-    if (p.normalize == Normalize::scale) s.slope = A(1) / A(p.scale);
-    if (!bounded()) return s;
-    const A range = s.high - s.low;
-    s.divisor = range < A(p.floor) ? A(p.floor) : range;
-    s.slope = A(1) / s.divisor;
-    return s;
-  }
-  bool bounded() const { return p.normalize == Normalize::minmax || p.normalize == Normalize::percentile; }
+  Slope<A> slope(int64_t b) const { return slope_of(p, bounds + b * 4); }
+  bool bounded() const { return is_bounded(p.normalize); }
 
   void sum(int64_t begin, int64_t end) const {
     for (int64_t row = begin; row < end; ++row) {
@@ -108,16 +90,12 @@ template <class T, class A> struct BackwardRows {
         bound_sums<A, false>(grad + at, out + at, nullptr, p.width, s, total, product);
     }
   }
-  // Adds the bounds' part: d out / d low = (out - 1) / range, d out / d high = -out / range; no range below the floor.
   Slope<A> finish(int64_t b) const {
     Slope<A> s = slope(b);
     if (!bounded()) return s;
     A total = 0, product = 0;
     for (int64_t row = b * p.height; row < (b + 1) * p.height; ++row) total += rows[row * 4], product += rows[row * 4 + 1];
-    const bool live = s.high - s.low >= A(p.floor);
-    const A ties_low = bounds[b * 4 + 2], ties_high = bounds[b * 4 + 3];
-    if (ties_low > 0) s.share_low = ((live ? product : A(0)) - total) * s.slope / ties_low;
-    if (live && ties_high > 0) s.share_high = -product * s.slope / ties_high;
+    share_bounds(p, bounds + b * 4, total, product, &s);
     return s;
   }
   void make(int64_t begin, int64_t end, const Slope<A>& s) const {
@@ -170,7 +148,7 @@ template <class A> void distance_gradient(const TargetBackwardParams& q, const P
       for (int64_t j = 0; j < p.w; ++j) grad.data[j] = 0;
       for (int64_t y = touch_begin(i, p.height, p.h); y < touch_end(i, p.height, p.h); ++y) {
         const Tap<A> tap = bilinear_tap<A>(y, p.height, p.h);
-        const A weight = (tap.lower == i ? 1 - tap.frac : A(0)) + (tap.upper == i ? tap.frac : A(0));
+        const A weight = tap_weight(tap, i);
         if (weight == 0) continue;
         const A* from = reduced + (b * p.height + y) * p.w;
         for (int64_t j = 0; j < p.w; ++j) grad.data[j] += weight * from[j];
@@ -190,7 +168,7 @@ template <class T, class A> void image_gradients(const TargetBackwardParams& q, 
   const int64_t pixels = p.height * p.width, grain = grain_of(4 * p.width);
   const BackwardRows<T, A> rows{
       q, p, static_cast<const A*>(q.grad), static_cast<const A*>(p.out), static_cast<const A*>(p.raw),
-      static_cast<const A*>(p.bounds), static_cast<A*>(p.rows),
+      static_cast<const A*>(p.bounds), static_cast<A*>(p.scratch),
       p.batch * 3 * pixels * int64_t(sizeof(T)) >= kStreamBytes, features, images};
   // Whole images per thread where there are enough, so that gradient and map are still cached for the second look.
   if (pixels <= (256 << 10) && p.batch >= pool.threads && (p.batch % pool.threads == 0 || p.batch >= 4 * pool.threads)) {

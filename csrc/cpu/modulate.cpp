@@ -1,8 +1,9 @@
 // modulate forward: downsample the map, then one pass over the features. Compiled once per SIMD level.
 #include "../include/modulate.h"
 
-#include "modulate_gate.h"
-#include "resample.h"
+#include "../math/gate.h"
+#include "../math/resample.h"
+#include "simd.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
@@ -107,7 +108,7 @@ template <class T, class A> void mean_tokens(const ModulateParams& p, const Para
   const T* features = static_cast<const T*>(p.features);
   const A* d = static_cast<const A*>(p.d);
   A* partial = static_cast<A*>(p.partial);
-  const int64_t tokens = p.h * p.w, channels = p.channels, splits = modulate_splits(tokens);
+  const int64_t tokens = p.h * p.w, channels = p.channels, splits = modulate_splits(p.h, p.w);
   parallel_for(pool, p.batch * splits, grain_of(kModulateSplit * channels), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / splits, first = (task % splits) * kModulateSplit;

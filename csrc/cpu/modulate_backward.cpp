@@ -1,8 +1,9 @@
 // modulate backward: one pass over grad and features for both gradients, then the adjoint of the downsampling.
 #include "../include/modulate.h"
 
-#include "modulate_gate.h"
-#include "resample.h"
+#include "../math/gate.h"
+#include "../math/resample.h"
+#include "simd.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
@@ -55,7 +56,7 @@ template <class A> void bilinear_adjoint_row(const ModulateParams& p, const A* g
   for (int64_t j = 0; j < p.w; ++j) cells[j] = 0;
   for (int64_t i = touch_begin(y, p.h, p.height); i < touch_end(y, p.h, p.height); ++i) {
     const Tap<A> tap = bilinear_tap<A>(i, p.h, p.height);
-    const A weight = (tap.lower == y ? 1 - tap.frac : A(0)) + (tap.upper == y ? tap.frac : A(0));
+    const A weight = tap_weight(tap, y);
     if (weight == 0) continue;
     for (int64_t j = 0; j < p.w; ++j) cells[j] += grad_d[i * p.w + j] * weight;
   }

@@ -1,5 +1,5 @@
 // sde_step forward and backward: one pass each over the images. Compiled once per SIMD level.
-#include "../include/sde.h"
+#include "../math/sde_step.h"
 
 #include "any_block.h"
 #include "vec.h"
@@ -7,41 +7,6 @@
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
-
-constexpr double kHalfLogTwoPi = 0.91893853320467274178;
-constexpr double kHalfPi = 1.57079632679489661923;
-
-// mean = a·x + b·v, x' = mean + spread·ε
-struct Step {
-  double a, b, std, spread;
-};
-
-Step coefficients(const SdeParams& p, int64_t sample) {
-  const double sigma = p.sigma[sample], next = p.sigma_next[sample], dt = next - sigma, level = p.noise_level;
-  Step s;
-  if (p.kind == SdeKind::cps) {  // x0 = x - σv, x1 = x + (1-σ)v; √(σ'² - std²) = σ'·cos
-    const double along = next * __builtin_cos(level * kHalfPi);
-    s.a = 1 - next + along;
-    s.b = (1 - sigma) * along - sigma * (1 - next);
-    s.std = s.spread = next * __builtin_sin(level * kHalfPi);
-    return s;
-  }
-  double half;  // std²/(2σ) of the diffusion, finite at σ = 0
-  if (p.kind == SdeKind::flow) {
-    const double at = sigma >= 1 ? (p.sigma_max < 0 ? next : p.sigma_max) : sigma;
-    const double room = 1 - at < 1e-12 ? 1e-12 : 1 - at;
-    s.std = level * __builtin_sqrt(sigma / room);
-    half = level * level / (2 * room);
-  } else {
-    s.std = level;
-    half = sigma > 0 ? level * level / (2 * (sigma < 1e-12 ? 1e-12 : sigma)) : 0;
-  }
-  s.a = 1 + half * dt;
-  s.b = (1 + half * (1 - sigma)) * dt;
-  s.spread = s.std * __builtin_sqrt(-dt);
-  if (p.kind == SdeKind::dance) s.std = s.spread;
-  return s;
-}
 
 // One expression for drawing, re-scoring and backward: they must round the mean alike, or the first ratio is not 1.
 template <class F, class A> inline F mean_of(const F& x, const F& v, A a, A b) { return a * x + b * v; }
@@ -129,20 +94,10 @@ template <class A> void finish_sample(const SdeParams& p, int64_t sample) {
     square += p.partial[2 * (sample * chunks + c)];
     gap += p.partial[2 * (sample * chunks + c) + 1];
   }
-  square /= double(p.size);
-  gap *= step.b * step.b / double(p.size);
-  const bool random = !(step.spread <= 0);  // NaN, from rising sigmas, stays visible
-  double log_prob = 0, kl = 0;
-  if (random) {
-    const double width = p.exact_kl ? step.spread : step.std;
-    log_prob = p.kind == SdeKind::cps
-                   ? -square
-                   : -square / (2 * step.spread * step.spread) - __builtin_log(step.spread) - kHalfLogTwoPi;
-    kl = gap / (2 * width * width);
-  }
-  static_cast<A*>(p.log_prob)[sample] = A(log_prob);
+  const Score score = score_of(p, step, square, gap);
+  static_cast<A*>(p.log_prob)[sample] = A(score.log_prob);
   static_cast<A*>(p.std)[sample] = A(step.std);
-  if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(kl);
+  if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(score.kl);
 }
 
 template <class A> void forward(const SdeParams& p, const Parallel& pool) {
@@ -159,25 +114,6 @@ template <class A> void forward(const SdeParams& p, const Parallel& pool) {
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------------
-
-// grad = outcome·(x' - mean) + pathwise·(grad_drawn + grad_mean) + gap·(v - v_reference)
-template <class A> struct Weights {
-  A outcome, pathwise, gap;
-};
-
-template <class A> Weights<A> weights(const SdeBackwardParams& q, const Step& step, int64_t sample) {
-  const SdeParams& p = q.forward;
-  Weights<A> w{A(0), A(step.b), A(0)};
-  if (step.spread <= 0) return w;
-  const double size = double(p.size), width = p.exact_kl ? step.spread : step.std;
-  if (q.grad_log_prob != nullptr) {
-    const double sharpness = p.kind == SdeKind::cps ? 2 : 1 / (step.spread * step.spread);
-    w.outcome = A(double(static_cast<const A*>(q.grad_log_prob)[sample]) * step.b * sharpness / size);
-  }
-  if (q.grad_kl != nullptr)
-    w.gap = A(double(static_cast<const A*>(q.grad_kl)[sample]) * step.b * step.b / (width * width * size));
-  return w;
-}
 
 template <class A>
 void gradient_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b, const Weights<A>& w, A* grad,

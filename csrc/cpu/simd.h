@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../include/types.h"
+#include "../math/common.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -24,21 +25,6 @@ constexpr int64_t kStreamBytes = 4 << 20;
 
 struct bf16 { uint16_t bits; };
 struct half { uint16_t bits; };
-
-template <class T> struct Accum { using type = float; };
-template <> struct Accum<double> { using type = double; };
-template <class T> using accum_t = typename Accum<T>::type;
-
-template <class T> inline T min_of(T a, T b) { return b < a ? b : a; }
-template <class T> inline T max_of(T a, T b) { return a < b ? b : a; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class To, class From> inline To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
 
 // ---- one number -------------------------------------------------------------------------------------------------
 
@@ -259,8 +245,6 @@ template <class A> struct Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 };
-
-template <class T> struct Tag { using type = T; };
 
 // f(Tag<T>{}) for a float type
 template <class F> inline void for_float(DType type, const F& f) {

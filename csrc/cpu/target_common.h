@@ -1,25 +1,13 @@
-// Shared by degradation_target forward and backward: cosine distance and horizontal interpolation tables.
+// Shared by degradation_target forward and backward: horizontal interpolation tables.
 #pragma once
 #include "../include/degradation_target.h"
-#include "resample.h"
+#include "../math/cosine.h"
+#include "../math/resample.h"
+#include "simd.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
-
-inline float root(float x) { return __builtin_sqrtf(x); }
-inline double root(double x) { return __builtin_sqrt(x); }
-
-constexpr double kCosineEps = 1e-24;  // on the product of the squared norms, as in the reference
-
-// 1 - f·g / sqrt(|f|²|g|²): sqrt(x·x) is exactly x, so identical features give exactly 0.
-template <class A> inline A cosine_distance(A dot, A ff, A gg) {
-  const A product = ff * gg;
-  const bool safe = product > A(kCosineEps);
-  const A distance = A(1) - dot / root(safe ? product : A(1));
-  const A fallback = ff != gg ? A(1) : A(0);
-  return safe ? (distance < 0 ? A(0) : distance) : fallback;
-}
 
 // Bilinear taps of every output column, and for every input column the outputs whose lower tap it is.
 template <class A> struct Columns {

@@ -39,18 +39,6 @@ template <class T, class A> void cosine_forward(const TargetParams& p, const Par
   });
 }
 
-// Turns the gradient of the distance into the three factors of
-//   grad f = other·g + own_f·f,  grad g = other·f + own_g·g.
-template <class A> inline void cosine_factors(A grad, A dot, A ff, A gg, A* other, A* own_f, A* own_g) {
-  const A product = ff * gg;
-  const bool safe = product > A(kCosineEps);
-  const A inverse = A(1) / root(safe ? product : A(1)), cosine = dot * inverse;
-  const bool live = safe && dot / root(safe ? product : A(1)) <= A(1);  // not where the distance was clamped
-  *other = live ? -grad * inverse : A(0);
-  *own_f = live ? grad * cosine / ff : A(0);
-  *own_g = live ? grad * cosine / gg : A(0);
-}
-
 template <class T, class A> void cosine_backward(const TargetBackwardParams& q, const Parallel& pool) {
   const TargetParams& p = q.forward;
   const int64_t pixels = p.h * p.w, planes = p.batch * p.channels;

@@ -1,24 +1,11 @@
 // Order statistic by radix selection: no sort, no copy of the data.
 #pragma once
+#include "../math/order_key.h"
 #include "simd.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
-
-// Unsigned keys in the order of the numbers (positive NaN last).
-inline uint32_t order_key(float x) {
-  const uint32_t u = bit_cast<uint32_t>(x);
-  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
-}
-inline uint64_t order_key(double x) {
-  const uint64_t u = bit_cast<uint64_t>(x);
-  return u ^ (u >> 63 ? ~uint64_t(0) : uint64_t(1) << 63);
-}
-inline float from_key(uint32_t k) { return bit_cast<float>(k ^ (k >> 31 ? 0x80000000u : 0xffffffffu)); }
-inline double from_key(uint64_t k) {
-  return bit_cast<double>(k ^ (k >> 63 ? uint64_t(1) << 63 : ~uint64_t(0)));
-}
 
 // The value of zero-based `rank` among n: eleven bits of the key per pass.
 template <class A> A select_rank(const A* values, int64_t n, int64_t rank) {

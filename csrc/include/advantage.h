@@ -18,7 +18,17 @@ struct AdvantageParams {
   void* advantages;       // (count) float, double for double rewards
   int64_t* counts;        // (4) groups, zero_variance, single, non_finite
   void* moments;          // (2) reward_mean, reward_std, like advantages
+#ifdef FINPERCEP_CUDA
+  const int64_t* order;   // more than kAdvantageSmall ids: `ids` are sorted, and this is where each comes from; else null
+  void* scratch;          // advantage_scratch_bytes
+#endif
 };
+
+#ifdef FINPERCEP_CUDA
+constexpr int64_t kAdvantageSmall = 4096;     // up to here one block does everything in one launch
+constexpr int64_t kAdvantageBlocks = 256;     // else at most so many blocks, each with one partial result
+constexpr int64_t advantage_scratch_bytes() { return 64 * (kAdvantageBlocks + 1); }
+#endif
 
 FINPERCEP_KERNEL(group_advantage, AdvantageParams)
 

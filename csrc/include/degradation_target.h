@@ -19,7 +19,7 @@ struct TargetParams {
   void* moments;   // A (B, 3, h, w): f·g, f·f, g·g
   void* raw;       // A (B, H, W) before normalisation; only percentile, else null
   void* distance;  // A (B, h, w) scratch
-  void* rows;      // A (B, H, 4) scratch: per-row results that are reduced in a fixed order
+  void* scratch;   // target_scratch_bytes: partial results that are reduced in a fixed order
 };
 
 struct TargetBackwardParams {
@@ -29,6 +29,32 @@ struct TargetBackwardParams {
   void* reduced;         // A (B, H, w) scratch, only with features wanted
   void* coefficients;    // A (B, 3, h, w) scratch, only with features wanted
 };
+
+#ifdef FINPERCEP_CUDA
+// A block takes one chunk of an image's pixels; few enough chunks that every block can reduce the results of all of them.
+constexpr int64_t kTargetChunk = 4096, kTargetMostChunks = 512;
+constexpr int64_t target_chunk(int64_t pixels) {
+  const int64_t units = (pixels + kTargetChunk - 1) / kTargetChunk;
+  return (units + kTargetMostChunks - 1) / kTargetMostChunks * kTargetChunk;
+}
+constexpr int64_t target_chunks(int64_t pixels) {
+  return pixels > 0 ? (pixels + target_chunk(pixels) - 1) / target_chunk(pixels) : 0;
+}
+// Selection of two ranks by eight bits of the key at a time: per pass a histogram and where each rank stands.
+constexpr int64_t kTargetBins = 256, kTargetPasses = 8;
+// In numbers of eight bytes: partial sums or bounds (B, chunks, 2), ties (B, chunks, 2), histograms (B, passes, 2, bins),
+// prefixes and ranks (B, passes, 2, 2).
+inline int64_t target_scratch_bytes(const TargetParams& p) {
+  const int64_t chunks = target_chunks(p.height * p.width);
+  const bool select = p.normalize == Normalize::percentile;
+  return 8 * p.batch * (4 * chunks + (select ? kTargetPasses * 2 * (kTargetBins + 2) : 0));
+}
+#else
+// A (B, H, 4): per-row results
+inline int64_t target_scratch_bytes(const TargetParams& p) {
+  return p.batch * p.height * 4 * (p.image_type == DType::f64 ? 8 : 4);
+}
+#endif
 
 FINPERCEP_KERNEL(target_forward, TargetParams)
 FINPERCEP_KERNEL(target_backward, TargetBackwardParams)

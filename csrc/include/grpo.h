@@ -29,7 +29,12 @@ struct GrpoBackwardParams {
 };
 
 constexpr int64_t kGrpoStats = 8;
-constexpr int64_t kGrpoChunk = 16384;  // a constant: results do not depend on the number of threads
+// Elements summed into one partial result: a constant, so that results do not depend on the number of threads.
+#ifdef FINPERCEP_CUDA
+constexpr int64_t kGrpoChunk = 4096;
+#else
+constexpr int64_t kGrpoChunk = 16384;
+#endif
 constexpr int64_t grpo_chunks(int64_t count) { return (count + kGrpoChunk - 1) / kGrpoChunk; }
 
 FINPERCEP_KERNEL(grpo_loss_forward, GrpoParams)

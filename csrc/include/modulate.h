@@ -17,7 +17,7 @@ struct ModulateParams {
   const void* map;               // (B, H, W)
   void* d;                       // (B, h*w) downsampled map: written by forward, read by backward
   void* out;                     // (B, h*w, C) or (B, C)
-  void* partial;                 // pool: (B, modulate_splits(h*w), C) sums, accumulation type
+  void* partial;                 // pool: (B, modulate_splits(h, w), C) sums, accumulation type
 };
 
 struct ModulateBackwardParams {
@@ -28,9 +28,19 @@ struct ModulateBackwardParams {
   void* grad_d;            // (B, h*w) scratch, accumulation type; null with grad_map
 };
 
-// Tokens summed into one partial result: a constant, so that a result does not depend on the number of threads.
+// Into how many partial results the tokens are summed: by the shape alone, so that a result does not depend on threads.
+#ifdef FINPERCEP_CUDA
+// A block takes `modulate_band` rows of up to kModulateSegment cells: one row as long as that makes at most 128 blocks.
+constexpr int64_t kModulateSegment = 32;
+constexpr int64_t modulate_segments(int64_t w) { return (w + kModulateSegment - 1) / kModulateSegment; }
+constexpr int64_t modulate_band(int64_t h, int64_t w) { return (h * modulate_segments(w) + 127) / 128; }
+constexpr int64_t modulate_splits(int64_t h, int64_t w) {
+  return (h + modulate_band(h, w) - 1) / modulate_band(h, w) * modulate_segments(w);
+}
+#else
 constexpr int64_t kModulateSplit = 128;
-constexpr int64_t modulate_splits(int64_t tokens) { return (tokens + kModulateSplit - 1) / kModulateSplit; }
+constexpr int64_t modulate_splits(int64_t h, int64_t w) { return (h * w + kModulateSplit - 1) / kModulateSplit; }
+#endif
 
 FINPERCEP_KERNEL(modulate_forward, ModulateParams)
 FINPERCEP_KERNEL(modulate_backward, ModulateBackwardParams)

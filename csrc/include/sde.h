@@ -43,7 +43,11 @@ struct SdeBackwardParams {
 
 // Numbers summed into one partial result: a constant, so that a sample's log-probability depends neither on the number
 // of threads nor on its batch.
+#ifdef FINPERCEP_CUDA
+constexpr int64_t kSdeChunk = 4096;
+#else
 constexpr int64_t kSdeChunk = 16384;
+#endif
 constexpr int64_t sde_chunks(int64_t size) { return (size + kSdeChunk - 1) / kSdeChunk; }
 
 FINPERCEP_KERNEL(sde_step_forward, SdeParams)

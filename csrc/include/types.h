@@ -13,4 +13,9 @@ struct Parallel {
   int64_t threads;
 };
 
+// Where CUDA kernels go: a cudaStream_t.
+struct Stream {
+  void* handle;
+};
+
 }  // namespace finpercep

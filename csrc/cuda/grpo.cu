@@ -1,0 +1,159 @@
+// grpo_loss forward (loss and statistics in one pass; one launch where one block is enough) and backward.
+#include "../include/grpo.h"
+
+#include "primitives.cuh"
+
+namespace finpercep {
+namespace FINPERCEP_ARCH {
+namespace {
+
+__device__ inline float exponential(float x) { return expf(x); }
+__device__ inline double exponential(double x) { return exp(x); }
+
+template <class A> struct Region {  // where the ratio is trusted
+  A low, high;
+  __device__ explicit Region(const GrpoParams& p) : low(A(1 - p.clip_low)), high(A(1 + p.clip_high)) {}
+  __device__ A clipped(A ratio) const {  // NaN stays
+    const A floored = ratio < low ? low : ratio;
+    return floored > high ? high : floored;
+  }
+};
+
+template <class T, class A> struct Inputs {
+  Array<T, A> log_prob, old_log_prob, advantages;
+  int64_t steps;
+  __device__ explicit Inputs(const GrpoParams& p)
+      : log_prob(p.log_prob, p.log_prob_type), old_log_prob(p.old_log_prob, p.old_type),
+        advantages(p.advantages, p.advantage_type), steps(p.steps) {}
+  template <int N> __device__ void load(int64_t at, int64_t left, A (&log_ratio)[N], A (&advantage)[N]) const {
+    const auto fresh = log_prob.template load<N>(at, left), old = old_log_prob.template load<N>(at, left);
+    if (steps == 1) {
+      const auto pack = advantages.template load<N>(at, left);
+#pragma unroll
+      for (int k = 0; k < N; ++k) advantage[k] = A(widen(pack.at[k]));
+    } else {
+#pragma unroll
+      for (int k = 0; k < N; ++k) advantage[k] = k < left ? advantages.one((at + k) / steps) : A(0);
+    }
+#pragma unroll
+    for (int k = 0; k < N; ++k) log_ratio[k] = A(widen(fresh.at[k])) - A(widen(old.at[k]));
+  }
+};
+
+// Merges the statistics of chunks, in a fixed order, and writes the results. By one block.
+template <class A> __device__ void finish(const GrpoParams& p) {
+  double total[kGrpoStats] = {0, 0, 0, infinity<double>(), 0, 0, 0, 0};
+  for (int64_t c = threadIdx.x; c < grpo_chunks(p.count); c += kThreads) {
+    const double* part = p.partial + c * kGrpoStats;
+#pragma unroll
+    for (int s = 0; s < kGrpoStats; ++s)
+      total[s] = s == 3 ? Lowest()(total[s], part[s]) : (s == 4 ? Highest()(total[s], part[s]) : total[s] + part[s]);
+  }
+#pragma unroll
+  for (int s = 0; s < kGrpoStats; ++s) {
+    total[s] = s == 3 ? block_reduce(total[s], Lowest()) : (s == 4 ? block_reduce(total[s], Highest()) : block_reduce(total[s], Sum()));
+    if (s != 3 && s != 4) total[s] /= double(p.count);
+  }
+  if (threadIdx.x > 0) return;
+#pragma unroll
+  for (int s = 0; s < kGrpoStats; ++s) static_cast<A*>(p.stats)[s] = A(total[s]);
+  *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total[0] + p.beta * total[1] : total[0]);
+}
+
+template <class A> __global__ void __launch_bounds__(kThreads, 1) grpo_finish_kernel(GrpoParams p) { finish<A>(p); }
+
+template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 1) grpo_fwd_kernel(GrpoParams p) {
+  const Inputs<T, A> in(p);
+  const Array<T, A> kl(p.kl, p.kl_type);
+  const Region<A> region(p);
+  const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
+  A policy = 0, divergence = 0, ratios = 0, low = infinity<A>(), high = 0, below = 0, above = 0, squares = 0;
+  for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
+    const int64_t left = end - at;
+    A log_ratio[N], advantage[N];
+    in.load(at, left, log_ratio, advantage);
+    if (p.kl != nullptr) {
+      const auto pack = kl.template load<N>(at, left);
+#pragma unroll
+      for (int k = 0; k < N; ++k) divergence += A(widen(pack.at[k]));  // zero beyond the end
+    }
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (k >= left) continue;
+      const A ratio = exponential(log_ratio[k]), free = advantage[k] * ratio, held = advantage[k] * region.clipped(ratio);
+      policy -= held < free ? held : free;  // the smaller gain; NaN stays NaN
+      ratios += ratio;
+      low = Lowest()(low, ratio), high = Highest()(high, ratio);
+      below += ratio < region.low ? A(1) : A(0);
+      above += ratio > region.high ? A(1) : A(0);
+      squares += log_ratio[k] * log_ratio[k];
+    }
+  }
+  policy = block_reduce(policy, Sum()), divergence = block_reduce(divergence, Sum());
+  ratios = block_reduce(ratios, Sum()), squares = block_reduce(squares, Sum());
+  low = block_reduce(low, Lowest()), high = block_reduce(high, Highest());
+  below = block_reduce(below, Sum()), above = block_reduce(above, Sum());
+  if (threadIdx.x == 0) {
+    double* part = p.partial + blockIdx.x * kGrpoStats;
+    part[0] = double(policy), part[1] = double(divergence), part[2] = double(ratios), part[3] = double(low);
+    part[4] = double(high), part[5] = double(below), part[6] = double(above), part[7] = double(squares) / 2;
+  }
+  if (grpo_chunks(p.count) > 1) return;  // a launch of its own merges them
+  __syncthreads();
+  finish<A>(p);
+}
+
+template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 1) grpo_bwd_kernel(GrpoBackwardParams q) {
+  const GrpoParams& p = q.forward;
+  const Inputs<T, A> in(p);
+  const Array<T, A> grad(q.grad_log_prob, p.log_prob_type);
+  const Region<A> region(p);
+  const A scale = A(-double(*static_cast<const A*>(q.grad_loss)) / double(p.count));
+  const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
+  for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
+    const int64_t left = end - at;
+    A log_ratio[N], advantage[N], results[N];
+    in.load(at, left, log_ratio, advantage);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const A ratio = exponential(log_ratio[k]), free = advantage[k] * ratio;
+      results[k] = advantage[k] * region.clipped(ratio) < free ? A(0) : scale * free;  // none where the clip is the smaller gain
+    }
+    grad.store(at, left, results);
+  }
+}
+
+// f(Tag<T>{}, Tag<A>{}, pack) for a common dtype of all tensors, else for Any.
+template <class F> void with_types(const GrpoParams& p, const F& f) {
+  const bool alike = p.old_type == p.log_prob_type && p.advantage_type == p.log_prob_type &&
+                     (p.kl == nullptr || p.kl_type == p.log_prob_type);
+  if (alike)
+    for_float(p.log_prob_type, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      f(tag, Tag<accum_t<T>>{}, std::integral_constant<int, kPack<T>>{});
+    });
+  else if (p.wide) f(Tag<Any>{}, Tag<double>{}, std::integral_constant<int, kPack<double>>{});
+  else f(Tag<Any>{}, Tag<float>{}, std::integral_constant<int, kPack<float>>{});
+}
+
+}  // namespace
+
+void grpo_loss_forward(const GrpoParams& p, const Stream& stream) {
+  with_types(p, [&](auto tag, auto sum_tag, auto pack) {
+    using T = typename decltype(tag)::type;
+    using A = typename decltype(sum_tag)::type;
+    launch(stream, grpo_fwd_kernel<T, A, decltype(pack)::value>, grpo_chunks(p.count), kThreads, 0, p);
+    if (grpo_chunks(p.count) > 1) launch(stream, grpo_finish_kernel<A>, 1, kThreads, 0, p);
+  });
+}
+
+void grpo_loss_backward(const GrpoBackwardParams& q, const Stream& stream) {
+  with_types(q.forward, [&](auto tag, auto sum_tag, auto pack) {
+    using T = typename decltype(tag)::type;
+    using A = typename decltype(sum_tag)::type;
+    launch(stream, grpo_bwd_kernel<T, A, decltype(pack)::value>, grpo_chunks(q.forward.count), kThreads, 0, q);
+  });
+}
+
+}  // namespace FINPERCEP_ARCH
+}  // namespace finpercep

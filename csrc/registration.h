@@ -1,0 +1,75 @@
+// The schemas of all operators, and the kernels that every library registers for them. One section per family.
+#pragma once
+#include "operators.h"
+
+namespace finpercep {
+
+inline void define_schemas(torch::stable::detail::StableLibrary& m) {
+  m.def("empty_like(Tensor like) -> Tensor");  // the allocation behind every output, for tests that poison it
+
+  // modulate
+  m.def(
+      "modulate(Tensor features, Tensor degradation, int h, int w, int gate, int resample, bool pool)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "modulate_backward(Tensor grad, Tensor features, Tensor degradation, Tensor d, int h, int w, int gate,"
+      " int resample, bool pool, bool need_features, bool need_map) -> (Tensor, Tensor)");
+
+  // degradation_target
+  m.def(
+      "degradation_target(Tensor reference, Tensor distorted, Tensor? reference_features,"
+      " Tensor? distorted_features, float alpha, int normalize, float floor, float percentile, float scale)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "degradation_target_backward(Tensor grad, Tensor reference, Tensor distorted, Tensor? reference_features,"
+      " Tensor? distorted_features, Tensor out, Tensor bounds, Tensor moments, Tensor raw, float alpha,"
+      " int normalize, float floor, float scale, int needs) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  // group_advantage: (advantages, counts, moments); rewards have no gradient
+  m.def(
+      "group_advantage(Tensor rewards, Tensor? group_ids, int group_size, float eps, int correction, int scale,"
+      " float clip) -> (Tensor, Tensor, Tensor)");
+
+  // grpo_loss: (loss, stats)
+  m.def(
+      "grpo_loss(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor? kl, float clip_low,"
+      " float clip_high, float beta) -> (Tensor, Tensor)");
+  m.def(
+      "grpo_loss_backward(Tensor grad_loss, Tensor log_prob, Tensor old_log_prob, Tensor advantages,"
+      " float clip_low, float clip_high) -> Tensor");
+
+  // sde_step: (next_sample, mean, log_prob, std, kl), empty where not asked for
+  m.def(
+      "sde_step(Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, Tensor? noise, Tensor? next_sample,"
+      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, bool return_mean)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sde_step_backward(Tensor? grad_next_sample, Tensor? grad_mean, Tensor? grad_log_prob, Tensor? grad_kl,"
+      " Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,"
+      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max) -> Tensor");
+}
+
+inline void register_kernels(torch::stable::detail::StableLibrary& m) {
+  m.impl("empty_like", TORCH_BOX(&allocate_like));
+
+  // modulate
+  m.impl("modulate", TORCH_BOX(&modulate));
+  m.impl("modulate_backward", TORCH_BOX(&modulate_backward));
+
+  // degradation_target
+  m.impl("degradation_target", TORCH_BOX(&degradation_target));
+  m.impl("degradation_target_backward", TORCH_BOX(&degradation_target_backward));
+
+  // group_advantage
+  m.impl("group_advantage", TORCH_BOX(&group_advantage));
+
+  // grpo_loss
+  m.impl("grpo_loss", TORCH_BOX(&grpo_loss));
+  m.impl("grpo_loss_backward", TORCH_BOX(&grpo_loss_backward));
+
+  // sde_step
+  m.impl("sde_step", TORCH_BOX(&sde_step));
+  m.impl("sde_step_backward", TORCH_BOX(&sde_step_backward));
+}
+
+}  // namespace finpercep
