@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench wheel clean
+.PHONY: help demo test bench gpu-check wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## score photos and their faults; ends with demo/index.html to look at
 	@$(BIN)/finpercep demo --out demo
@@ -25,6 +25,9 @@ test: .venv/installed  ## lint, formatting, types and every test
 
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+gpu-check:  ## on a CUDA machine: build for its card, check and measure every backend, with $(PYTHON) as it is
+	$(PYTHON) -m benchmarks.gpu
 
 wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +cu<version>) where nvcc is found
 	FINPERCEP_CUDA_ARCHS=$(WHEEL_ARCHS) FINPERCEP_REQUIRE_CUDA=$(if $(NVCC),1,0) FINPERCEP_NO_CUDA=$(if $(NVCC),0,1) \
