@@ -238,7 +238,9 @@ def _draw_order(
 def _draw_kernel(draws: _Draws, option: Any, blurred: Tensor) -> KernelParameters:
     side = option("blur_kernel_size")
     sinc = _draw_sinc(draws, draws.chance(option("sinc_prob")), side, by_size=True)
-    kind = torch.tensor([KINDS.index(name) for name in option("kernel_list")])[draws.choice(option("kernel_prob"))]
+    kind = torch.tensor([KINDS.index(name) for name in option("kernel_list")])[
+        draws.choice(option("kernel_prob"))
+    ]
     sigma_x, sigma_y = draws.uniform(*option("blur_sigma")), draws.uniform(*option("blur_sigma"))
     rotation = draws.uniform(-math.pi, math.pi)
     generalized, plateau = draws.around_one(*option("betag_range")), draws.around_one(*option("betap_range"))
@@ -288,7 +290,9 @@ def degrade(
     return out, [_record(parameters, i) for i in range(batch)] if batch else []
 
 
-def _degrade_group(images: Tensor, drawn: Parameters, config: DegradationConfig, final: Sequence[int]) -> Tensor:
+def _degrade_group(
+    images: Tensor, drawn: Parameters, config: DegradationConfig, final: Sequence[int]
+) -> Tensor:
     first, second = drawn.first, drawn.second
     size = torch.full((len(images),), images.shape[2]), torch.full((len(images),), images.shape[3])
     border = config.blur_kernel_size // 2

@@ -1,4 +1,4 @@
-"""JPEG round trips of a batch, each sample at its own quality, following libjpeg's arithmetic; differentiable on wish."""
+"""JPEG round trips of a batch, each sample at its own quality, with libjpeg's arithmetic; differentiable on wish."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _soft_round(x: Tensor) -> Tensor:
 
 def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...], offset: tuple[float, ...]) -> Tensor:
     """A color matrix at every pixel of (B,3,H,W)."""
-    weight = planes.new_tensor(matrix)[:, :, None, None]
-    return F.conv2d(planes, weight, planes.new_tensor(offset))
+    weight = planes.new_tensor(matrix)
+    return (weight @ planes.flatten(2)).view(planes.shape) + planes.new_tensor(offset).view(3, 1, 1)
 
 
 def _downsample(planes: Tensor, rounded: Rounding) -> Tensor:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finpercep.data.engines import run_shards
+from finpercep.data.fingerprints import file_hash
 from finpercep.data.make_config import MakeConfig, settings_difference, settings_hash, settings_of
 from finpercep.data.maker import Maker
 from finpercep.data.pairs import listing_hash, match_photos
 from finpercep.data.parquet import require_pyarrow, shard_metadata
+from finpercep.data.preview import write_card, write_preview
 from finpercep.data.shards import Job, Shard, ShardReport, is_made, plan_shards
 from finpercep.data.sources import parse_sources
 from finpercep.images import ImageError
@@ -94,6 +95,9 @@ def make_dataset(
         if progress is not None:
             progress(done, len(shards), report)
     manifest = write_manifest(folder, job, shards, problems)
+    write_card(folder, settings, manifest)
+    if sum(manifest["rows"].values()):
+        write_preview(folder, settings, manifest)
     return MadeDataset(folder, manifest, reports)
 
 
@@ -121,7 +125,9 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def write_manifest(folder: Path, job: Job, shards: Sequence[Shard], problems: Sequence[str]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, job: Job, shards: Sequence[Shard], problems: Sequence[str]
+) -> dict[str, Any]:
     """`manifest.json`: rows, sizes and hashes of every file, and what was left out."""
     files, left_out = [], list(problems)
     for shard in shards:
@@ -147,12 +153,6 @@ def write_manifest(folder: Path, job: Job, shards: Sequence[Shard], problems: Se
         stale.unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -56,7 +56,7 @@ class MakeConfig:
     crop: int = 0
     crops: int = 1
     val_share: float = 0.1
-    photos_per_shard: int = 16
+    photos_per_shard: int = 8
     skip_bad: bool = False
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     tile: int = 256
@@ -78,7 +78,11 @@ class MakeConfig:
                 f"a multiple of the scale {self.scale}",
                 self.crop,
             ),
-            "crops": (self.crops == 1 or (self.crop > 0 and self.crops > 0), "1 where photos are whole", self.crops),
+            "crops": (
+                self.crops == 1 or (self.crop > 0 and self.crops > 0),
+                "1 where photos are whole",
+                self.crops,
+            ),
             "val_share": (0 <= self.val_share < 1, "a share in [0, 1)", self.val_share),
             "photos_per_shard": (self.photos_per_shard > 0, "at least 1", self.photos_per_shard),
         }

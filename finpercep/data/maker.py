@@ -187,12 +187,11 @@ class Maker:
                 target = next(of_syn)
                 if config.restrict:
                     target = target * (mask.alpha > 0)
-                samples.append(
-                    Sample(
-                        part.photo.id, part.region, source, number, part.gt, part.lr, image, syn, mask,
-                        target, target_sr, part.degradation,
-                    )  # fmt: skip
-                )
+                sample = Sample(
+                    part.photo.id, part.region, source, number, part.gt, part.lr, image, syn, mask,
+                    target, target_sr, part.degradation,
+                )  # fmt: skip
+                samples.append(sample)
         return samples
 
     def _result(self, source: Source, part: _Part) -> Tensor | None:

@@ -79,7 +79,9 @@ def polygons(height: int, width: int, generator: torch.Generator) -> Tensor:
         corners = integer(3, 9, generator)
         step = 2 * math.pi / corners
         first = uniform(0, step, generator)
-        angles = first + step * (torch.arange(corners) + 0.6 * (torch.rand(corners, generator=generator) - 0.5))
+        angles = first + step * (
+            torch.arange(corners) + 0.6 * (torch.rand(corners, generator=generator) - 0.5)
+        )
         radii = 0.4 + 0.6 * torch.rand(corners, generator=generator)
         field = torch.maximum(field, -_gauge(y - cy, x - cx, angles, radii))
     return field
@@ -93,7 +95,9 @@ def _gauge(dy: Tensor, dx: Tensor, angles: Tensor, radii: Tensor) -> Tensor:
     sector = torch.searchsorted(starts.contiguous(), turn.contiguous(), right=True) - 1
     following = (sector + 1) % len(angles)
     ay, ax, by, bx = ys[sector], xs[sector], ys[following], xs[following]
-    across = (dx * (by - ay) - dy * (bx - ax)) / (ax * by - ay * bx)  # Cramer: pixel = scale · point of the edge
+    across = (dx * (by - ay) - dy * (bx - ax)) / (
+        ax * by - ay * bx
+    )  # Cramer: pixel = scale · point of the edge
     return across
 
 
@@ -112,9 +116,7 @@ def strokes(height: int, width: int, generator: torch.Generator) -> Tensor:
     return -nearest
 
 
-def _segment_distance(
-    y: Tensor, x: Tensor, start: tuple[float, float], end: tuple[float, float]
-) -> Tensor:
+def _segment_distance(y: Tensor, x: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
     dy, dx = end[0] - start[0], end[1] - start[1]
     along = (((y - start[0]) * dy + (x - start[1]) * dx) / (dy * dy + dx * dx)).clamp(0, 1)
     return torch.hypot(y - start[0] - along * dy, x - start[1] - along * dx)

@@ -46,7 +46,9 @@ def find_images(pattern: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for key, path in _keyed_folder(pattern) if os.path.isdir(pattern) else _keyed_glob(pattern):
         if key in found:
-            raise ImageError(f"{pattern}: expected one image per name, got {found[key]} and {path} for {key!r}")
+            raise ImageError(
+                f"{pattern}: expected one image per name, got {found[key]} and {path} for {key!r}"
+            )
         found[key] = path
     if not found:
         raise ImageError(f"{pattern}: expected a folder or pattern with images, got none")
@@ -100,7 +102,9 @@ def match_photos(gt: str, results: Mapping[str, str], lr: str | None = None) -> 
             )
     complete, problems = [], []
     for key, path in photos.items():
-        missing = [f"{name}: no result for {key!r} ({path})" for name, files in found.items() if key not in files]
+        missing = [
+            f"{name}: no result for {key!r} ({path})" for name, files in found.items() if key not in files
+        ]
         if low is not None and key not in low:
             missing.append(f"lr: no file for {key!r} ({path})")
         problems += missing

@@ -136,9 +136,7 @@ def rows_of(samples: Sequence[Sample], constants: Mapping[str, Any]) -> dict[str
     return columns
 
 
-def write_shard(
-    path: Path, parts: Iterable[Mapping[str, Sequence[Any]]], metadata: Mapping[str, Any]
-) -> int:
+def write_shard(path: Path, parts: Iterable[Mapping[str, Sequence[Any]]], metadata: Mapping[str, Any]) -> int:
     """Write row groups to `path`, which appears only when complete; returns the number of rows.
 
     `metadata` is called for at the end: values may be functions, for what is known only then.

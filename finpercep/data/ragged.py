@@ -79,4 +79,6 @@ def _gather_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     rows = (planes + index[:, None]).view(-1, taps).to(images.device)
     weights = weight[:, None].expand(-1, channels, -1, -1).reshape(-1, taps).to(images.device, images.dtype)
     flat = images.reshape(batch * channels * height, width)
-    return F.embedding_bag(rows, flat, per_sample_weights=weights, mode="sum").view(batch, channels, out, width)
+    return F.embedding_bag(rows, flat, per_sample_weights=weights, mode="sum").view(
+        batch, channels, out, width
+    )

@@ -160,7 +160,9 @@ def parse_source(text: str) -> list[SourceSpec]:
         )
     if kind == "builtin":
         if rest not in (*BUILTIN, "all"):
-            raise ValueError(f"sr: expected builtin:NAME with one of {', '.join(BUILTIN)} or all, got {text!r}")
+            raise ValueError(
+                f"sr: expected builtin:NAME with one of {', '.join(BUILTIN)} or all, got {text!r}"
+            )
         return [SourceSpec(kind, name, name) for name in (BUILTIN if rest == "all" else [rest])]
     match = re.match(r"([\w.+-]+)=(.+)", rest)
     if match:
@@ -184,7 +186,9 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
     return specs
 
 
-def open_source(spec: SourceSpec, *, scale: int, device: str = "cpu", tile: int = 256, steps: int = 50) -> Source:
+def open_source(
+    spec: SourceSpec, *, scale: int, device: str = "cpu", tile: int = 256, steps: int = 50
+) -> Source:
     """Load what a source needs.
 
     Args:
@@ -199,7 +203,9 @@ def open_source(spec: SourceSpec, *, scale: int, device: str = "cpu", tile: int 
     from finpercep.data.source_models import DiffusersSource, SpandrelSource
 
     if spec.kind == "spandrel":
-        return SpandrelSource(os.path.expanduser(spec.value), spec.name, scale=scale, device=device, tile=tile)
+        return SpandrelSource(
+            os.path.expanduser(spec.value), spec.name, scale=scale, device=device, tile=tile
+        )
     return DiffusersSource(spec.value, spec.name, scale=scale, device=device, tile=tile, steps=steps)
 
 

@@ -104,7 +104,9 @@ def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()
         raise FileNotFoundError(f"{manifest}: not found; the data set is not complete, run its command again")
     prefix = f"data/{SPLIT_NAMES.get(split, split)}-"
     files = [root / entry["file"] for entry in json.loads(manifest.read_text())["files"]]
-    scenes = [scene for file in files if str(file.relative_to(root)).startswith(prefix) for scene in _scenes(file)]
+    scenes = [
+        scene for file in files if str(file.relative_to(root)).startswith(prefix) for scene in _scenes(file)
+    ]
     known = {source for scene in scenes for source in scene.rows}
     unknown = set(leave_out) - known
     if unknown:
