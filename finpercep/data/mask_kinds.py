@@ -14,6 +14,9 @@ from finpercep.data.randomness import choose, uniform
 from finpercep.data.synthetic import gaussian_blur
 
 
+RANDOM = "random"  # any of the shapes
+
+
 class MaskKind(Protocol):
     """Draws masks on an image; `prepare` is called once per image, `draw` for each mask.
 
@@ -32,7 +35,7 @@ class MaskKind(Protocol):
 
 @dataclass(frozen=True)
 class ShapeKind:
-    """One of `mask_shapes.SHAPES`; "random" draws among all of them."""
+    """One of `mask_shapes.SHAPES`."""
 
     name: str
     fingerprint: str = "shapes-1"
@@ -43,8 +46,7 @@ class ShapeKind:
     def draw(
         self, prepared: None, image: Tensor, generator: torch.Generator, area: tuple[float, float]
     ) -> Tensor:
-        kind = choose(list(SHAPES), generator) if self.name == "random" else self.name
-        return random_shape(kind, *image.shape[-2:], generator, area=area)
+        return random_shape(self.name, *image.shape[-2:], generator, area=area)
 
 
 class DrawnMask(NamedTuple):
@@ -60,7 +62,7 @@ class DrawnMask(NamedTuple):
 class MaskMaker:
     """Masks of the kinds asked for.
 
-    Each mask draws its kind among those given, all equally likely. Where the image has no mask of that kind (no
+    Each mask draws its kind among those given, all equally likely; "random" stands for any shape. Where the image has no mask of that kind (no
     segment of a fitting area), a random shape takes its place and is named so; no mask ever covers nothing or all.
 
     Args:
@@ -79,7 +81,6 @@ class MaskMaker:
         feather: tuple[float, float] = (1.0, 5.0),
     ) -> None:
         self.kinds, self.area, self.feathered, self.feather = list(kinds), area, feathered, feather
-        self._fallback = ShapeKind("random")
 
     def prepare(self, image: Tensor) -> list[Any]:
         """What every kind needs to know of an image, uint8 (3,H,W)."""
@@ -89,10 +90,10 @@ class MaskMaker:
         """One mask; a function of the image and the generator."""
         number = int(torch.randint(len(self.kinds), (), generator=generator))
         kind = self.kinds[number]
-        hard = kind.draw(prepared[number], image, generator, self.area)
+        hard = None if kind.name == RANDOM else kind.draw(prepared[number], image, generator, self.area)
         if hard is None:
-            kind = self._fallback
-            hard = kind.draw(None, image, generator, self.area)
+            shape = ShapeKind(choose(list(SHAPES), generator))
+            kind, hard = shape, shape.draw(None, image, generator, self.area)
         sigma = 0.0
         if torch.rand((), generator=generator) < self.feathered:
             sigma = uniform(*self.feather, generator)
@@ -106,7 +107,7 @@ def _alpha(hard: Tensor, sigma: float) -> Tensor:
     return (soft * 255).round().to(torch.uint8)
 
 
-MASK_KINDS = (*SHAPES, "random", "superpixels", "sam:FILE", "sam-hf:ID")
+MASK_KINDS = (*SHAPES, RANDOM, "superpixels", "sam:FILE", "sam-hf:ID")
 
 
 def parse_masks(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -120,7 +121,7 @@ def parse_masks(texts: Sequence[str]) -> list[tuple[str, str]]:
     parsed = []
     for text in texts:
         kind, _, value = text.partition(":")
-        if not (kind in (*SHAPES, "random", "superpixels") and not value) and not (
+        if not (kind in (*SHAPES, RANDOM, "superpixels") and not value) and not (
             kind in ("sam", "sam-hf") and value
         ):
             raise ValueError(f"mask: expected one of {', '.join(MASK_KINDS)}, got {text!r}")
@@ -130,7 +131,7 @@ def parse_masks(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 def open_mask_kind(kind: str, value: str, *, device: str = "cpu", points_per_side: int = 32) -> MaskKind:
     """Load what a kind of masks needs; `points_per_side` is SAM's grid of prompts."""
-    if kind in (*SHAPES, "random"):
+    if kind in (*SHAPES, RANDOM):
         return ShapeKind(kind)
     from finpercep.data.segments import HFSamKind, SamKind, SuperpixelKind
 
