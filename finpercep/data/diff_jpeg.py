@@ -88,8 +88,10 @@ def _upsample(planes: Tensor, rounded: Rounding) -> Tensor:
     """Twice as large: each value is 9/16, 3/16, 3/16, 1/16 of its four nearest (libjpeg's "fancy" upsampling)."""
     padded = F.pad(planes, [1] * 4, mode="replicate")
     columns = _stretch(_stretch(padded, 2), 3)
-    lean = torch.zeros_like(columns[:1, :1])
-    lean[..., 1::2] = -1 / 32  # libjpeg adds 8/16 before cutting at even columns, 7/16 at odd ones
+    lean = torch.full_like(
+        columns[:1, :1], 1 / 32
+    )  # libjpeg rounds halves up at even columns, down at odd ones
+    lean[..., 1::2] = -1 / 32
     return rounded(columns + lean)
 
 

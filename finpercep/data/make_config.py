@@ -108,7 +108,8 @@ def settings_of(
     """
     settings = {
         "format": FORMAT,
-        "config": asdict(config),
+        # Leaving out what is bad does not change what is good: a run that stopped there may go on with it.
+        "config": {name: value for name, value in asdict(config).items() if name != "skip_bad"},
         "sources": dict(sources),
         "mask_fingerprints": [f"{name}:{fingerprint}" for name, fingerprint in masks],
         "features_fingerprint": features,

@@ -13,7 +13,6 @@ from finpercep.data.mask_shapes import SHAPES, random_shape
 from finpercep.data.randomness import choose, uniform
 from finpercep.data.synthetic import gaussian_blur
 
-
 RANDOM = "random"  # any of the shapes
 
 
@@ -62,8 +61,9 @@ class DrawnMask(NamedTuple):
 class MaskMaker:
     """Masks of the kinds asked for.
 
-    Each mask draws its kind among those given, all equally likely; "random" stands for any shape. Where the image has no mask of that kind (no
-    segment of a fitting area), a random shape takes its place and is named so; no mask ever covers nothing or all.
+    Each mask draws its kind among those given, all equally likely; "random" stands for any shape. Where
+    the image has no mask of that kind (no segment of a fitting area), a random shape takes its place and is named so;
+    no mask ever covers nothing or all.
 
     Args:
         kinds: at least one.

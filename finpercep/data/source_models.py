@@ -109,7 +109,8 @@ class DiffusersSource:
         self.pipeline.to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         levels = len(self.pipeline.unet.config.block_out_channels)
-        self.multiple = 2 ** (levels - 1)  # of the sides that the network can halve
+        # Of the sides that the network can halve; the image processor cuts sides to its own factor.
+        self.multiple = max(2 ** (levels - 1), getattr(self.pipeline, "vae_scale_factor", 1))
         self.fingerprint = f"{folder_fingerprint(folder)}-{steps}"
 
     @torch.no_grad()
@@ -150,7 +151,7 @@ def _load_pipeline(folder: str, shown: str) -> tuple[Any, bool]:
             f"diffusers: not installed ({error}); pip install 'finpercep[diffusers]'"
         ) from error
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{shown}: expected a diffusers pipeline, got {reason}") from error
