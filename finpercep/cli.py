@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finpercep.cli_data import make_dataset
 from finpercep.cli_training import evaluate_reward, one_line_errors, train_reward
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def demo(
 
 app.command()(train_reward)
 app.command()(evaluate_reward)
+app.command()(make_dataset)
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Scene:
 
 
 def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[Scene]:
-    """Scenes of one split of a folder with an `index.jsonl`.
+    """Scenes of one split of a folder with an `index.jsonl`, or of a data set that `make_dataset` made.
 
     Each line of the index has `split`, `id`, `gt` and `sr` (source name -> file name); the files lie in
     `<root>/<split>/<id>/`.
@@ -71,6 +71,10 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
         FileNotFoundError: no index.
         ValueError: a line that cannot be read, an unknown source in `leave_out`, or no scene in the split.
     """
+    from finpercep.data.stored import is_stored, stored_scenes
+
+    if is_stored(root):
+        return list(stored_scenes(root, split, leave_out=leave_out))
     index = Path(root) / "index.jsonl"
     if not index.is_file():
         raise FileNotFoundError(f"{index}: not found; expected a folder with index.jsonl (one scene a line)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from finpercep.data.features import FilterBank
 from finpercep.data.masks import random_blobs, random_boxes, region_swap
 from finpercep.data.scenes import Scene
+from finpercep.data.stored import StoredSample, StoredScene
 from finpercep.data.synthetic import SYNTHETIC_SOURCES, gaussian_blur, jpeg, resize, synthetic_source
 from finpercep.data.targets import fault_target
 
@@ -71,41 +72,19 @@ class Triplets(Dataset[Triplet]):
         order = torch.randperm(len(self.scenes), generator=_generator(self.seed, epoch, 0))
         scene = self.scenes[int(order[position])]
         generator = _generator(self.seed, index, 1)
+        if isinstance(scene, StoredScene):
+            return stored_triplet(scene.draw(generator), self.config, generator)
         gt, sr = self._pair(scene, generator)
-        gt, sr = _recolor(gt, sr, generator)
+        gt, sr = _recolor([gt, sr], generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
         targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
-        images = [gt, syn, sr]
-        if _chance(self.config.softened, generator):
-            low, high = self.config.soften_range
-            sigma = low + (high - low) * torch.rand((), generator=generator).item()
-            images = [gaussian_blur(image, sigma) for image in images]
-        if _chance(self.config.compressed, generator):
-            quality = int(torch.randint(*self.config.jpeg_range, (), generator=generator))
-            images = [jpeg(image, quality) for image in images]
-        return Triplet(*images, *targets)
+        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets)
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A photo's crop and its distorted version, in the same place, orientation and size."""
-        config, (height, width) = self.config, scene.gt.shape[-2:]
-        if min(height, width) < config.crop:
-            raise ValueError(f"{scene.gt_path}: {width}x{height} is smaller than the crop of {config.crop}")
-        side = config.crop
-        if _chance(config.resized, generator):
-            low, high = config.resize_range
-            side = round(config.crop / (low + (high - low) * torch.rand((), generator=generator).item()))
-            side = min(side, height, width)
-        top = int(torch.randint(0, height - side + 1, (), generator=generator))
-        left = int(torch.randint(0, width - side + 1, (), generator=generator))
-        turns = int(torch.randint(0, 4, (), generator=generator))
-        mirrored = _chance(0.5, generator)
-
-        def prepare(image: Tensor) -> Tensor:
-            crop = image[:, top : top + side, left : left + side].float() / 255
-            crop = crop.rot90(turns, (1, 2))
-            return crop.flip(2) if mirrored else crop
-
+        config = self.config
+        prepare, side = _frame(scene.gt, config, generator, name=str(scene.gt_path))
         gt = prepare(scene.gt)
         if not scene.sources or _chance(config.synthetic, generator):
             name = _choose(list(SYNTHETIC_SOURCES), generator)
@@ -116,6 +95,59 @@ class Triplets(Dataset[Triplet]):
             return gt, sr
         size = (config.crop, config.crop)
         return resize(gt, size), resize(sr, size)
+
+
+def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch.Generator) -> Triplet:
+    """A random crop of a stored sample, varied as `config` says.
+
+    The fault and its target are the stored ones, so `synthetic` and `feathered` do not apply.
+    """
+    prepare, side = _frame(sample.gt, config, generator, name=sample.row["photo"])
+    images = [prepare(image) for image in (sample.gt, sample.syn, sample.sr)]
+    targets = [prepare(image) for image in (sample.target_syn, sample.target_sr)]
+    images = _recolor(images, generator)
+    if side != config.crop:
+        size = (config.crop, config.crop)
+        images = [resize(image, size) for image in images]
+        targets = [resize(target, size, "bilinear") for target in targets]
+    return Triplet(*_treat_alike(images, config, generator), *targets)
+
+
+def _frame(
+    image: Tensor, config: TripletConfig, generator: torch.Generator, *, name: str
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A random place, orientation and side on `image`: what cuts it out of images (C,H,W), and the side."""
+    height, width = image.shape[-2:]
+    if min(height, width) < config.crop:
+        raise ValueError(f"{name}: {width}x{height} is smaller than the crop of {config.crop}")
+    side = config.crop
+    if _chance(config.resized, generator):
+        low, high = config.resize_range
+        side = round(config.crop / (low + (high - low) * torch.rand((), generator=generator).item()))
+        side = min(side, height, width)
+    top = int(torch.randint(0, height - side + 1, (), generator=generator))
+    left = int(torch.randint(0, width - side + 1, (), generator=generator))
+    turns = int(torch.randint(0, 4, (), generator=generator))
+    mirrored = _chance(0.5, generator)
+
+    def prepare(image: Tensor) -> Tensor:
+        crop = image[:, top : top + side, left : left + side].float() / 255
+        crop = crop.rot90(turns, (1, 2))
+        return crop.flip(2) if mirrored else crop
+
+    return prepare, side
+
+
+def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
+    """Soften and compress all images in the same way, or not."""
+    if _chance(config.softened, generator):
+        low, high = config.soften_range
+        sigma = low + (high - low) * torch.rand((), generator=generator).item()
+        images = [gaussian_blur(image, sigma) for image in images]
+    if _chance(config.compressed, generator):
+        quality = int(torch.randint(*config.jpeg_range, (), generator=generator))
+        images = [jpeg(image, quality) for image in images]
+    return images
 
 
 def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
@@ -129,8 +161,8 @@ def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def _recolor(gt: Tensor, sr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random brightness, contrast and saturation for both."""
+def _recolor(images: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """The same random brightness, contrast and saturation for all."""
     gain, offset, saturation = (torch.rand(3, generator=generator) - 0.5).tolist()
 
     def apply(image: Tensor) -> Tensor:
@@ -138,7 +170,7 @@ def _recolor(gt: Tensor, sr: Tensor, generator: torch.Generator) -> tuple[Tensor
         image = grey + (1 + 0.6 * saturation) * (image - grey)
         return ((image - 0.5) * (1 + 0.4 * gain) + 0.5 + 0.15 * offset).clamp(0, 1)
 
-    return apply(gt), apply(sr)
+    return [apply(image) for image in images]
 
 
 def _generator(seed: int, index: int, stream: int) -> torch.Generator:
