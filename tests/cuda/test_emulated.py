@@ -37,9 +37,10 @@ def test_on_the_emulator(emulator: Path, suite: str, record_property: pytest.Rec
     sanitizer = address_sanitizer()
     if sanitizer is not None:
         environment |= {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-q", "-x", suite]
+    # -s: the sanitizer's report, which ends the process, would be lost in what pytest captures.
+    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-q", "-x", "-s", suite]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[:4000]
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed is not None, result.stdout[-4000:]
     record_property("emulated", int(passed[1]))
