@@ -347,7 +347,7 @@ def group_advantage(
         block = max(config.power_of_two(n), 16)
         advantage_ids_kernel[(1,)](
             rewards, group_ids.contiguous(), *outputs, n, eps, correction, clip, SCALE=scale, A=A, BLOCK=block,
-            LOG_BLOCK=block.bit_length() - 1, num_warps=_warps(block),
+            LOG_BLOCK=block.bit_length() - 1, num_warps=min(8, _warps(block)),  # with 16, 128 registers are too few
         )  # fmt: skip
         return outputs
 

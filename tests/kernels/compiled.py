@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
 from .cases import FAMILIES
@@ -60,6 +61,6 @@ def measure(launch: Launch, capability: int) -> Compiled:
     constants = {name: value for name, value in launch.arguments.items() if name.isupper()}
     types = sorted({str(t.dtype) for t in launch.arguments.values() if hasattr(t, "dtype")})
     return Compiled(
-        launch.name, f"{constants} {types}", "float64" in str(constants.get("A")), int(use["REG"]), int(use["STACK"]),
+        launch.name, f"{constants} {types}", constants.get("A") == tl.float64, int(use["REG"]), int(use["STACK"]),
         int(use["LOCAL"]), len(WIDE_LOAD.findall(code.asm["ptx"])),
     )  # fmt: skip
