@@ -21,7 +21,6 @@ def test_kernels_under_the_interpreter(summary: list[str]) -> None:
         sys.executable,
         "-m",
         "pytest",
-        "-q",
         "-rfE",
         "-p",
         "no:cacheprovider",
