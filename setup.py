@@ -183,8 +183,9 @@ class BuildExtension(build_ext):
             work.append((Unit(path, path.stem, bindings), compile_binding))
         objects = self._compile(work, f"torch-{torch.__version__}-cuda-{version}-{'-'.join(archs)}")
         # CUDA's runtime goes into the library (torch may bring another version of it) and stays hidden there.
-        link = [nvcc, "-shared", "-cudart", "static", *host, "-Xlinker", "--exclude-libs,ALL"]
-        run([*link, *map(str, objects), *torch_libraries(), "-o", str(library)])
+        # libtorch stands for whatever this torch consists of: libtorch_cuda too, where it has that.
+        link = [nvcc, "-shared", "-cudart", "static", *host, "-Xlinker", "--exclude-libs,ALL,--no-as-needed"]
+        run([*link, *map(str, objects), *torch_libraries(), "-ltorch", "-o", str(library)])
 
     def _compile(self, work: list[tuple[Unit, list[str]]], folder: str) -> list[Path]:
         objects_dir = Path(self.build_temp, folder)
@@ -221,7 +222,7 @@ def cpp_flags() -> list[str]:
 
 
 def torch_libraries() -> list[str]:
-    """No rpath: `import torch` has loaded libtorch_cpu before an extension is."""
+    """No rpath: `import torch` has loaded them before an extension is."""
     import torch
 
     return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]

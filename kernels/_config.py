@@ -12,7 +12,7 @@ The chunks also fix the order of every sum, so results depend on the shape alone
 WARPS = 4
 
 # modulate: a tile of [tokens, channels]. Fewer tokens per program when the batch would not fill the device.
-MODULATE_TILE = 4096
+MODULATE_TILE = 2048
 MODULATE_TOKENS = (64, 32, 16, 8)
 MODULATE_PROGRAMS = 512  # about four per multiprocessor of the largest devices
 MODULATE_WINDOW = 32  # pixels of a map row that are read at once for one token
@@ -27,7 +27,7 @@ TARGET_SUPPORT = 32  # pixels of the adjoint of the upsampling that are read at 
 FLAT_BLOCK = 1024
 FLAT_CHUNK = 4096
 
-# group_advantage: the largest call that is one program, and the tile of [groups, members] beyond it
+# group_advantage: the largest fp32 call that is one program, and the tile of [groups, members] beyond it
 ADVANTAGE_ONE_LAUNCH = 4096
 ADVANTAGE_TILE = 2048
 

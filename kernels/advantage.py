@@ -1,17 +1,17 @@
 """group_advantage, Eq. 5. Up to `ADVANTAGE_ONE_LAUNCH` rewards it is one launch of one program.
 
-Groups of equal size are the rows of a tile. Ids are brought into order by two stable sorts, by their low and then
-their high 32 bits with the position below: 44-bit integers, so ids are compared exactly. Then every statistic is a
-scan over runs of equal ids, in a fixed order. Beyond one program, rows (found by `torch.sort` for ids) are spread over
-programs, and a second launch adds up the statistics; `scale="batch"` needs a third, which divides.
+Groups of equal size are the rows of a tile. Ids are sorted, as integers, and every statistic is a scan over runs of
+equal ids, in a fixed order. Beyond one program, rows (found by `torch.sort` for ids) are spread over programs, and a
+second launch adds up the statistics; `scale="batch"` needs a third, which divides.
 """
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from finpercep.kernels import _config as config
 from finpercep.kernels._common import accumulation_type, divide, is_finite, load, root, triton_type
-from torch import Tensor
 
 GROUP, BATCH, NONE = (tl.constexpr(i) for i in range(3))  # the indices in finpercep.ops.advantage.SCALES
 TOTALS = 8  # of one program, in fp64: see _store_totals
@@ -80,11 +80,11 @@ def advantage_rows_kernel(
     valid = group < groups
     if begins is None:
         begin = group * group_size
-        length = tl.where(valid, group_size, 0).to(tl.int64)
+        length = tl.where(valid, group_size, 0).to(tl.int32)
         longest = group_size
     else:
         begin = tl.load(begins + group, mask=valid, other=0)
-        length = tl.load(begins + group + 1, mask=valid, other=0) - begin
+        length = (tl.load(begins + group + 1, mask=valid, other=0) - begin).to(tl.int32)
         longest = tl.max(length, 0)
     exists = length > 0
 
@@ -96,7 +96,7 @@ def advantage_rows_kernel(
         total += reward
         low = tl.where(known & (reward < low), reward, low)
         high = tl.where(known & (reward > high), reward, high)
-    count = tl.sum(finite.to(tl.int64), 1)
+    count = tl.sum(finite, 1)
     sums = tl.sum(total, 1)
     mean = divide(sums, tl.maximum(count, 1).to(A))
     varied = tl.max(high, 1) > tl.min(low, 1)
@@ -112,7 +112,7 @@ def advantage_rows_kernel(
     n_groups = tl.sum(exists.to(tl.int64), 0)
     n_zero = tl.sum((comparable & (varied == 0)).to(tl.int64), 0)
     n_single = tl.sum((exists & (comparable == 0)).to(tl.int64), 0)
-    n_finite, n_all = tl.sum(count, 0), tl.sum(length, 0)
+    n_finite, n_all = tl.sum(count.to(tl.int64), 0), tl.sum(length.to(tl.int64), 0)
     n_comparable = tl.sum(comparable.to(tl.int64), 0)
     std_sum = tl.sum(std.to(tl.float64), 0)
     batch_mean = tl.sum(sums.to(tl.float64), 0) / tl.maximum(n_finite, 1).to(tl.float64)
@@ -215,12 +215,10 @@ def advantage_divide_kernel(
 
 
 @triton.jit
-def _run_statistics(start_a, count_a, sum_a, low_a, high_a, start_b, count_b, sum_b, low_b, high_b):
+def _run_range(start_a, low_a, high_a, start_b, low_b, high_b):
     fresh = start_b > 0
     return (
         start_a | start_b,
-        tl.where(fresh, count_b, count_a + count_b),
-        tl.where(fresh, sum_b, sum_a + sum_b),
         tl.where(fresh, low_b, tl.minimum(low_a, low_b)),
         tl.where(fresh, high_b, tl.maximum(high_a, high_b)),
     )
@@ -237,15 +235,23 @@ def _smaller(a, b):
 
 
 @triton.jit
-def _ordered(ids, count, BLOCK: tl.constexpr):
-    """Positions in the order of the ids, equal ids in the order of their positions. [BLOCK], padding last."""
-    k = tl.arange(0, BLOCK).to(tl.int64)
-    padding = tl.where(k < count, 0, 1 << 62)
-    low = tl.load(ids + k, mask=k < count, other=0) & 0xFFFFFFFF
-    position = tl.sort(low * BLOCK + k + padding, 0) & (BLOCK - 1)
-    high = (tl.load(ids + position, mask=k < count, other=0) >> 32) & 0xFFFFFFFF
-    then = tl.sort(high * BLOCK + k + padding, 0) & (BLOCK - 1)
-    return tl.gather(position, then.to(tl.int32), 0)
+def _sorted(ids, count, BLOCK: tl.constexpr, LOG_BLOCK: tl.constexpr):
+    """(ids in order, their positions), equal ids in the order of their positions; [BLOCK], padding last.
+
+    A bitonic sort in a loop: `tl.sort` sorts no pairs, and unrolls into code that takes half a minute to compile.
+    """
+    k = tl.arange(0, BLOCK)
+    position = k
+    mine = tl.load(ids + k, mask=k < count, other=0x7FFFFFFFFFFFFFFF)
+    for stage in range(LOG_BLOCK):
+        for step in range(stage + 1):
+            stride = 1 << (stage - step)
+            other, other_position = tl.gather(mine, k ^ stride, 0), tl.gather(position, k ^ stride, 0)
+            smaller = (mine < other) | ((mine == other) & (position < other_position))
+            wants_smaller = ((k & stride) == 0) == ((k & (2 << stage)) == 0)
+            mine = tl.where(smaller == wants_smaller, mine, other)
+            position = tl.where(smaller == wants_smaller, position, other_position)
+    return mine, position
 
 
 @triton.jit
@@ -253,14 +259,12 @@ def advantage_ids_kernel(
     rewards, ids,  # [count]
     advantages, counts, moments,  # [count], [4], [2]
     count, eps: tl.float64, correction, clip: tl.float64,
-    SCALE: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr,
+    SCALE: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, LOG_BLOCK: tl.constexpr,
 ):  # fmt: skip
     k = tl.arange(0, BLOCK)
     inside = k < count
-    order = _ordered(ids, count, BLOCK)
-    mine = tl.load(ids + order, mask=inside, other=0)
-    before = tl.gather(order, tl.maximum(k - 1, 0), 0)
-    starts = (k == 0) | (inside == 0) | (mine != tl.load(ids + before, mask=inside, other=0))
+    mine, order = _sorted(ids, count, BLOCK, LOG_BLOCK)
+    starts = (k == 0) | (inside == 0) | (mine != tl.gather(mine, tl.maximum(k - 1, 0), 0))
     start = starts.to(tl.int32)
     last = (k == BLOCK - 1) | (tl.gather(start, tl.minimum(k + 1, BLOCK - 1), 0) > 0)
     end = tl.associative_scan(tl.where(last, k, BLOCK - 1), 0, _smaller, reverse=True)
@@ -268,20 +272,13 @@ def advantage_ids_kernel(
     reward = load(rewards + order, inside, A)
     known = inside & is_finite(reward)
     reward = tl.where(known, reward, 0.0)
-    _, n, total, low, high = tl.associative_scan(
-        (
-            start,
-            known.to(tl.int32),
-            reward,
-            tl.where(known, reward, float("inf")),
-            tl.where(known, reward, float("-inf")),
-        ),
-        0,
-        _run_statistics,
-    )
-    finite = tl.gather(n, end, 0)
-    mean = divide(tl.gather(total, end, 0), tl.maximum(finite, 1).to(A))
+    low, high = tl.where(known, reward, float("inf")), tl.where(known, reward, float("-inf"))
+    _, low, high = tl.associative_scan((start, low, high), 0, _run_range)
     varied = tl.gather(high, end, 0) > tl.gather(low, end, 0)
+    _, n = tl.associative_scan((start, known.to(tl.int32)), 0, _run_sum)
+    finite = tl.gather(n, end, 0)
+    _, total = tl.associative_scan((start, reward), 0, _run_sum)
+    mean = divide(tl.gather(total, end, 0), tl.maximum(finite, 1).to(A))
     deviation = tl.where(known, reward - mean, 0.0)
     _, spread = tl.associative_scan((start, deviation * deviation), 0, _run_sum)
     std = _std(tl.gather(spread, end, 0), finite, varied, correction, A)
@@ -345,12 +342,12 @@ def group_advantage(
     counts, moments = rewards.new_empty(4, dtype=torch.int64), rewards.new_empty(2, dtype=compute)
     outputs = advantages, counts, moments
     clip = clip or float("inf")
-    one_launch = n <= config.ADVANTAGE_ONE_LAUNCH
+    one_launch = n * compute.itemsize <= config.ADVANTAGE_ONE_LAUNCH * 4  # half as many in fp64: registers
     if group_ids is not None and one_launch:
         block = max(config.power_of_two(n), 16)
         advantage_ids_kernel[(1,)](
             rewards, group_ids.contiguous(), *outputs, n, eps, correction, clip, SCALE=scale, A=A, BLOCK=block,
-            num_warps=_warps(block),
+            LOG_BLOCK=block.bit_length() - 1, num_warps=min(8, _warps(block)),  # with 16, 128 registers are too few
         )  # fmt: skip
         return outputs
 
@@ -358,7 +355,8 @@ def group_advantage(
     groups = n if group_ids is not None else n // group_size
     if one_launch:
         block_g = config.power_of_two(groups)
-        block_s = min(config.power_of_two(group_size), config.ADVANTAGE_ONE_LAUNCH // block_g)
+        tile = max(config.ADVANTAGE_TILE, block_g)
+        block_s = min(config.power_of_two(group_size), tile // block_g)
     else:
         block_s = 32 if order is not None else min(config.power_of_two(group_size), config.ADVANTAGE_TILE)
         block_g = config.ADVANTAGE_TILE // block_s

@@ -8,6 +8,8 @@ from `torch.topk`, on the raw map.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from finpercep.kernels import _config as config
 from finpercep.kernels._common import (
     accumulation_type,
@@ -21,7 +23,6 @@ from finpercep.kernels._common import (
     touching_span,
     triton_type,
 )
-from torch import Tensor
 
 # The indices in finpercep.ops.degradation_target.NORMALIZATIONS
 NONE, MINMAX, PERCENTILE, SCALE = (tl.constexpr(i) for i in range(4))
@@ -86,12 +87,12 @@ def _upsampled(distance, y, x, mask, h, w, height, width, A: tl.constexpr):
 @triton.jit
 def _block_bounds(values, mask, partial):
     """Smallest, largest and how many equal them, of one tile; NaN if there is one. Writes partial[0:4]."""
-    is_nan = tl.max(tl.max((mask & (values != values)).to(tl.int32), 1), 0) > 0
-    low = tl.min(tl.min(tl.where(mask, values, float("inf")), 1), 0)
-    high = tl.max(tl.max(tl.where(mask, values, float("-inf")), 1), 0)
+    is_nan = tl.max((mask & (values != values)).to(tl.int32)) > 0
+    low = tl.min(tl.where(mask, values, float("inf")))
+    high = tl.max(tl.where(mask, values, float("-inf")))
     low, high = tl.where(is_nan, float("nan"), low), tl.where(is_nan, float("nan"), high)
-    lows = tl.sum(tl.sum((mask & (values == low)).to(tl.int32), 1), 0)
-    highs = tl.sum(tl.sum((mask & (values == high)).to(tl.int32), 1), 0)
+    lows = tl.sum((mask & (values == low)).to(tl.int32))
+    highs = tl.sum((mask & (values == high)).to(tl.int32))
     tl.store(partial + 0, low)
     tl.store(partial + 1, high)
     tl.store(partial + 2, lows.to(values.dtype))
@@ -135,8 +136,11 @@ def target_raw_kernel(
     tl.store(out + image * plane + pixel, raw, mask=mask)
     if NORMALIZE == MINMAX:
         _block_bounds(raw, mask, partial + program * 4)
-    if (NORMALIZE == NONE or NORMALIZE == SCALE) and tile == 0:
-        tl.store(bounds + image * 4 + tl.arange(0, 4), tl.zeros([4], A))
+    elif NORMALIZE != PERCENTILE:
+        field = tl.arange(0, 4)
+        tl.store(
+            bounds + image * 4 + field, tl.zeros([4], A), mask=field + 4 * tile < 4
+        )  # the first tile only
 
 
 @triton.jit

@@ -3,9 +3,10 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from finpercep.kernels import _config as config
 from finpercep.kernels._common import accumulation_type, load, store, triton_type
-from torch import Tensor
 
 STATS = 8  # the fields of finpercep.ops.GRPOStats, in its order
 

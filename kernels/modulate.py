@@ -3,6 +3,8 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from finpercep.kernels import _config as config
 from finpercep.kernels._common import (
     accumulation_type,
@@ -16,7 +18,6 @@ from finpercep.kernels._common import (
     triton_type,
     window,
 )
-from torch import Tensor
 
 BILINEAR = 1  # the index in finpercep.ops.modulate.RESAMPLES
 # GATE is the index in finpercep.ops.modulate.GATES: d, 1 - d, 1 + d

@@ -9,9 +9,10 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from finpercep.kernels import _config as config
 from finpercep.kernels._common import accumulation_type, load, narrow, store, triton_type, widen
-from torch import Tensor
 
 FLOW, CPS, DANCE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # the indices in finpercep.ops.sde.KINDS
 HALF_LOG_TWO_PI = tl.constexpr(0.91893853320467274178)

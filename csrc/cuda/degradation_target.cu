@@ -128,11 +128,11 @@ template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) targe
     }
     store_pack<N>(raw + at, left, values);
   }
-  if (p.normalize == Normalize::minmax) {
+  if (p.normalize == Normalize::minmax || p.normalize == Normalize::percentile) {
     low = block_reduce(low, Lowest()), high = block_reduce(high, Highest());
     A* partial = Scratch<A>(p).partial + 2 * int64_t(blockIdx.x);
     if (threadIdx.x == 0) partial[0] = low, partial[1] = high;
-  } else if (p.normalize != Normalize::percentile && chunk.index == 0 && threadIdx.x < 4) {
+  } else if (chunk.index == 0 && threadIdx.x < 4) {
     static_cast<A*>(p.bounds)[4 * chunk.b + threadIdx.x] = 0;  // there are none
   }
 }
@@ -233,12 +233,10 @@ template <class A, bool kClamp> __global__ void __launch_bounds__(kThreads, 1) t
   constexpr int N = kPack<A>;
   using Key = decltype(order_key(A(0)));
   const Chunk chunk(p);
-  Bounds<A> bounds;
-  if constexpr (kClamp) {
+  Bounds<A> bounds = range_of<A>(p, chunk.b);
+  if (kClamp && bounds.low == bounds.low) {  // a NaN anywhere is the bound, and so the whole map
     const Standing s = standing_before<A>(p, chunk.b, kDigits<A>);
     bounds = {from_key(Key(s.prefix[0])), from_key(Key(s.prefix[1]))};
-  } else {
-    bounds = range_of<A>(p, chunk.b);
   }
   const A range = bounds.high - bounds.low, divisor = range < A(p.floor) ? A(p.floor) : range;
   A* out = static_cast<A*>(p.out) + chunk.b * p.height * p.width;

@@ -16,6 +16,7 @@
 #endif
 
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -82,7 +83,15 @@ template <int N, class T, class A> __device__ inline void store_pack(T* to, int6
 #pragma unroll
   for (int k = 0; k < N; ++k) pack.at[k] = narrow<T>(values[k]);
   if (left >= N && reinterpret_cast<uintptr_t>(to) % alignof(Pack<T, N>) == 0) {
-    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+    // By intrinsic: nvcc would break up a plain assignment to merge it with the stores below.
+    using Bits = std::conditional_t<sizeof(pack) % sizeof(uint4) == 0, uint4, uint2>;
+    static_assert(sizeof(pack) % sizeof(Bits) == 0, "whole stores");
+#pragma unroll
+    for (int k = 0; k < int(sizeof(pack) / sizeof(Bits)); ++k) {
+      Bits bits;
+      memcpy(&bits, reinterpret_cast<const char*>(pack.at) + k * sizeof(Bits), sizeof(Bits));
+      __stwb(reinterpret_cast<Bits*>(to) + k, bits);
+    }
   } else {
 #pragma unroll
     for (int k = 0; k < N; ++k)

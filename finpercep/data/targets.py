@@ -9,9 +9,9 @@ from finpercep import ops
 from finpercep.data.features import FilterBank
 
 # [open in the paper: alpha, Normalize] A fixed scale keeps severity comparable between images: a barely visible
-# fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1. Both numbers were chosen
-# by eye on training photos: with more weight on the pixels, the map of lost or invented texture is salt and pepper that
-# nobody sees, and with a larger scale a wall without its stones looks half right.
+# fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1. Both numbers were
+# chosen by eye on training photos: with more weight on the pixels, the map of lost or invented texture is salt and
+# pepper that nobody sees, and with a larger scale a wall without its stones looks half right.
 ALPHA = 0.25
 SCALE = 0.08
 

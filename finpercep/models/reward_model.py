@@ -58,7 +58,11 @@ class RewardModel(
         super().__init__()
         # How attention is computed is a choice of the machine, not of the model: neither saved nor in the fingerprint.
         saved = {key: value for key, value in encoder.items() if key != "attn_implementation"}
-        self.config: dict[str, Any] = {"encoder": saved, "decoder": decoder and {**decoder}, "head": head or {}}
+        self.config: dict[str, Any] = {
+            "encoder": saved,
+            "decoder": decoder and {**decoder},
+            "head": head or {},
+        }
         self.encoder = build_encoder(encoder)
         channels = self.encoder.channels
         self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)

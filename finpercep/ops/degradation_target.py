@@ -196,28 +196,29 @@ def _check_options(alpha: float, normalize: str, floor: float, percentile: float
 
 
 def _fake(
-    reference: Tensor, distorted: Tensor, a: Tensor | None, b: Tensor | None,
+    reference: Tensor, distorted: Tensor, reference_features: Tensor | None, distorted_features: Tensor | None,
     alpha: float, normalize: int, floor: float, percentile: float, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     compute = torch.float64 if reference.dtype == torch.float64 else torch.float32
     batch, _, height, width = reference.shape
     shape = (batch, 1, height, width)
     bounds = reference.new_empty((batch, 4), dtype=compute)
-    moments = reference.new_empty((0,) if a is None else (batch, 3, *a.shape[2:]), dtype=compute)
+    sizes = (0,) if reference_features is None else (batch, 3, *reference_features.shape[2:])
+    moments = reference.new_empty(sizes, dtype=compute)
     raw = reference.new_empty(shape if NORMALIZATIONS[normalize] == "percentile" else (0,), dtype=compute)
     return reference.new_empty(shape, dtype=compute), bounds, moments, raw
 
 
 def _fake_backward(
-    grad: Tensor, reference: Tensor, distorted: Tensor, a: Tensor | None, b: Tensor | None,
-    out: Tensor, bounds: Tensor, moments: Tensor, raw: Tensor,
+    grad: Tensor, reference: Tensor, distorted: Tensor, reference_features: Tensor | None,
+    distorted_features: Tensor | None, out: Tensor, bounds: Tensor, moments: Tensor, raw: Tensor,
     alpha: float, normalize: int, floor: float, scale: float, needs: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     def like(tensor: Tensor | None, bit: int) -> Tensor:
         source = reference if tensor is None else tensor
         return source.new_empty(source.shape if needs & bit else (0,))
 
-    return like(reference, 1), like(distorted, 2), like(a, 4), like(b, 8)
+    return like(reference, 1), like(distorted, 2), like(reference_features, 4), like(distorted_features, 8)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -16,9 +16,9 @@ class LossWeights:
     Attributes:
         entropy: starting weight of `entropy_loss`; it fades to 0 during training. 0 is the paper's objective.
         level: weight of `level_loss`, which only RM_0 is trained with.
-        restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted faults.
-            [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a loop that
-            trains a generator; at full weight it teaches that soft photos are such faults, too.
+        restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted
+            faults. [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a
+            loop that trains a generator; at full weight it teaches that soft photos are such faults, too.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
     """

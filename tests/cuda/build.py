@@ -20,11 +20,11 @@ SANITIZE = [
 
 
 def address_sanitizer() -> str | None:
-    """libasan, which must be loaded before Python; None where the compiler has none."""
-    found = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
-    return found if os.path.isabs(found) else None
+    """libasan, and libstdc++ whose exceptions it watches: to be loaded before Python. None where g++ has none."""
+    names = ("libasan.so", "libstdc++.so.6")
+    commands = [["g++", f"-print-file-name={name}"] for name in names]
+    found = [subprocess.run(c, capture_output=True, text=True).stdout.strip() for c in commands]
+    return " ".join(found) if all(map(os.path.isabs, found)) else None
 
 
 def build_emulator() -> tuple[Path | None, str]:

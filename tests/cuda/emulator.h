@@ -76,6 +76,14 @@ template <class V, class W> V atomicAdd(V* at, W value) {
   return before;
 }
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+template <class V> void __stwb(V* to, V value) { *to = value; }
+
 using __half = torch::headeronly::Half;
 using __nv_bfloat16 = torch::headeronly::BFloat16;
 inline float __half2float(__half x) { return x; }

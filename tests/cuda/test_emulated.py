@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,23 +25,31 @@ SUITES = (
 )
 
 
-@pytest.fixture(scope="session")
-def emulator() -> Path:
-    library, reason = build_emulator()
-    if library is None:
-        pytest.skip(reason)
-    return library
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_on_the_emulator(emulator: Path, suite: str, record_property: pytest.RecordProperty) -> None:
-    environment = {**os.environ, "FINPERCEP_EMULATOR": str(emulator), "PYTHONPATH": str(REPOSITORY)}
+def run(library: Path, suite: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "FINPERCEP_EMULATOR": str(library), "PYTHONPATH": str(REPOSITORY)}
     sanitizer = address_sanitizer()
     if sanitizer is not None:
         environment |= {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-q", "-x", suite]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    # -s: the sanitizer's report, which ends the process, would be lost in what pytest captures.
+    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-q", "-x", "-s", suite]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+
+
+@pytest.fixture(scope="session")
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The suites that were asked for, on all cores."""
+    library, reason = build_emulator()
+    if library is None:
+        pytest.skip(reason)
+    wanted = [suite for suite in SUITES if any(f"[{suite}]" in item.name for item in request.session.items)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        yield {suite: pool.submit(run, library, suite) for suite in wanted}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_on_the_emulator(runs, suite: str, record_property) -> None:
+    result = runs[suite].result()
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[:4000]
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed is not None, result.stdout[-4000:]
     record_property("emulated", int(passed[1]))

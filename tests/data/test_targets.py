@@ -20,7 +20,7 @@ def test_filter_bank_sees_texture_not_its_phase():
     texture = 0.5 + 0.15 * torch.randn(1, 3, 96, 96, generator=generator)
     near = 1 - F.cosine_similarity(bank(texture), bank(texture.roll(5, 3)), dim=1).mean()
     far = 1 - F.cosine_similarity(bank(texture), bank(gaussian_blur(texture[0], 2.0)[None]), dim=1).mean()
-    # Not nearer: at the coarsest scale a cell averages 2x2 values and its neighbors', so two pieces of one texture differ.
+    # Not nearer: at the coarsest scale a cell averages 2x2 values and its neighbors': two pieces of one texture differ.
     assert near < 0.03
     assert far > 10 * near
 

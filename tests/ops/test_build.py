@@ -41,16 +41,33 @@ def test_backends_explain_themselves() -> None:
     info = ops.backends()
     assert list(info["available"]) == list(_backend.BACKENDS)
     assert info["available"]["reference"] is True
-    assert "no triton kernels yet" in info["available"]["triton"]
+    for name in ("cuda", "triton"):
+        reason = info["available"][name]
+        assert reason is True or "no CUDA device" in reason or "install" in reason
     assert info["chosen"]["cpu"] == ("cpp" if info["available"]["cpp"] is True else "reference")
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_unavailable_backend_says_why(backend: str) -> None:
+def test_gpu_backends_refuse_cpu_tensors(backend: str) -> None:
     with pytest.raises(
-        RuntimeError, match=f"^backend='{backend}' is not available: .*no {backend} kernels yet"
+        RuntimeError,
+        match=f"^backend='{backend}' (is not available: .*install|runs on CUDA tensors, got cpu)",
     ):
         ops.modulate(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1), (1, 1), backend=backend)
+
+
+def test_without_cuda_extension() -> None:
+    """Where it was not built or does not load, nothing else changes and `finpercep info` has the reason."""
+    code = (
+        "import sys; sys.modules['finpercep._C_cuda'] = None\n"
+        "from finpercep import ops\n"
+        "info = ops.backends()\n"
+        "assert info['build_cuda'] is None and info['chosen']['cpu'] in ('cpp', 'reference')\n"
+        "print(info['available']['cuda'])\n"
+    )
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert "finpercep._C_cuda did not load" in result.stdout or "finpercep._C did not load" in result.stdout
 
 
 def test_unknown_backend() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,10 +170,12 @@ def test_some_gradients_only(cpp: str) -> None:
             torch.testing.assert_close(gradient, everything[i], rtol=0, atol=0)
 
 
-def test_nan_is_not_hidden(simd: str) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("normalize", ["minmax", "percentile"])
+def test_nan_is_not_hidden(simd: str, normalize: str, sign: int) -> None:
     image, other = (t.detach() for t in inputs((2, 40, 70, 1, 1, 1), features=False))
-    other[0, 1, 3, 65] = float("nan")
-    out = degradation_target(image, other, backend="cpp")
+    other[0, 1, 3, 65] = math.copysign(math.nan, sign)
+    out = degradation_target(image, other, normalize=normalize, backend="cpp")
     assert out[0].isnan().all()
     assert not out[1].isnan().any()
 

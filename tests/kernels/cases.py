@@ -1,0 +1,119 @@
+"""The launches that are compiled without a GPU: every kernel, in the variants that the launchers use."""
+
+from __future__ import annotations
+
+import torch
+
+from finpercep.kernels import advantage, degradation_target, grpo, modulate, sde
+
+from .launches import Launch, record
+
+F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+
+
+def meta(*shape: int, dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def modulate_launches() -> list[Launch]:
+    launches = []
+    for gate, resample, pool, dtype, needs in (
+        (0, 0, False, BF16, ((True, False), (True, True))),
+        (1, 1, True, BF16, ((True, True),)),
+        (2, 0, True, F32, ((True, True), (False, True))),
+        (0, 1, True, F64, ((True, True),)),
+    ):
+        features, degradation = meta(16, 1024, 1024, dtype=dtype), meta(16, 1, 448, 448)
+        options = (32, 32, gate, resample, pool)
+        launches += record(modulate.modulate, features, degradation, *options)
+        grad = meta(16, 1024, dtype=dtype) if pool else features
+        d = meta(16, 1024, dtype=F64 if dtype == F64 else F32)
+        for need_features, need_map in needs:
+            arguments = (grad, features, degradation, d, *options, need_features, need_map)
+            launches += record(modulate.modulate_backward, *arguments)
+    # one tile per image: no second stage
+    return launches + record(
+        modulate.modulate, meta(512, 64, 768, dtype=F16), meta(512, 1, 128, 128), 8, 8, 0, 0, True
+    )
+
+
+def target_launches() -> list[Launch]:
+    launches = []
+    for image_type, feature_type, normalizations in (
+        (BF16, BF16, range(4)),
+        (F32, F32, (1,)),
+        (torch.uint8, F16, (2,)),
+        (F64, F64, (1, 2)),
+    ):
+        images = [meta(8, 3, 448, 448, dtype=image_type) for _ in range(2)]
+        features = [meta(8, 768, 32, 32, dtype=feature_type) for _ in range(2)]
+        compute = F64 if image_type == F64 else F32
+        out, moments = meta(8, 1, 448, 448, dtype=compute), meta(8, 3, 32, 32, dtype=compute)
+        needs = 12 if image_type == torch.uint8 else 15
+        for normalize in normalizations:
+            options = (0.5, normalize, 2 / 255, 0.995, 0.25)
+            launches += record(degradation_target.degradation_target, *images, *features, *options)
+            saved = (out, meta(8, 4, dtype=compute), moments, out if normalize == 2 else out.new_empty(0))
+            arguments = (out, *images, *features, *saved, 0.5, normalize, 2 / 255, 0.25, needs)
+            launches += record(degradation_target.degradation_target_backward, *arguments)
+        launches += record(degradation_target.degradation_target, *images, None, None, *options)
+    return launches
+
+
+def advantage_launches() -> list[Launch]:
+    launches = []
+    for scale, dtype, by_size, by_id in (
+        (0, F32, ((1152, 24), (4095, 3), (1 << 20, 16)), (1152, 4096, 1 << 20)),
+        (1, F32, ((4096, 16), (1 << 20, 16)), (4096,)),
+        (2, F64, ((2048, 16), (2046, 3), (1 << 20, 16)), (2048, 1 << 20)),
+        (0, BF16, ((1152, 24),), (1152,)),
+    ):
+        options = (1e-4, 0, scale, 5.0)
+        for n, size in by_size:
+            launches += record(advantage.group_advantage, meta(n, dtype=dtype), None, size, *options)
+        for n in by_id:
+            ids = meta(n, dtype=torch.int64)
+            launches += record(advantage.group_advantage, meta(n, dtype=dtype), ids, 0, *options)
+    return launches
+
+
+def grpo_launches() -> list[Launch]:
+    launches = []
+    for samples, steps, dtype, with_kl in (
+        (1152, 1, F32, True),  # one chunk: no second stage
+        (1 << 16, 10, F32, True),
+        (1 << 20, 1, BF16, False),
+        (1 << 20, 1, F64, True),
+    ):
+        log_prob, advantages = meta(samples, steps, dtype=dtype), meta(samples)
+        kl = log_prob if with_kl else None
+        launches += record(grpo.grpo_loss, log_prob, log_prob, advantages, kl, 1e-4, 1e-4, 0.01)
+        loss = meta(dtype=F64 if dtype == F64 else F32)
+        launches += record(grpo.grpo_loss_backward, loss, log_prob, log_prob, advantages, 1e-4, 1e-4)
+    return launches
+
+
+def sde_launches() -> list[Launch]:
+    launches = []
+    for dtype, kind, exact in ((BF16, 0, True), (F32, 1, False), (F16, 2, True), (F64, 0, True)):
+        image, sigma = meta(32, 16, 64, 64, dtype=dtype), meta(32, dtype=F64)
+        rows = meta(32, dtype=F64 if dtype == F64 else F32)
+        level = (kind, exact, 0.7, -1.0)
+        for noise, end, reference, mean in ((image, None, None, True), (None, image, image, False)):
+            launches += record(sde.sde_step, image, image, sigma, sigma, noise, end, reference, *level, mean)
+            grads = (image, image, rows, None) if noise is not None else (None, None, rows, rows)
+            arguments = (*grads, image, image, image, sigma, sigma, reference, *level)
+            launches += record(sde.sde_step_backward, *arguments)
+    small, sigma = meta(24, 4, 16, 16), meta(24, dtype=F64)  # one chunk: no second stage
+    return launches + record(
+        sde.sde_step, small, small, sigma, sigma, small, None, None, 0, True, 0.7, -1.0, True
+    )
+
+
+FAMILIES = {
+    "modulate": modulate_launches,
+    "degradation_target": target_launches,
+    "group_advantage": advantage_launches,
+    "grpo_loss": grpo_launches,
+    "sde_step": sde_launches,
+}
