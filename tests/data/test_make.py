@@ -289,7 +289,7 @@ def test_bad_results_stop_and_can_be_left_out(tmp_path):
     Image.new("RGB", (20, 20)).save(root / "train" / "scene1" / "b.png")
     broken = root / "train" / "scene2" / "gt.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ImageError, match=r"a: no result for '0' .*--skip-bad leaves such photos out"):
+    with pytest.raises(ImageError, match=r"a: no result for 'scene0' .*--skip-bad leaves such photos out"):
         fgr.make(root, out)
     assert not out.exists()
     (root / "train" / "scene0" / "a.png").write_bytes((root / "train" / "scene0" / "b.png").read_bytes())
