@@ -135,6 +135,6 @@ def test_transformers_mask_generation(tmp_path, photo_u8):
         str(tmp_path / "sam"), points_per_side=3, pred_iou_thresh=-10.0, stability_score_thresh=-1.0
     )
     check_kind(kind, photo_u8)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="expected a mask generation model"):
-        (tmp_path / "empty").mkdir()
         HFSamKind(str(tmp_path / "empty"))

@@ -1,5 +1,7 @@
 """Sources: names, folders, built-ins, tiles; checkpoints in the real formats through spandrel and diffusers."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ def test_names():
     )
     assert parse_source("diffusers:org/x4-upscaler")[0].name == "org_x4-upscaler"
     assert parse_source("diffusers:up=org/x4-upscaler")[0] == ("diffusers", "up", "org/x4-upscaler")
-    assert [s.name for s in parse_source("builtin:all")][0] == "bicubic"
+    assert next(s.name for s in parse_source("builtin:all")) == "bicubic"
     for bad in ("results", "folder:results", "builtin:magic", "spandrel:", "http:x=y"):
         with pytest.raises(ValueError, match="sr: expected"):
             parse_source(bad)
@@ -209,9 +211,8 @@ def save_sd_upscaler(folder):
             bos_token_id=0, eos_token_id=1, pad_token_id=1,
         )
     )  # fmt: skip
-    (folder / "vocab.json").write_text(
-        '{"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3, "b": 4, "b</w>": 5}'
-    )
+    words = ("<|startoftext|>", "<|endoftext|>", "a", "a</w>", "b", "b</w>")
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
     StableDiffusionUpscalePipeline(
@@ -258,7 +259,7 @@ def test_diffusers_pipeline_of_another_kind(tmp_path):
     )  # fmt: skip
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "p")
     with pytest.raises(
-        ValueError, match="expected a StableDiffusionUpscalePipeline or LDMSuper.*got DDPMPipeline"
+        ValueError, match=r"expected a StableDiffusionUpscalePipeline or LDMSuper.*got DDPMPipeline"
     ):
         open_one(f"diffusers:{tmp_path}/p")
     (tmp_path / "empty").mkdir()
