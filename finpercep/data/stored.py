@@ -56,7 +56,8 @@ class StoredScene(Scene):
         """The sample of one row of the group."""
         row = dict(self._cells(None)[number])
         images = ("gt", "sr", "syn", "mask", "target", "target_sr")
-        return StoredSample(*(decode(row.pop(name)) for name in images), row)
+        gt, sr, syn, mask, target, target_sr = (decode(row.pop(name)) for name in images)
+        return StoredSample(gt, sr, syn, mask, target, target_sr, row)
 
     def draw(self, generator: torch.Generator) -> StoredSample:
         """A sample of one of `sources`, all equally likely."""
@@ -152,4 +153,5 @@ def row_sample(row: Mapping[str, Any]) -> StoredSample:
 
     names = ("gt", "sr", "syn", "mask", "target", "target_sr")
     rest = {name: value for name, value in row.items() if name not in (*names, "lr")}
-    return StoredSample(*(tensor(row[name]) for name in names), rest)
+    gt, sr, syn, mask, target, target_sr = (tensor(row[name]) for name in names)
+    return StoredSample(gt, sr, syn, mask, target, target_sr, rest)

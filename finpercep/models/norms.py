@@ -28,8 +28,10 @@ def convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, norm
 def scale_output(layer: nn.Sequential, factor: float) -> None:
     """Multiply what a `convolution` gives by `factor`."""
     conv, norm = layer
+    scaled = norm if isinstance(norm, nn.BatchNorm2d) else conv
+    assert isinstance(scaled, (nn.BatchNorm2d, nn.Conv2d))
     with torch.no_grad():
-        (norm if isinstance(norm, nn.BatchNorm2d) else conv).weight.mul_(factor)
+        scaled.weight.mul_(factor)
 
 
 def freeze_norms(module: nn.Module) -> None:
@@ -43,5 +45,6 @@ def fold_norms(module: nn.Module) -> None:
     """Replace every `convolution` by the one convolution that gives what it gives in evaluation."""
     for part in list(module.modules()):
         if isinstance(part, nn.Sequential) and len(part) == 2 and isinstance(part[1], nn.BatchNorm2d):
-            part[0] = fuse_conv_bn_eval(part[0].eval(), part[1].eval())
-            part[1] = nn.Identity()
+            conv, norm = part[0].eval(), part[1].eval()
+            assert isinstance(conv, nn.Conv2d)
+            part[0], part[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
