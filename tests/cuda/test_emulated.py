@@ -31,7 +31,7 @@ def run(library: Path, suite: str) -> subprocess.CompletedProcess[str]:
     if sanitizer is not None:
         environment |= {"LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0"}
     # -s: the sanitizer's report, which ends the process, would be lost in what pytest captures.
-    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-q", "-x", "-s", suite]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.cuda.emulated", "-x", "-s", suite]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
 
 
