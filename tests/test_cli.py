@@ -219,7 +219,7 @@ def finpercep(*arguments: str) -> list[str]:
 def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path) -> None:
     for i in range(300):
         os.makedirs(tmp_path / "in", exist_ok=True)
-        Image.new("RGB", (256, 256), (i % 256, 40, 90)).save(tmp_path / "in" / f"{i:03}.png")
+        Image.new("RGB", (512, 512), (i % 256, 40, 90)).save(tmp_path / "in" / f"{i:03}.png")
     command = finpercep(
         "score", str(tmp_path / "in"), "--json", "--model", str(model_folder), "--threads", "1"
     )

@@ -22,7 +22,7 @@ def test_training_defaults_are_the_configurations() -> None:
     config = RewardTrainConfig(data="d", out="o")
     for name in ("anchor", "steps", "batch", "lr_encoder", "lr_new", "dev_every", "seed", "workers"):
         assert given[name] == getattr(config, name), name
-    assert {"width": given["width"]} == config.decoder
+    assert {"width": given["width"], "norm": True} == config.decoder
     assert given["crop"] == TripletConfig().crop
     assert given["margin"] == LossWeights().margin_sr == LossWeights().margin_syn
 
@@ -56,7 +56,7 @@ def test_train_reward_passes_every_option_on(monkeypatch: pytest.MonkeyPatch) ->
         0,
         5,
     )
-    assert config.decoder == {"width": 40}
+    assert config.decoder == {"width": 40, "norm": True}
     assert config.head == {"gate": "quality"}
     assert config.leave_out == ["srgan", "rlfn"]
     assert config.triplets.crop == 64

@@ -105,6 +105,7 @@ def test_not_a_sam_checkpoint(tmp_path):
 
 
 def test_transformers_mask_generation(tmp_path, photo_u8):
+    pytest.importorskip("torchvision", reason="transformers' mask generation needs torchvision")
     from transformers import (
         SamConfig,
         SamImageProcessor,

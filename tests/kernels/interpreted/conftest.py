@@ -22,6 +22,8 @@ def fast_interpreter() -> None:
     """The interpreter replaces the language's functions at each call of each helper; here once and for all."""
     interpreter._patch_lang(types.FunctionType((lambda: None).__code__, {"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda function: _NothingToRestore()
+    # Before Triton 3.9 this trips over numpy 2.4, which takes no more one-element arrays for numbers.
+    tl.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
 
 
 @pytest.fixture
