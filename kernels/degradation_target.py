@@ -425,11 +425,12 @@ def _cosine(f: Tensor, g: Tensor, compute: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 def _order_statistics(raw: Tensor, percentile: float, bounds: Tensor) -> None:
-    """bounds[:, :2] = the values of the nearest ranks of 1 - percentile and percentile. `topk` sorts NaN last, too."""
+    """bounds[:, :2] = the values of the nearest ranks of 1 - percentile and percentile; NaN if the map has one."""
     flat = raw.flatten(1)
     above = flat.shape[1] - int(percentile * (flat.shape[1] - 1) + 0.5)  # values from the upper rank on
     bounds[:, 0] = flat.topk(above, largest=False).values[:, -1]
     bounds[:, 1] = flat.topk(above).values[:, -1]
+    bounds[:, :2].masked_fill_(flat.isnan().any(1, keepdim=True), float("nan"))
 
 
 def degradation_target(
