@@ -124,7 +124,8 @@ class DegradationConfig:
         if not found:
             raise ValueError(f"degradation: expected options such as blur_sigma, got {sorted(options)[:8]}")
         numbers = {o.name for o in fields(cls) if isinstance(o.default, float)}
-        return cls(**{name: float(v) if name in numbers else v for name, v in found.items()})
+        values: dict[str, Any] = {name: float(v) if name in numbers else v for name, v in found.items()}
+        return cls(**values)
 
 
 class Order(NamedTuple):

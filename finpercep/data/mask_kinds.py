@@ -45,7 +45,8 @@ class ShapeKind:
     def draw(
         self, prepared: None, image: Tensor, generator: torch.Generator, area: tuple[float, float]
     ) -> Tensor:
-        return random_shape(self.name, *image.shape[-2:], generator, area=area)
+        height, width = image.shape[-2:]
+        return random_shape(self.name, height, width, generator, area=area)
 
 
 class DrawnMask(NamedTuple):

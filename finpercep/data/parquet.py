@@ -69,7 +69,7 @@ def schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
     fields = [(name, image) for name in IMAGES]
     fields += [(name, pa.type_for_alias(kind)) for name, kind in SCALARS.items()]
     features = {name: {"_type": "Image"} for name in IMAGES}
-    features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()}  # type: ignore[misc]
+    features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in SCALARS.items()}
     notes = {"huggingface": json.dumps({"info": {"features": features}}), **(metadata or {})}
     return pa.schema(fields, metadata=notes)
 

@@ -54,9 +54,7 @@ class StoredScene(Scene):
 
     def sample(self, number: int) -> StoredSample:
         """The sample of one row of the group."""
-        row = dict(self._cells(None)[number])
-        images = ("gt", "sr", "syn", "mask", "target", "target_sr")
-        return StoredSample(*(decode(row.pop(name)) for name in images), row)
+        return row_sample(self._cells(None)[number])
 
     def draw(self, generator: torch.Generator) -> StoredSample:
         """A sample of one of `sources`, all equally likely."""
@@ -150,6 +148,7 @@ def row_sample(row: Mapping[str, Any]) -> StoredSample:
         pixels = torch.from_numpy(np.array(cell))
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
-    names = ("gt", "sr", "syn", "mask", "target", "target_sr")
-    rest = {name: value for name, value in row.items() if name not in (*names, "lr")}
-    return StoredSample(*(tensor(row[name]) for name in names), rest)
+    images = {name: tensor(row[name]) for name in ("gt", "sr", "syn", "mask", "target", "target_sr")}
+    rest = {name: value for name, value in row.items() if name not in (*images, "lr")}
+    gt, sr, syn, mask, target, target_sr = images.values()
+    return StoredSample(gt, sr, syn, mask, target, target_sr, rest)
