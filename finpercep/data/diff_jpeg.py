@@ -39,22 +39,22 @@ def jpeg_each(images: Tensor, quality: Tensor, *, differentiable: bool = False) 
     Args:
         images: (B,3,H,W), float in [0, 1]; sides that are no multiple of 16 are filled with the last pixel.
         quality: (B,), 1 to 100, fractions allowed.
-        differentiable: quantize by round(x) + (x - round(x))^3 (Shin and Song 2017), whose gradient is not 0, and let
-            gradients pass the roundings to whole levels as they are.
+        differentiable: quantize with round(x) + (x - round(x))^3 (Shin and Song 2017) and leave pixels unrounded;
+            exact rounding has gradient 0.
 
-    Returns: (B,3,H,W) in [0, 1], multiples of 1/255.
+    Returns: (B,3,H,W) in [0, 1], multiples of 1/255 unless differentiable.
     """
-    rounded, quantized = (_pass_round, _soft_round) if differentiable else (torch.round, torch.round)
+    whole: Rounding = (lambda x: x) if differentiable else torch.round
+    step: Rounding = _soft_round if differentiable else torch.round
     height, width = images.shape[-2:]
     pixels = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
     luma, chroma = quantization_tables(quality.to(pixels))
-    ycc = _mix(rounded(pixels.clamp(0, 1) * 255), TO_YCC, (0.0, 128.0, 128.0))
-    y, cbcr = rounded(ycc[:, :1]), rounded(ycc[:, 1:])
-    y = _blocks_round_trip(y, luma, rounded, quantized)
-    cbcr = _blocks_round_trip(_downsample(cbcr, rounded), chroma, rounded, quantized)
-    cbcr = _upsample(cbcr, rounded)
+    ycc = whole(_mix(whole(pixels.clamp(0, 1) * 255), TO_YCC, (0.0, 128.0, 128.0)))
+    y = _blocks_round_trip(ycc[:, :1], luma, whole, step)
+    small = _blocks_round_trip(_downsample(ycc[:, 1:], whole), chroma, whole, step)
+    cbcr = _upsample(small, whole)
     rgb = _mix(torch.cat([y, cbcr - 128], 1), TO_RGB, (0.0, 0.0, 0.0))
-    return (rounded(rgb).clamp(0, 255) / 255)[..., :height, :width]
+    return (whole(rgb).clamp(0, 255) / 255)[..., :height, :width]
 
 
 def quantization_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,26 +71,21 @@ def _soft_round(x: Tensor) -> Tensor:
     return nearest + (x - nearest) ** 3
 
 
-def _pass_round(x: Tensor) -> Tensor:
-    """Rounded, with the gradient of the identity."""
-    return x + (torch.round(x) - x).detach()
-
-
 def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...], offset: tuple[float, ...]) -> Tensor:
     """A color matrix at every pixel of (B,3,H,W)."""
     weight = planes.new_tensor(matrix)
     return (weight @ planes.flatten(2)).view(planes.shape) + planes.new_tensor(offset).view(3, 1, 1)
 
 
-def _downsample(planes: Tensor, rounded: Rounding) -> Tensor:
+def _downsample(planes: Tensor, whole: Rounding) -> Tensor:
     """Means of 2 x 2; halves are rounded down and up in turn along a row, as libjpeg does against a drift."""
     mean = F.avg_pool2d(planes, 2)
     lean = torch.full_like(mean[:1, :1], 0.125)
     lean[..., ::2] = -0.125
-    return rounded(mean + lean)
+    return whole(mean + lean)
 
 
-def _upsample(planes: Tensor, rounded: Rounding) -> Tensor:
+def _upsample(planes: Tensor, whole: Rounding) -> Tensor:
     """Twice as large: each value is 9/16, 3/16, 3/16, 1/16 of its four nearest (libjpeg's "fancy" upsampling)."""
     padded = F.pad(planes, [1] * 4, mode="replicate")
     columns = _stretch(_stretch(padded, 2), 3)
@@ -98,7 +93,7 @@ def _upsample(planes: Tensor, rounded: Rounding) -> Tensor:
         columns[:1, :1], 1 / 32
     )  # libjpeg rounds halves up at even columns, down at odd ones
     lean[..., 1::2] = -1 / 32
-    return rounded(columns + lean)
+    return whole(columns + lean)
 
 
 def _stretch(padded: Tensor, dim: int) -> Tensor:
@@ -109,15 +104,15 @@ def _stretch(padded: Tensor, dim: int) -> Tensor:
     return both.flatten(dim, dim + 1)
 
 
-def _blocks_round_trip(planes: Tensor, table: Tensor, rounded: Rounding, quantized: Rounding) -> Tensor:
+def _blocks_round_trip(planes: Tensor, table: Tensor, whole: Rounding, quantize: Rounding) -> Tensor:
     """Blocks of 8 x 8: cosine transform, quantization by (B,8,8), and back to whole levels in [0, 255]."""
     batch, channels, height, width = planes.shape
     basis = _cosines(planes)
     step = table.view(batch, 1, 1, 8, 1, 8)
     blocks = _transform(planes - 128, basis).view(batch, channels, height // 8, 8, width // 8, 8)
-    blocks = quantized(blocks / step) * step
+    blocks = quantize(blocks / step) * step
     back = _transform(blocks.view(batch, channels, height, width), basis.T)
-    return rounded(back + 128).clamp(0, 255)
+    return whole(back + 128).clamp(0, 255)
 
 
 def _transform(planes: Tensor, basis: Tensor) -> Tensor:

@@ -145,8 +145,6 @@ def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardR
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=1,
         num_gpus=1 if job.device.startswith("cuda") else 0,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     for row in reports.iter_rows():
         yield ShardReport(**json.loads(row["report"]))

@@ -97,6 +97,14 @@ def test_equal_rewards_give_exactly_zero(labelled):
     assert [int(s) for s in stats[:4]] == [2, 1, 0, 0]
 
 
+def test_the_largest_id_is_not_taken_for_padding():
+    rewards, ids = randn(11), torch.tensor([2**63 - 1, 3, -(2**63)])[torch.arange(11) % 3]
+    assert_same(
+        group_advantage(rewards, group_ids=ids, backend="triton"),
+        group_advantage_reference(rewards, group_ids=ids),
+    )
+
+
 @pytest.mark.parametrize("dtype", LOW)
 def test_advantages_compute_in_fp32(dtype):
     rewards = torch.rand(48, generator=torch.Generator().manual_seed(0)).to(dtype)
