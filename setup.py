@@ -215,7 +215,7 @@ def cpp_flags() -> list[str]:
         "-Wno-maybe-uninitialized",  # false alarms from inside GCC's own intrinsics
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         f'-DFINPERCEP_TORCH_VERSION="{torch.__version__}"',
-        f"-isystem{pybind11.get_include()}",  # PyPI's: torch bundles an older one
+        f"-isystem{pybind11.get_include()}",  # the package's own: torch bundles an older one
         f"-isystem{Path(torch.__file__).parent / 'include'}",
         f"-isystem{sysconfig.get_path('include')}",
     ]  # fmt: skip
