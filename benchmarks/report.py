@@ -21,6 +21,11 @@ BARS = {"share_of_copy": 0.70, "x_eager": 3.0, "x_compile": 1.2}
 BAR_NAMES = {"share_of_copy": "copy", "x_eager": "eager", "x_compile": "compile"}
 BAR_BYTES = 64 << 20
 PIQE_FACTOR = 1.25
+# Rows of test_scoring.py: name -> (executor it is compared with, ours)
+MODEL_ROWS = {
+    "finpercep-tiny score+map / PIQE score": ("PIQE", "finpercep-tiny"),
+    "finpercep-tiny compiled, operator / definition": ("definition", "operator"),
+}
 
 Row = dict[str, Any]
 
@@ -73,21 +78,27 @@ def bar(row: Row) -> str:
     return f"no: {', '.join(missed)}" if missed else "yes"
 
 
-def scoring_row(benchmarks: list[Row]) -> Row | None:
-    """Time of score and map against PIQE's score; None where neither ran."""
+def model_rows(benchmarks: list[Row]) -> list[Row]:
+    """Rows of the whole model: score and map against PIQE's score, and Eq. 7 as operator or definition inside a compiled
+    model; what did not run is left out."""
     seconds = {
-        entry["extra_info"]["executor"]: entry["stats"]["median"]
+        (entry["extra_info"]["operator"], entry["extra_info"]["executor"]): entry["stats"]["median"]
         for entry in benchmarks
-        if entry["extra_info"].get("operator") == "score 512x512"
+        if "direction" not in entry["extra_info"]
     }
-    if not seconds:
-        return None
-    row: Row = {"operator": "finpercep-tiny score+map / PIQE score", "size": "512x512", "bar": "not measured"}
-    row["piqe_seconds"], row["cpp_seconds"] = seconds.get("piqe"), seconds.get("finpercep-tiny")
-    if len(seconds) == 2:
-        row["x_piqe"] = seconds["finpercep-tiny"] / seconds["piqe"]
-        row["bar"] = "yes" if row["x_piqe"] <= PIQE_FACTOR else "no: 1.25 × PIQE"
-    return row
+    rows = []
+    for operator, (rival, ours) in MODEL_ROWS.items():
+        theirs, mine = seconds.get((operator, rival)), seconds.get((operator, ours))
+        if theirs is None and mine is None:
+            continue
+        row: Row = {"operator": operator, "size": "512x512", "bar": "", "rival": rival}
+        row |= {"rival_seconds": theirs, "cpp_seconds": mine}
+        if theirs is not None and mine is not None:
+            row["of_rival"] = mine / theirs
+            if rival == "PIQE":
+                row["bar"] = "yes" if row["of_rival"] <= PIQE_FACTOR else "no: 1.25 × PIQE"
+        rows.append(row)
+    return rows
 
 
 def duration(seconds: float | None) -> str:
@@ -98,11 +109,10 @@ def duration(seconds: float | None) -> str:
 
 def cells(row: Row) -> list[str]:
     if "bytes" not in row:
-        other = f"PIQE {duration(row['piqe_seconds'])}"
-        ratio = f"{row['x_piqe']:.2f} of PIQE" if "x_piqe" in row else ""
+        other = f"{row['rival']} {duration(row['rival_seconds'])}"
+        ratio = f"{row['of_rival']:.2f} of {row['rival']}" if "of_rival" in row else ""
         return [row["operator"], "forward", "float32", row["size"], "", other, "",
-        duration(row["cpp_seconds"]),
-                "", "", ratio, "", row["bar"]]  # fmt: skip
+                duration(row["cpp_seconds"]), "", "", ratio, "", row["bar"]]  # fmt: skip
 
     def number(name: str, form: str, factor: float = 1) -> str:
         return form.format(row[name] * factor) if name in row else ""
@@ -129,8 +139,8 @@ def header(rows: list[Row]) -> str:
 def report(path: Path, write: bool = True) -> None:
     """Print the table of pytest-benchmark's JSON at `path`; `write` also stores it under `results/`."""
     benchmarks = json.loads(path.read_text())["benchmarks"]
-    operators, scoring = rows_of(benchmarks), scoring_row(benchmarks)
-    rows = operators + ([scoring] if scoring else [])
+    operators = rows_of(benchmarks)
+    rows = operators + model_rows(benchmarks)
     title = header(operators)
     table = Table(title=title)
     for index, column in enumerate(COLUMNS):

@@ -3,11 +3,24 @@
 
 #include "../math/gate.h"
 #include "../math/resample.h"
-#include "simd.h"
+#include "vec.h"
 
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
+
+// Σ a·b of two streams, both asked for a page ahead.
+template <class A> A dot_ahead(const A* a, const A* b, int64_t n) {
+  constexpr int kLine = 64 / int(sizeof(A));
+  A lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kLanes; k += kLine) prefetch_ahead(a + i + k), prefetch_ahead(b + i + k);
+    for (int k = 0; k < kLanes; ++k) lanes[k] += a[i + k] * b[i + k];
+  }
+  for (; i < n; ++i) lanes[i % kLanes] += a[i] * b[i];
+  return fold(lanes);
+}
 
 template <class T, class A> void token_gradients(const ModulateBackwardParams& p, const Parallel& pool) {
   const ModulateParams& q = p.forward;
@@ -26,7 +39,7 @@ template <class T, class A> void token_gradients(const ModulateBackwardParams& p
       for (int64_t c = 0; c < channels; c += kBlock) {
         const int64_t m = min_of(kBlock, channels - c), at = n * channels + c;
         const A* g = load_block(grad + (q.pool ? n / tokens * channels + c : at), grad_buffer, m);
-        if (grad_d != nullptr) sum += dot_block(g, load_block(features + at, feature_buffer, m), m);
+        if (grad_d != nullptr) sum += dot_ahead(g, load_block(features + at, feature_buffer, m), m);
         if (grad_features == nullptr) continue;
         A* to = out_block(grad_features + at, result, stream);
         for (int64_t k = 0; k < m; ++k) to[k] = g[k] * weight;

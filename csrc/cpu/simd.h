@@ -203,14 +203,6 @@ template <class A> inline A fold(const A* lanes) {
     for (int k = 0; k < step; ++k) half_sum[k] += half_sum[k + step];
   return half_sum[0];
 }
-template <class A> inline A dot_block(const A* a, const A* b, int64_t n) {
-  A lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) lanes[k] += a[i + k] * b[i + k];
-  for (; i < n; ++i) lanes[i % kLanes] += a[i] * b[i];
-  return fold(lanes);
-}
 template <class A> inline A sum_block(const A* a, int64_t n) {
   A lanes[kLanes] = {};
   int64_t i = 0;

@@ -49,13 +49,8 @@ template <class A, int kBytes> inline A sum_lanes(typename Vector<A, kBytes>::ty
 
 // Brings a line of each stream that is read side by side into L2 before its page is reached: the hardware's own
 // prefetcher stops at pages. Never faults.
-inline void prefetch_ahead(const void* from) {
-#if defined(__x86_64__)
-  _mm_prefetch(static_cast<const char*>(from) + 4096, _MM_HINT_T1);
-#else
-  (void)from;
-#endif
-}
+inline void prefetch_line(const void* from) { __builtin_prefetch(from, 0, 2); }
+inline void prefetch_ahead(const void* from) { prefetch_line(static_cast<const char*>(from) + 4096); }
 
 }  // namespace
 }  // namespace FINPERCEP_ARCH

@@ -40,6 +40,8 @@ class TripletConfig:
             size and softness of the whole photo are not the fault that the map looks for.
         softened: share whose three images are blurred alike, by a sigma uniform in `soften_range` (pixels): a photo may
             be soft all over.
+        defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and a
+            sigma uniform in `defocus_range` (pixels): a photo may be out of focus in places, and M_gt is 0 there.
         feathered: share of masks whose edge is blurred.
     """
 
@@ -51,6 +53,8 @@ class TripletConfig:
     jpeg_range: tuple[int, int] = (65, 95)
     softened: float = 0.25
     soften_range: tuple[float, float] = (0.3, 1.0)
+    defocused: float = 0.0
+    defocus_range: tuple[float, float] = (0.5, 3.0)
     feathered: float = 0.25
 
 
@@ -75,7 +79,7 @@ class Triplets(Dataset[Triplet]):
         if isinstance(scene, StoredScene):
             return stored_triplet(scene.draw(generator), self.config, generator)
         gt, sr = self._pair(scene, generator)
-        gt, sr = _recolor([gt, sr], generator)
+        gt, sr = _defocus(_recolor([gt, sr], generator), self.config, generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
         targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
@@ -136,6 +140,17 @@ def _frame(
         return crop.flip(2) if mirrored else crop
 
     return prepare, side
+
+
+def _defocus(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
+    """Blur the same part of all images, or none."""
+    if not _chance(config.defocused, generator):
+        return images
+    low, high = config.defocus_range
+    sigma = low + (high - low) * torch.rand((), generator=generator).item()
+    part = random_blobs(config.crop, config.crop, generator, area=(0.2, 0.9))
+    part = gaussian_blur(part.expand(3, -1, -1), 6.0)
+    return [torch.lerp(image, gaussian_blur(image, sigma), part) for image in images]
 
 
 def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:

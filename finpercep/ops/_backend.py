@@ -141,6 +141,8 @@ def unavailable_reason(backend: str, operator: str | None = None) -> str | None:
 
 
 def _no_cuda_reason(operator: str | None) -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
     advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL}, or use 'triton'"
     if _cuda_extension is None:
         return f"the compiled extension finpercep._C_cuda did not load ({_cuda_load_error}); {advice}"

@@ -43,6 +43,7 @@ struct Warp {
 
 struct Machine {
   Order order = Order::forward;
+  int64_t last_blocks = -1;  // launches of which the last block alone is still to run
   std::mutex busy;
   Fiber fibers[kMostThreads];
   Warp warps[kMostThreads / kWarp];
@@ -130,6 +131,7 @@ void run_block(int threads) {
 }  // namespace
 
 void set_order(Order order) { machine.order = order; }
+void only_last_blocks(int64_t launches) { machine.last_blocks = launches; }
 
 void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> lock(machine.busy);
@@ -141,6 +143,12 @@ void run(int64_t blocks, int threads, int shared_bytes, const std::function<void
   machine.shared_used = 0, machine.dynamic_bytes = size_t(shared_bytes);
   size.x = unsigned(threads);
   const bool backward = machine.order != Order::forward;
+  if (machine.last_blocks == 0) return;
+  if (machine.last_blocks > 0) {
+    --machine.last_blocks;
+    block.x = unsigned(blocks - 1);
+    return run_block(threads);
+  }
   for (int64_t b = 0; b < blocks; ++b) {
     block.x = unsigned(backward ? blocks - 1 - b : b);
     run_block(threads);
@@ -219,4 +227,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("set_simd_level", &set_simd_level);
   m.def("launches", &emulator::launches, "Kernels launched so far.");
+  m.def("only_last_blocks", &emulator::only_last_blocks, "Of so many launches; negative: all blocks of all again.");
 }

@@ -29,6 +29,7 @@ struct Index {
 enum class Order { forward, backward, shuffled };
 
 void set_order(Order order);  // of the fibers between two barriers, and of the blocks
+void only_last_blocks(int64_t launches);  // of the next so many launches, and nothing of others; negative: all again
 void run(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel);
 int64_t launches();  // so far
 

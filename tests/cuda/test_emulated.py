@@ -22,6 +22,7 @@ SUITES = (
     "tests/ops/test_sde.py",
     "tests/ops/test_rl_kernels.py",
     "tests/cuda/emulated_cases.py",
+    "tests/cuda/emulated_offsets.py",
 )
 
 
