@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from finpercep.cli import app
 from finpercep.files import map_file_names
 from finpercep.images import load_image
-from finpercep.models import RewardModel, worst_mean
+from finpercep.models import RewardModel, scoring, worst_mean
 
 Run = Callable[..., Result]
 Write = Callable[..., torch.Tensor]
@@ -75,6 +75,17 @@ def test_worst_mean() -> None:
     worst_mean(degradation).sum().backward()
     assert degradation.grad is not None
     assert degradation.grad[0, 0, 3, 4] == 0.25
+
+
+def test_worst_mean_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    degradation = torch.rand(2, 1, 37, 41, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    whole = worst_mean(degradation)
+    (expected,) = torch.autograd.grad(whole.sum(), degradation)
+    for size in (10, 16, 700):  # fewer than the worst 15, more, more than half
+        monkeypatch.setattr(scoring, "_SELECT", size)
+        torch.testing.assert_close(worst_mean(degradation), whole, rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(worst_mean(degradation).sum(), degradation)
+        assert torch.equal(gradient, expected)
 
 
 def test_table_one_row_per_file(write: Write, run: Run) -> None:

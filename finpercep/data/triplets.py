@@ -53,7 +53,7 @@ class TripletConfig:
     jpeg_range: tuple[int, int] = (65, 95)
     softened: float = 0.25
     soften_range: tuple[float, float] = (0.3, 1.0)
-    defocused: float = 0.0
+    defocused: float = 0.15
     defocus_range: tuple[float, float] = (0.5, 3.0)
     feathered: float = 0.25
 

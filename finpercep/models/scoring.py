@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TILE = 1536
 """Default tile side in pixels: bounds the memory beyond the image and its map."""
+_SELECT = 1 << 22  # pixels that worst_mean looks at together
 
 
 def worst_mean(degradation: Tensor, fraction: float = 0.01) -> Tensor:
@@ -24,7 +25,11 @@ def worst_mean(degradation: Tensor, fraction: float = 0.01) -> Tensor:
     Takes ``(B, 1, H, W)`` and returns ``(B,)``; differentiable.
     """
     pixels = degradation.flatten(1)
-    return pixels.topk(max(1, round(fraction * pixels.shape[1])), dim=1, sorted=False).values.mean(1)
+    count = max(1, round(fraction * pixels.shape[1]))
+    if pixels.shape[1] > _SELECT:  # topk keeps 16 bytes a pixel: select in parts, then among what they gave
+        parts = pixels.split(_SELECT, dim=1)
+        pixels = torch.cat([part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1)
+    return pixels.topk(count, dim=1, sorted=False).values.mean(1)
 
 
 def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
