@@ -79,8 +79,8 @@ def bar(row: Row) -> str:
 
 
 def model_rows(benchmarks: list[Row]) -> list[Row]:
-    """Rows of the whole model: score and map against PIQE's score, and Eq. 7 as operator or definition inside a compiled
-    model; what did not run is left out."""
+    """Rows of the whole model: score and map against PIQE's score, and Eq. 7 as operator or as definition inside a
+    compiled model; what did not run is left out."""
     seconds = {
         (entry["extra_info"]["operator"], entry["extra_info"]["executor"]): entry["stats"]["median"]
         for entry in benchmarks

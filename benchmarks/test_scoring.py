@@ -1,5 +1,5 @@
-"""Score and map of one 512×512 photo by finpercep-tiny: beside the score alone by pyiqa's PIQE, and inside `torch.compile`
-with Eq. 7 as operator and as definition."""
+"""Score and map of one 512×512 photo by finpercep-tiny: beside the score alone by pyiqa's PIQE, and inside
+`torch.compile` with Eq. 7 as operator and as definition."""
 
 from __future__ import annotations
 

@@ -38,6 +38,24 @@ ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU thread
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from finpercep import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def score(
     paths: Annotated[list[str], typer.Argument(help="Image files, folders (searched whole) or globs.")],

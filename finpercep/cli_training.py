@@ -11,7 +11,11 @@ from typing import Annotated, Any
 import typer
 
 DataArgument = Annotated[
-    Path, typer.Argument(help="Folder with index.jsonl (one scene a line) and SPLIT/ID/ images.")
+    Path,
+    typer.Argument(
+        help="A data set that make-dataset made, or a folder with index.jsonl (one scene a line: split, id, gt, sr) "
+        "and the images in SPLIT/ID/."
+    ),
 ]
 
 
@@ -66,6 +70,7 @@ def train_reward(
     threads: Annotated[
         int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's choice.")
     ] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")] = "auto",
 ) -> None:
     """Train a reward model on photos and super-resolution results of them.
 
@@ -80,6 +85,10 @@ def train_reward(
 
     if threads:
         torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
+        torch.empty(0, device=device)
     config = RewardTrainConfig(
         data=str(data),
         out=str(out),
@@ -97,6 +106,7 @@ def train_reward(
         loss=LossWeights(margin_sr=margin, margin_syn=margin),
         workers=workers,
         dev_every=dev_every,
+        device=device,
     )
     try:
         with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):

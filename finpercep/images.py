@@ -346,4 +346,6 @@ def _reason(error: BaseException, name: str) -> str:
     text = " ".join(str(error).split()).replace(f"'{name}'", "").replace(name, "").strip(" :")
     if "cannot identify image file" in text:
         return "content of no known image format"
+    if "decoder" in text:
+        return f"damaged or truncated data ({text})"
     return text or type(error).__name__

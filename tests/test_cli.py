@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from finpercep import __version__
 from finpercep.cli import app
 from finpercep.files import map_file_names
 from finpercep.images import load_image
@@ -75,6 +76,22 @@ def test_worst_mean() -> None:
     worst_mean(degradation).sum().backward()
     assert degradation.grad is not None
     assert degradation.grad[0, 0, 3, 4] == 0.25
+
+
+def test_worst_mean_of_a_list() -> None:
+    maps = [torch.rand(1, 8, 9), torch.rand(1, 30, 20)]
+    expected = torch.cat([worst_mean(one[None], 0.1) for one in maps])
+    assert torch.equal(worst_mean(maps, 0.1), expected)
+    assert worst_mean([]).shape == (0,)
+    with pytest.raises(
+        ValueError, match=r"^degradation: expected \(B,1,H,W\) or a list of \(1,H,W\), got \(40, 40\)"
+    ):
+        worst_mean(torch.rand(40, 40))
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"{__version__}\n")
 
 
 def test_worst_mean_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

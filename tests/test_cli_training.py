@@ -72,6 +72,14 @@ def test_missing_data_is_one_line(command: str, status: int, tmp_path: Path, mod
     assert result.stderr.startswith(str(tmp_path / "none" / "index.jsonl"))
 
 
+def test_training_on_no_such_device_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train-reward", "d", "--out", str(tmp_path / "o"), "--device", "gpu7"])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "gpu7" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
 def test_interrupted_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     import finpercep.training.reward as reward
 

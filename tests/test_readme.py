@@ -47,6 +47,22 @@ def test_reward_function(layout: str, small_model: RewardModel) -> None:
     assert details["map_worst"].shape == (2,)
 
 
+def test_grpo_step(small_model: RewardModel) -> None:
+    velocity, frozen = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+    names = {
+        "velocity": velocity,
+        "frozen": frozen.requires_grad_(False),
+        "sample": torch.randn(24, 3, 16, 16),
+        "decode": lambda x: x.sigmoid(),
+        "reward": small_model,
+    }
+    exec(BLOCKS[2], names)
+    assert names["stats"].ratio_min == names["stats"].ratio_max == 1
+    assert names["groups"].groups == 4
+    assert velocity.weight.grad is not None
+    assert velocity.weight.grad.abs().sum() > 0
+
+
 def test_commands_exist() -> None:
     used = set(re.findall(r"^finpercep ([a-z-]+)", README, flags=re.M))
     assert used >= {"score", "info"}

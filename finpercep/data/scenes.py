@@ -77,7 +77,9 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
         return list(stored_scenes(root, split, leave_out=leave_out))
     index = Path(root) / "index.jsonl"
     if not index.is_file():
-        raise FileNotFoundError(f"{index}: not found; expected a folder with index.jsonl (one scene a line)")
+        raise FileNotFoundError(
+            f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
+        )
     scenes, known = [], set()
     for number, line in enumerate(index.read_text().splitlines(), 1):
         if not line.strip():

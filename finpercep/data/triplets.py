@@ -40,8 +40,8 @@ class TripletConfig:
             size and softness of the whole photo are not the fault that the map looks for.
         softened: share whose three images are blurred alike, by a sigma uniform in `soften_range` (pixels): a photo may
             be soft all over.
-        defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and a
-            sigma uniform in `defocus_range` (pixels): a photo may be out of focus in places, and M_gt is 0 there.
+        defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and
+            a sigma uniform in `defocus_range` (pixels): a photo may be out of focus in places, which is no fault.
         feathered: share of masks whose edge is blurred.
     """
 

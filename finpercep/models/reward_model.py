@@ -74,8 +74,8 @@ class RewardModel(
         Values are not checked here (that would stall a GPU): `score` does.
 
         Raises:
-            ValueError: wrong rank or channels.
-            TypeError: not a floating-point tensor.
+            ValueError: wrong rank or channels, or another device than the model's.
+            TypeError: not a floating-point tensor, or (without autocast) another dtype than the model's.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected (B,3,H,W), got {tuple(images.shape)}")
@@ -83,6 +83,11 @@ class RewardModel(
             raise TypeError(
                 f"images: expected float in [0, 1], got {images.dtype}; use score() for uint8 images"
             )
+        weights = next(self.parameters())
+        if images.device != weights.device:
+            raise ValueError(f"images: expected on {weights.device} like the model, got {images.device}")
+        if images.dtype != weights.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(f"images: expected {weights.dtype} like the model, got {images.dtype}")
         pooled, degradation = self.pool_and_map(pad_to_multiple(images, self.encoder.stride))
         height, width = images.shape[-2:]
         return RewardOutput(self.head.regress(pooled), degradation[..., :height, :width])

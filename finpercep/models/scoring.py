@@ -19,16 +19,25 @@ TILE = 1536
 _SELECT = 1 << 22  # pixels that worst_mean looks at together
 
 
-def worst_mean(degradation: Tensor, fraction: float = 0.01) -> Tensor:
+def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -> Tensor:
     """max̂(M): mean of the worst `fraction` of pixels (at least one) of each map; no single pixel makes it [open].
 
-    Takes ``(B, 1, H, W)`` and returns ``(B,)``; differentiable.
+    Takes ``(B, 1, H, W)``, or a list of ``(1, H, W)``, as `RewardModel.score` returns; gives ``(B,)``; differentiable.
     """
+    if not isinstance(degradation, Tensor):
+        maps = [worst_mean(one[None], fraction) for one in degradation]
+        return torch.cat(maps) if maps else torch.empty(0)
+    if degradation.dim() != 4:
+        raise ValueError(
+            f"degradation: expected (B,1,H,W) or a list of (1,H,W), got {tuple(degradation.shape)}"
+        )
     pixels = degradation.flatten(1)
     count = max(1, round(fraction * pixels.shape[1]))
     if pixels.shape[1] > _SELECT:  # topk keeps 16 bytes a pixel: select in parts, then among what they gave
         parts = pixels.split(_SELECT, dim=1)
-        pixels = torch.cat([part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1)
+        pixels = torch.cat(
+            [part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1
+        )
     return pixels.topk(count, dim=1, sorted=False).values.mean(1)
 
 

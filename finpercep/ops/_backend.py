@@ -16,7 +16,7 @@ import torch
 # Fastest first. "reference" is plain PyTorch and always there.
 BACKENDS = ("cuda", "triton", "cpp", "reference")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_REINSTALL = "reinstall finpercep (`pip install --no-build-isolation -e .`)"
+_REINSTALL = "reinstall finpercep (`pip install .` in its sources)"
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
@@ -142,7 +142,9 @@ def unavailable_reason(backend: str, operator: str | None = None) -> str | None:
 
 def _no_cuda_reason(operator: str | None) -> str | None:
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
+        return (
+            f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
+        )
     advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL}, or use 'triton'"
     if _cuda_extension is None:
         return f"the compiled extension finpercep._C_cuda did not load ({_cuda_load_error}); {advice}"
@@ -158,6 +160,13 @@ def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
         if device.type == "cpu" and has_cpp(operator):
             return "cpp"
     return "reference"
+
+
+def require_tensors(**arguments: Any) -> None:
+    """Raise a TypeError that names the first argument that is neither a tensor nor None."""
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
 
 
 def resolve(backend: str | None, operator: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -188,6 +197,9 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
 
 def _availability(backend: str) -> bool | str:
     """What `finpercep info` says: unlike `unavailable_reason` it may import Triton and look for a GPU."""
+    on_cpu = backend == "triton" and _interpreted
+    if backend in ("cuda", "triton") and not on_cpu and not torch.cuda.is_available():
+        return "no CUDA device here (needs an NVIDIA GPU, its driver, and a torch built with CUDA)"
     reason = unavailable_reason(backend)
     if reason is not None:
         return reason
@@ -196,10 +208,6 @@ def _availability(backend: str) -> bool | str:
             importlib.import_module("finpercep.kernels.modulate")
         except Exception as error:
             return f"Triton does not import ({type(error).__name__}: {error}); `pip install -U triton`"
-    if backend in ("cuda", "triton") and not torch.cuda.is_available():
-        if backend == "triton" and _interpreted:
-            return True
-        return "no CUDA device here (needs an NVIDIA GPU, its driver, and a torch built with CUDA)"
     return True
 
 

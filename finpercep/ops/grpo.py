@@ -78,9 +78,10 @@ def _check(
     kl: Tensor | None,
     beta: float,
 ) -> None:
+    tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantages": advantages, "kl": kl}
+    _backend.require_tensors(**tensors)
     if log_prob.dim() not in (1, 2) or log_prob.numel() == 0:
         raise ValueError(f"log_prob: expected a non-empty (N,) or (N, T), got {tuple(log_prob.shape)}")
-    tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantages": advantages, "kl": kl}
     for name, tensor in tensors.items():
         if tensor is None:
             continue

@@ -79,6 +79,7 @@ def _check(
     ):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    _backend.require_tensors(features=features, degradation=degradation)
     if features.dim() != 3:
         raise ValueError(f"features: expected (B, h*w, C), got shape {tuple(features.shape)}")
     if degradation.dim() != 4 or degradation.shape[1] != 1:

@@ -165,6 +165,7 @@ def _check_sigma(name: str, sigma: Tensor | float, sample: Tensor) -> None:
 
 
 def _check_images(sample: Tensor, images: dict[str, Tensor | None]) -> None:
+    _backend.require_tensors(**images)
     if sample.dim() == 0 or (sample.shape[0] and not sample.numel()):
         raise ValueError(
             f"sample: expected (B, ...) with elements in every sample, got {tuple(sample.shape)}"

@@ -81,6 +81,8 @@ def run(
         done = _evaluate(judges, scenes, shift, seed, faults)
         evaluations.extend(done)
         _print(console, done, model, without)
+    if piqe is None and "PIQE" not in judges:
+        console.print("PIQE's score beside it: pip install 'finpercep[eval]'", style="dim", highlight=False)
     console.print(_LEGEND, style="dim", highlight=False)
     if json_file is not None:
         head = {"data": str(data), "split": split, "model": model, "fingerprint": fingerprint}

@@ -49,6 +49,7 @@ class RewardTrainConfig:
         leave_out: SR sources not to train on.
         batch: triplets in a step.
         dev_every: n > 0 keeps every n-th training scene out, to choose recipes on (`split_dev`).
+        device: of the model; triplets are made on the CPU.
     """
 
     data: str
@@ -72,6 +73,7 @@ class RewardTrainConfig:
     log_every: int = 25
     workers: int = 1
     dev_every: int = 0
+    device: str = "cpu"
 
 
 class RewardTrainer:
@@ -80,10 +82,13 @@ class RewardTrainer:
     def __init__(self, config: RewardTrainConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)
+        self.device = torch.device(config.device)
         self.base = (
-            RewardModel.from_pretrained(config.anchor).requires_grad_(False) if config.anchor else None
+            RewardModel.from_pretrained(config.anchor).to(self.device).requires_grad_(False)
+            if config.anchor
+            else None
         )
-        self.model = self._new_model().train()
+        self.model = self._new_model().to(self.device).train()
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config), betas=(0.9, 0.999), weight_decay=config.weight_decay
         )
@@ -148,7 +153,7 @@ class RewardTrainer:
         config = self.config
         if self.done >= SETTLE * config.steps:
             freeze_norms(self.model)
-        terms = self.losses(batch)
+        terms = self.losses(Triplet(*(part.to(self.device) for part in batch)))
         # The cross-entropy helps the map to start and then makes way for L_map, whose optimum leaves clean pixels at 0.
         fading = config.loss.entropy * cosine(self.done, 0, round(SETTLE * config.steps))
         loss = total_loss(terms, replace(config.loss, entropy=fading))
@@ -186,7 +191,7 @@ class RewardTrainer:
         path = Path(self.config.out) / "state.pt"
         if not path.is_file():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         current = comparable(self.config)
         changed = sorted(k for k in current if state["config"].get(k) != current[k])
         if changed:
@@ -259,7 +264,7 @@ def cosine(step: int, warmup: int, steps: int) -> float:
 
 def comparable(config: RewardTrainConfig) -> dict[str, Any]:
     """What must agree for a resume to be exact, in plain types."""
-    ignored = ("out", "data", "anchor", "init", "workers", "log_every", "save_every")
+    ignored = ("out", "data", "anchor", "init", "workers", "log_every", "save_every", "device")
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
 
 

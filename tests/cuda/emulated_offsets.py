@@ -1,9 +1,9 @@
 """Tensors of more than 2³¹ elements: the last block of each large kernel reads and writes at the right place. Run by
 test_emulated.py, with the emulator in the place of finpercep._C.
 
-Their memory is only reserved: apart from the last few pages nobody touches it. What the blocks that do not run would have
-written is undefined, so only results of the last one are looked at. The blocks of group_advantage stride over the whole tensor, which would take
-too long.
+Their memory is only reserved: apart from the last few pages nobody touches it. What the blocks that do not run would
+have written is undefined, so only results of the last one are looked at. The blocks of group_advantage stride over the
+whole tensor, which would take too long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ operators = torch.ops.finpercep
 
 @pytest.fixture
 def only_last_blocks(cpp: str) -> Iterator[Callable[[int], None]]:
-    """Call it with the number of launches to run the last block of; what comes after them would merge what is undefined."""
+    """Call it with the number of launches to run the last block of: what comes after them merges what is undefined."""
     from finpercep import _C
 
     yield _C.only_last_blocks

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from finpercep.data.features import FilterBank
 from finpercep.data.scenes import load_scenes
+from finpercep.data.targets import fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from tests.data.conftest import write_scenes
 
@@ -46,6 +48,21 @@ def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
     for a, b in zip(plain[:3], soft[:3], strict=True):
         assert b.diff(dim=-1).abs().mean() < 0.8 * a.diff(dim=-1).abs().mean()
         assert b.mean().item() == pytest.approx(a.mean().item(), abs=0.01)
+
+
+def test_a_triplet_out_of_focus_in_part_has_no_fault_there(tmp_path):
+    scenes = load_scenes(write_scenes(tmp_path, 1, size=(200, 200)), "train")
+    plain, blurred = (
+        Triplets(scenes, TripletConfig(crop=160, resized=0, compressed=0, softened=0, defocused=share))[4]
+        for share in (0.0, 1.0)
+    )
+    change = (blurred.gt - plain.gt).abs().mean(0)
+    assert change.max() > 0.01
+    assert (change < 1e-6).any()  # in part
+    assert blurred.gt.diff(dim=-1).abs().mean() < plain.gt.diff(dim=-1).abs().mean()
+    expected = fault_target(blurred.gt[None], torch.stack([blurred.syn, blurred.sr]), FilterBank())
+    assert torch.equal(blurred.target_syn, expected[0])
+    assert torch.equal(blurred.target_sr, expected[1])
 
 
 def test_every_epoch_sees_every_scene(scenes, monkeypatch):

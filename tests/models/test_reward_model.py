@@ -105,6 +105,14 @@ def test_bad_tensors(model: RewardModel) -> None:
             model(torch.zeros(shape))
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8; use score"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(
+        TypeError, match=r"^images: expected torch.float32 like the model, got torch.bfloat16"
+    ):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"^images: expected on cpu like the model, got meta"):
+        model(torch.zeros(1, 3, 8, 8, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16)).score.isfinite().all()
 
 
 def test_bad_configurations() -> None:

@@ -171,3 +171,10 @@ def test_empty_and_no_gradient(backend):
 def test_errors_name_the_argument(rewards, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ops.group_advantage(rewards, **options)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^rewards: expected a torch tensor, got ndarray"):
+        ops.group_advantage(torch.ones(4).numpy(), group_size=2)
+    with pytest.raises(TypeError, match=r"^group_ids: expected a torch tensor, got list"):
+        ops.group_advantage(torch.ones(4), group_ids=["a", "a", "b", "b"])

@@ -128,6 +128,8 @@ def test_without_triton_and_cuda_library() -> None:
         "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
         "sys.modules['finpercep._C_cuda'] = None\n"
         "import torch\nfrom finpercep import ops\n"
+        "assert 'no CUDA device here' in ops.backends()['available']['cuda']\n"
+        "torch.cuda.is_available = lambda: True\n"  # then what is missing is named
         "available = ops.backends()['available']\n"
         "assert '`pip install triton`' in available['triton'], available\n"
         "assert '_C_cuda did not load' in available['cuda'], available\n"
@@ -144,6 +146,7 @@ def test_a_triton_that_does_not_import_is_explained() -> None:
         "import sys, types\nbroken = types.ModuleType('triton')\n"
         "import torch\nfrom finpercep import ops\nfrom finpercep.ops import _backend\n"
         "_backend._has_triton = True\nsys.modules['triton'] = broken\nsys.modules.pop('triton.language', None)\n"
+        "torch.cuda.is_available = lambda: True\n"
         "print(ops.backends()['available']['triton'])\n"
     )
     result = python(code)
