@@ -1,11 +1,15 @@
 """``finpercep make-dataset`` from the command line."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli import app
+from finpercep.cli_data import make_dataset
+from finpercep.data.make_config import MakeConfig
 from tests.data import fgr
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
@@ -38,6 +42,15 @@ def test_from_folders_to_a_page(tmp_path):
     other = run("--gt", gt, *sources, "--out", out, "--masks", 2, "--workers", 1)
     assert other.exit_code == 2
     assert "config.masks_per_image: was 1, now 2" in other.output
+
+
+def test_defaults_are_the_librarys():
+    options = inspect.signature(make_dataset).parameters
+    renamed = {"masks": "mask", "masks_per_image": "masks", "points_per_side": "sam_points"}
+    for field in fields(MakeConfig):
+        option = options[renamed.get(field.name, field.name)]
+        if option.default is not None:  # None: the library's
+            assert option.default == field.default, field.name
 
 
 @pytest.mark.parametrize(

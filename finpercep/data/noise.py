@@ -7,11 +7,39 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from finpercep.data.compiled import compiled
 from finpercep.data.ragged import Ragged
-from finpercep.data.random_bits import hash_bits, normals
+from finpercep.data.random_bits import hash_bits, normal_table, normals
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's, which BasicSR uses
 OUTCOMES = 512  # of a Poisson variable of mean <= 256: the rest has probability 1e-38
+
+
+def add_noise(images: Ragged, gaussian: Tensor, strength: Tensor, grey: Tensor, key: Tensor) -> Ragged:
+    """Gaussian or else Poisson noise of each sample, clamped to [0, 1].
+
+    Args:
+        gaussian, grey: bool (B,), on the CPU.
+        strength: (B,), `sigma` or `scale` of the functions below.
+        key: int32 (B,2).
+    """
+    kernel, device = compiled("degrade_noise", images.pixels), images.pixels.device
+    if kernel is not None:
+        tables = (normal_table(str(device)), *_alias_tables(str(device)))
+        pixels = images.pixels.contiguous()
+        return images._replace(
+            pixels=kernel(
+                pixels, images.height, images.width, gaussian, strength.double(), grey, key, *tables
+            )
+        )
+    out = images.pixels.clone()
+    for kind, noise in ((True, gaussian_noise), (False, poisson_noise)):
+        index = torch.nonzero(gaussian == kind).flatten()
+        if len(index):
+            at = index.to(device)
+            some = Ragged(images.pixels[at], images.height[index], images.width[index])
+            out[at] += noise(some, strength[index].to(device), grey[index].to(device), key[index].to(device))
+    return images._replace(pixels=out.clamp_(0, 1))
 
 
 def gaussian_noise(images: Ragged, sigma: Tensor, grey: Tensor, key: Tensor) -> Tensor:
