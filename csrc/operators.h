@@ -55,6 +55,9 @@ Tensor degrade_noise(
     Tensor images, Tensor height, Tensor width, Tensor gaussian, Tensor strength, Tensor grey, Tensor key,
     Tensor quantile, Tensor chance, Tensor alias);
 Tensor degrade_jpeg(Tensor images, Tensor luma, Tensor chroma);
+Tensor degrade_samples(
+    Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags, Tensor strengths,
+    Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance, Tensor alias);
 #endif
 
 }  // namespace finpercep

@@ -57,6 +57,10 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       "degrade_noise(Tensor images, Tensor height, Tensor width, Tensor gaussian, Tensor strength, Tensor grey,"
       " Tensor key, Tensor quantile, Tensor chance, Tensor alias) -> Tensor");
   m.def("degrade_jpeg(Tensor images, Tensor luma, Tensor chroma) -> Tensor");
+  m.def(
+      "degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags,"
+      " Tensor strengths, Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance, Tensor alias)"
+      " -> Tensor");
 }
 
 inline void register_kernels(torch::stable::detail::StableLibrary& m) {
@@ -87,6 +91,7 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("degrade_resize", TORCH_BOX(&degrade_resize));
   m.impl("degrade_noise", TORCH_BOX(&degrade_noise));
   m.impl("degrade_jpeg", TORCH_BOX(&degrade_jpeg));
+  m.impl("degrade_samples", TORCH_BOX(&degrade_samples));
 #endif
 }
 

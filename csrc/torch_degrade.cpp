@@ -3,6 +3,9 @@
 #include "include/degrade.h"
 #include "operators.h"
 
+#include <algorithm>
+#include <vector>
+
 namespace finpercep {
 namespace {
 
@@ -85,7 +88,7 @@ Tensor degrade_noise(Tensor images, Tensor height, Tensor width, Tensor gaussian
   p.quantile = values<float>(quantile, ScalarType::Float, 65536, "quantile");
   p.outcomes = 512;
   p.chance = values<float>(chance, ScalarType::Float, 9 * 256 * p.outcomes, "chance");
-  p.alias = values<int16_t>(alias, ScalarType::Short, 9 * 256 * p.outcomes, "alias");
+  p.alias = values<int32_t>(alias, ScalarType::Int, 9 * 256 * p.outcomes, "alias");
   Tensor out = allocate_like(images);
   p.out = static_cast<float*>(out.mutable_data_ptr());
   degrade_noise(p, on(images));
@@ -103,6 +106,156 @@ Tensor degrade_jpeg(Tensor images, Tensor luma, Tensor chroma) {
   Tensor out = allocate_like(images);
   p.out = static_cast<float*>(out.mutable_data_ptr());
   if (images.numel() > 0) degrade_jpeg(p, on(images));
+  return out;
+}
+
+namespace {
+
+// What is drawn for one sample: rows of the tensors of degrade_samples.
+struct Drawn {
+  // photo, after the first and second order, result: height, width; how each is resized; bilinear
+  enum Integer { H, W, H1, W1, H2, W2, HF, WF, MODE1, MODE2, MODEF, BILINEAR, kIntegers };
+  enum Flag { GAUSSIAN1, GREY1, GAUSSIAN2, GREY2, BLURRED, SINC_FIRST, kFlags };
+  const int64_t* integers;
+  const bool* flags;
+  const double* strengths;  // of both noises
+  const int32_t* keys;      // two each
+  const float* tables;      // luma, chroma of both JPEGs, 64 each
+};
+
+// One sample through all stages, on this thread. Each step reads `now` and leaves its result there.
+class Pipeline {
+ public:
+  Pipeline(const Drawn& drawn, const NoiseParams& tables, std::vector<float>& a, std::vector<float>& b)
+      : drawn_(drawn), tables_(tables), free_{&a, &b} {}
+
+  const float* now = nullptr;
+  int64_t rows = 0, columns = 0;
+
+  // From the size at integers[from] to that at integers[to], and `border` reflected pixels around it.
+  void resize(int from, int to, int mode, int64_t border) {
+    const int64_t* n = drawn_.integers;
+    ResizeParams p{};
+    p.images = now, p.batch = 1, p.channels = 3, p.rows = rows, p.columns = columns;
+    p.height = n + from, p.width = n + from + 1, p.new_height = n + to, p.new_width = n + to + 1, p.mode = n + mode;
+    p.out_rows = n[to] + 2 * border, p.out_columns = n[to + 1] + 2 * border, p.border = border, p.mirror = true;
+    p.out = next(p.out_rows, p.out_columns);
+    finpercep::degrade_resize(p, kHere);
+  }
+  void filter(const float* kernel, int64_t side) {
+    FilterParams p{};
+    p.padded = now, p.kernels = kernel, p.batch = 1, p.channels = 3, p.side = side;
+    p.height = rows - side + 1, p.width = columns - side + 1;
+    p.out = next(p.height, p.width);
+    finpercep::degrade_filter(p, kHere);
+  }
+  void noise(int size, int order) {
+    NoiseParams p = tables_;
+    p.images = now, p.batch = 1, p.rows = rows, p.columns = columns;
+    p.height = drawn_.integers + size, p.width = drawn_.integers + size + 1;
+    p.gaussian = drawn_.flags + 2 * order, p.grey = p.gaussian + 1;
+    p.strength = drawn_.strengths + order, p.key = drawn_.keys + 2 * order;
+    p.out = next(rows, columns);
+    finpercep::degrade_noise(p, kHere);
+  }
+  void jpeg(int order) {
+    JpegParams p{};
+    p.images = now, p.luma = drawn_.tables + 128 * order, p.chroma = p.luma + 64;
+    p.batch = 1, p.rows = rows, p.columns = columns;
+    p.out = next(rows, columns);
+    finpercep::degrade_jpeg(p, kHere);
+  }
+  void clamp() {
+    float* pixels = free_[1]->data();  // where `now` is
+    for (int64_t i = 0; i < 3 * rows * columns; ++i) pixels[i] = pixels[i] < 0 ? 0 : pixels[i] > 1 ? 1 : pixels[i];
+  }
+
+ private:
+  static constexpr Parallel kHere{[](int64_t count, int64_t, Parallel::Body body, void* c) { body(0, count, c); }, 1};
+
+  float* next(int64_t new_rows, int64_t new_columns) {
+    std::swap(free_[0], free_[1]);
+    float* out = free_[1]->data();
+    now = out, rows = new_rows, columns = new_columns;
+    return out;
+  }
+
+  const Drawn& drawn_;
+  const NoiseParams& tables_;
+  std::vector<float>* free_[2];
+};
+
+}  // namespace
+
+// finpercep/data/degradations.py: all stages, sample by sample, so that what lies between them stays in cache.
+Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags,
+                       Tensor strengths, Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance,
+                       Tensor alias) {
+  check_images(images, "images");
+  const int64_t batch = images.size(0), plane = images.size(2) * images.size(3);
+  STD_TORCH_CHECK(images.size(1) == 3, "images: expected 3 channels");
+  const float *pixels = floats(images, "images"), *kernels[3];
+  int64_t sides[3];
+  const Tensor* given[3] = {&first, &second, &sinc};
+  for (int i = 0; i < 3; ++i) {
+    STD_TORCH_CHECK(given[i]->dim() == 3 && given[i]->size(0) == batch && given[i]->size(1) == given[i]->size(2) &&
+                        given[i]->size(1) % 2 == 1, "kernels: expected (B,k,k), k odd");
+    kernels[i] = floats(*given[i], "kernels"), sides[i] = given[i]->size(1);
+  }
+  const int64_t* n = values<int64_t>(integers, ScalarType::Long, Drawn::kIntegers * batch, "integers");
+  const bool* flag = values<bool>(flags, ScalarType::Bool, Drawn::kFlags * batch, "flags");
+  const double* strength = values<double>(strengths, ScalarType::Double, 2 * batch, "strengths");
+  const int32_t* key = values<int32_t>(keys, ScalarType::Int, 4 * batch, "keys");
+  const float* table = values<float>(tables, ScalarType::Float, 256 * batch, "tables");
+  const int64_t* turn = values<int64_t>(order, ScalarType::Long, batch, "order");
+  NoiseParams noise{};
+  noise.outcomes = 512;
+  noise.quantile = values<float>(quantile, ScalarType::Float, 65536, "quantile");
+  noise.chance = values<float>(chance, ScalarType::Float, 9 * 256 * noise.outcomes, "chance");
+  noise.alias = values<int32_t>(alias, ScalarType::Int, 9 * 256 * noise.outcomes, "alias");
+  int64_t most = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t* own = n + Drawn::kIntegers * i;
+    STD_TORCH_CHECK(turn[i] >= 0 && turn[i] < batch, "order: expected indices of samples");
+    STD_TORCH_CHECK(own[0] == images.size(2) && own[1] == images.size(3) && own[6] == n[6] && own[7] == n[7],
+                    "integers: expected the size of the images, and one size of all results");
+    for (int s = 0; s < 8; ++s) STD_TORCH_CHECK(own[s] >= 1 && own[s] <= 1 << 20, "integers: expected sizes");
+    for (int s = 8; s < 12; ++s) STD_TORCH_CHECK(own[s] >= 0 && own[s] <= 2, "integers: expected modes");
+    const int64_t border = std::max({sides[0], sides[1], sides[2]});
+    for (int s = 0; s < 8; s += 2) most = std::max(most, 3 * (own[s] + border) * (own[s + 1] + border));
+  }
+  const int64_t height = batch > 0 ? n[Drawn::HF] : 0, width = batch > 0 ? n[Drawn::WF] : 0;
+  Tensor out = allocate({batch, 3, height, width}, ScalarType::Float, images);
+  float* results = static_cast<float*>(out.mutable_data_ptr());
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> a(most), b(most);
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t i = turn[at];
+      const Drawn drawn{n + Drawn::kIntegers * i, flag + Drawn::kFlags * i, strength + 2 * i, key + 4 * i, table + 256 * i};
+      const float* own[3];
+      for (int k = 0; k < 3; ++k) own[k] = kernels[k] + i * sides[k] * sides[k];
+      Pipeline run(drawn, noise, a, b);
+      run.now = pixels + 3 * i * plane, run.rows = images.size(2), run.columns = images.size(3);
+      run.resize(Drawn::H, Drawn::H, Drawn::BILINEAR, sides[0] / 2);
+      run.filter(own[0], sides[0]);
+      run.resize(Drawn::H, Drawn::H1, Drawn::MODE1, 0);
+      run.noise(Drawn::H1, 0);
+      run.jpeg(0);
+      if (drawn.flags[Drawn::BLURRED]) {
+        run.resize(Drawn::H1, Drawn::H1, Drawn::BILINEAR, sides[1] / 2);
+        run.filter(own[1], sides[1]);
+      }
+      run.resize(Drawn::H1, Drawn::H2, Drawn::MODE2, 0);
+      run.noise(Drawn::H2, 1);
+      if (!drawn.flags[Drawn::SINC_FIRST]) run.jpeg(1);
+      run.resize(Drawn::H2, Drawn::HF, Drawn::MODEF, sides[2] / 2);
+      run.filter(own[2], sides[2]);
+      run.clamp();
+      if (drawn.flags[Drawn::SINC_FIRST]) run.jpeg(1);
+      float* to = results + 3 * i * height * width;
+      for (int64_t k = 0; k < 3 * height * width; ++k) to[k] = (run.now[k] * 255 + 0x1.8p23f - 0x1.8p23f) / 255;
+    }
+  });
   return out;
 }
 

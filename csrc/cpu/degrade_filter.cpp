@@ -17,9 +17,14 @@ constexpr int kColumns = 4;
 constexpr int kColumns = 2;
 #endif
 
-// The part of a kernel that is not 0: `side` rows and columns, with kRows - 1 rows of zeros before and after.
+// Weights of less are left out: they sum up to 441 · 1e-8 at most, and subnormal numbers are slow.
+constexpr float kLeast = 1e-8f;
+
+// The part of a kernel that counts: `side` rows and columns, with kRows - 1 rows of zeros before and after. In row i of
+// the image, counted from where the first result's kernel begins, columns [from[i], to[i]) count for one of kRows results.
 struct Weights {
   const float* data;
+  const int64_t *from, *to;
   int64_t side;
 };
 
@@ -30,7 +35,7 @@ __attribute__((noinline)) void filter_block(const float* in, int64_t stride, Wei
   for (int64_t i = 0; i < w.side + kRows - 1; ++i) {
     const float* row = in + i * stride;
     const float* weight = w.data + (i + kRows - 1) * w.side;
-    for (int64_t x = 0; x < w.side; ++x) {
+    for (int64_t x = w.from[i]; x < w.to[i]; ++x) {
       V pixels[kWide];
       for (int j = 0; j < kWide; ++j) pixels[j] = load_vec<V>(row + x + j * kLanes32);
       for (int r = 0; r < kRows; ++r)
@@ -72,27 +77,41 @@ void filter_plane(const float* in, int64_t stride, Weights w, float* out, int64_
   }
 }
 
+// Brings a kernel (side,side) into the form above; `data`, `from` and `to` have room for the whole of it.
+Weights trim(const float* kernel, int64_t side, float* data, int64_t* from, int64_t* to) {
+  const int64_t center = side / 2;
+  int64_t reach = 0;
+  for (int64_t y = -center; y <= center; ++y)
+    for (int64_t x = -center; x <= center; ++x) {
+      const float weight = kernel[(y + center) * side + x + center];
+      if (weight > kLeast || weight < -kLeast) reach = max_of(reach, max_of(max_of(y, -y), max_of(x, -x)));
+    }
+  const int64_t kept = 2 * reach + 1, rows = kept + 2 * (kRows - 1);
+  for (int64_t k = 0; k < rows * kept; ++k) data[k] = 0;
+  for (int64_t i = 0; i < kept + kRows - 1; ++i) from[i] = kept, to[i] = 0;
+  for (int64_t y = 0; y < kept; ++y)
+    for (int64_t x = 0; x < kept; ++x) {
+      const float weight = kernel[(y + center - reach) * side + x + center - reach];
+      if (!(weight > kLeast || weight < -kLeast)) continue;
+      data[(y + kRows - 1) * kept + x] = weight;
+      for (int64_t i = y; i < y + kRows; ++i) from[i] = min_of(from[i], x), to[i] = max_of(to[i], x + 1);
+    }
+  return {data, from, to, kept};
+}
+
 }  // namespace
 
 void degrade_filter(const FilterParams& p, const Parallel& pool) {
   const int64_t stride = p.width + p.side - 1, plane = (p.height + p.side - 1) * stride;
   parallel_for(pool, p.batch * p.channels, 1, [&](int64_t begin, int64_t end) {
-    Scratch<float> padded((p.side + 2 * (kRows - 1)) * p.side);
+    const int64_t rows = p.side + 2 * (kRows - 1);
+    Scratch<float> data(rows * p.side);
+    Scratch<int64_t> ranges(2 * rows);
     for (int64_t i = begin; i < end; ++i) {
       const float* kernel = p.kernels + i / p.channels * p.side * p.side;
-      int64_t reach = 0;
-      for (int64_t k = 0; k < p.side * p.side; ++k)
-        if (kernel[k] != 0) {
-          const int64_t dy = k / p.side - p.side / 2, dx = k % p.side - p.side / 2;
-          reach = max_of(reach, max_of(dy < 0 ? -dy : dy, dx < 0 ? -dx : dx));
-        }
-      const int64_t side = 2 * reach + 1, skip = p.side / 2 - reach;
-      for (int64_t k = 0; k < (side + 2 * (kRows - 1)) * side; ++k) padded.data[k] = 0;
-      for (int64_t y = 0; y < side; ++y)
-        for (int64_t x = 0; x < side; ++x)
-          padded.data[(y + kRows - 1) * side + x] = kernel[(y + skip) * p.side + x + skip];
-      filter_plane(p.padded + i * plane + skip * (stride + 1), stride, Weights{padded.data, side},
-                   p.out + i * p.height * p.width, p.height, p.width);
+      const Weights w = trim(kernel, p.side, data.data, ranges.data, ranges.data + rows);
+      const int64_t skip = (p.side - w.side) / 2;
+      filter_plane(p.padded + i * plane + skip * (stride + 1), stride, w, p.out + i * p.height * p.width, p.height, p.width);
     }
   });
 }

@@ -12,7 +12,7 @@ inline float unit(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
 inline int32_t level_of(float x) { return int32_t(255 * unit(x) + 0x1p23f - 0x1p23f); }  // halves to even
 
 // finpercep.data.random_bits.hash_bits of the places first, first + 3, …
-inline void hash_row(uint32_t first, const int32_t* key, uint32_t* bits, int64_t n) {
+inline void hash_row(uint32_t first, const int32_t* key, uint32_t* __restrict bits, int64_t n) {
   const uint32_t before = uint32_t(key[0]), between = uint32_t(key[1]);
   for (int64_t x = 0; x < n; ++x) {
     uint32_t z = (first + 3 * uint32_t(x)) ^ before;
@@ -35,19 +35,34 @@ inline uint32_t first_of(const NoiseParams& p, int64_t i, int64_t c, int64_t y, 
   return uint32_t(p.grey[i] ? 0 : c) + 3 * uint32_t(y) * uint32_t(width);
 }
 
+void gaussian_row(const float* from, const uint32_t* bits, const float* quantile, float sigma, float* __restrict to,
+                  int64_t n) {
+  for (int64_t x = 0; x < n; ++x) to[x] = unit(from[x] + quantile[int32_t(bits[x] >> 16)] * sigma);
+}
+
+// `chance` and `alias` are those of the sample's number of levels.
+void poisson_row(const float* from, const uint32_t* bits, const int32_t* levels, const float* chance, const int32_t* alias,
+                 int32_t outcomes, float unit_count, float scale, float* __restrict to, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) {
+    const int32_t column = int32_t(bits[x] >> 23) & (outcomes - 1), entry = levels[x] * outcomes + column;
+    const float fraction = float(int32_t(bits[x] & 0x7FFFFF)) * 0x1p-23f;
+    const int32_t other = alias[entry];
+    const float count = float(fraction < chance[entry] ? column : other);
+    to[x] = unit(from[x] + (count * unit_count - float(levels[x]) / 255) * scale);
+  }
+}
+
 void add_gaussian(const NoiseParams& p, int64_t i, const Place& at, uint32_t* bits) {
   const float sigma = float(p.strength[i] / 255);
   for (int64_t c = 0; c < 3; ++c)
     for (int64_t y = 0; y < at.height; ++y) {
-      const float* from = at.planes[c] + y * p.columns;
-      float* to = at.out[c] + y * p.columns;
       hash_row(first_of(p, i, c, y, at.width), p.key + 2 * i, bits, at.width);
-      for (int64_t x = 0; x < at.width; ++x) to[x] = unit(from[x] + p.quantile[bits[x] >> 16] * sigma);
+      gaussian_row(at.planes[c] + y * p.columns, bits, p.quantile, sigma, at.out[c] + y * p.columns, at.width);
     }
 }
 
 // Levels of one row: of the channel, or of the grey image.
-void levels_of(const NoiseParams& p, int64_t i, int64_t c, int64_t y, const Place& at, int32_t* levels) {
+void levels_of(const NoiseParams& p, int64_t i, int64_t c, int64_t y, const Place& at, int32_t* __restrict levels) {
   if (!p.grey[i]) {
     const float* from = at.planes[c] + y * p.columns;
     for (int64_t x = 0; x < at.width; ++x) levels[x] = level_of(from[x]);
@@ -69,21 +84,14 @@ void add_poisson(const NoiseParams& p, int64_t i, const Place& at, uint32_t* bit
   for (bool there : present) distinct += there;
   while ((1 << exponent) < distinct) ++exponent;
   const float* chance = p.chance + exponent * 256 * p.outcomes;
-  const int16_t* alias = p.alias + exponent * 256 * p.outcomes;
+  const int32_t* alias = p.alias + exponent * 256 * p.outcomes;
   const float scale = float(p.strength[i]), unit_count = 1 / float(1 << exponent);
   for (int64_t c = 0; c < 3; ++c)
     for (int64_t y = 0; y < at.height; ++y) {
-      const float* from = at.planes[c] + y * p.columns;
-      float* to = at.out[c] + y * p.columns;
       levels_of(p, i, c, y, at, levels);
       hash_row(first_of(p, i, c, y, at.width), p.key + 2 * i, bits, at.width);
-      for (int64_t x = 0; x < at.width; ++x) {
-        const int32_t column = int32_t(bits[x] >> 23) & int32_t(p.outcomes - 1);
-        const int64_t entry = levels[x] * p.outcomes + column;
-        const float fraction = float(bits[x] & 0x7FFFFF) * 0x1p-23f;
-        const float count = float(fraction < chance[entry] ? column : int32_t(alias[entry]));
-        to[x] = unit(from[x] + (count * unit_count - float(levels[x]) / 255) * scale);
-      }
+      poisson_row(at.planes[c] + y * p.columns, bits, levels, chance, alias, int32_t(p.outcomes), unit_count, scale,
+                  at.out[c] + y * p.columns, at.width);
     }
 }
 

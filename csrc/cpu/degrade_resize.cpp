@@ -66,7 +66,7 @@ Taps make_taps(int64_t size, int64_t out, ResizeMode mode, const ResizeParams& p
   return made;
 }
 
-void mix_rows(const float* plane, int64_t stride, int64_t width, const Taps& rows, int64_t row, float* to) {
+void mix_rows(const float* plane, int64_t stride, int64_t width, const Taps& rows, int64_t row, float* __restrict to) {
   for (int64_t t = 0; t < rows.taps; ++t) {
     const float w = rows.weight[t * rows.count + row];
     const float* from = plane + rows.index[t * rows.count + row] * stride;
@@ -77,11 +77,13 @@ void mix_rows(const float* plane, int64_t stride, int64_t width, const Taps& row
   }
 }
 
-void mix_columns(const float* from, const Taps& columns, float* to) {
+void mix_columns(const float* from, const Taps& columns, float* __restrict to) {
   for (int64_t t = 0; t < columns.taps; ++t) {
     const float* weight = columns.weight + t * columns.count;
     const int32_t* index = columns.index + t * columns.count;
-    if (t == 0)
+    if (columns.taps == 1)  // the same size: every weight is 1
+      for (int64_t x = 0; x < columns.count; ++x) to[x] = from[index[x]];
+    else if (t == 0)
       for (int64_t x = 0; x < columns.count; ++x) to[x] = weight[x] * from[index[x]];
     else
       for (int64_t x = 0; x < columns.count; ++x) to[x] += weight[x] * from[index[x]];

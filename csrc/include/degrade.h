@@ -33,7 +33,7 @@ struct NoiseParams {
   const int32_t* key;     // (batch,2)
   const float* quantile;  // (65536,), of the standard normal distribution
   const float* chance;    // (9,256,outcomes): Walker's tables of Poisson variables
-  const int16_t* alias;
+  const int32_t* alias;
   int64_t batch, rows, columns, outcomes;
 };
 

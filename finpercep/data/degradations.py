@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from finpercep.data.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
-from finpercep.data.diff_jpeg import jpeg_each
-from finpercep.data.noise import add_noise
+from finpercep.data.compiled import compiled
+from finpercep.data.diff_jpeg import jpeg_each, quantization_tables
+from finpercep.data.noise import add_noise, noise_tables
 from finpercep.data.ragged import MODES, Ragged, resize_each
 from finpercep.data.random_bits import keys, uniforms
 
@@ -293,19 +294,45 @@ def degrade(
     out = images.new_empty(batch, channels, height // scale, width // scale)
     if batch:
         parameters = draw_parameters(seeds, config, height=height, width=width, scale=scale)
-        all_kernels = Kernels(
+        kernels = Kernels(
             blur_kernels(parameters.first.kernel, config.blur_kernel_size),
             blur_kernels(parameters.second.kernel, config.blur_kernel_size2),
             blur_kernels(parameters.sinc, SINC_SIDE),
         )
+        if compiled("degrade_samples", images) is not None:
+            return _degrade_samples(images, parameters, kernels, out.shape[-2:]), _records(parameters)
         order = torch.argsort(parameters.first.height * parameters.first.width, stable=True)
         for index in order.split(GROUP):
             on_device = index.to(images.device)
-            kernels = Kernels(*(kernel[index].to(images) for kernel in all_kernels))
-            out[on_device] = _degrade_group(
-                images[on_device], parameters.take(index), kernels, out.shape[-2:]
-            )
+            own = Kernels(*(kernel[index].to(images) for kernel in kernels))
+            out[on_device] = _degrade_group(images[on_device], parameters.take(index), own, out.shape[-2:])
     return out, _records(parameters) if batch else []
+
+
+def _degrade_samples(images: Tensor, drawn: Parameters, kernels: Kernels, final: Sequence[int]) -> Tensor:
+    """All stages in C++, sample by sample; `_degrade_group` is the definition."""
+    first, second = drawn.first, drawn.second
+    count = torch.ones_like(first.height)
+    sizes = [count * images.shape[2], count * images.shape[3], first.height, first.width]
+    sizes += [second.height, second.width, count * final[0], count * final[1]]
+    modes = [first.mode, second.mode, drawn.mode, count * MODES.index("bilinear")]
+    blurred = second.kernel.kind != KINDS.index("none")
+    flags = [first.gaussian, first.grey, second.gaussian, second.grey, blurred, drawn.sinc_before_jpeg]
+    tables = [table for order in (first, second) for table in quantization_tables(order.quality.float())]
+    # Each thread takes a run of samples: deal them out by size, so that runs are alike.
+    by_size, threads = torch.argsort(first.height * first.width, stable=True), torch.get_num_threads()
+    out: Tensor = torch.ops.finpercep.degrade_samples(
+        images.contiguous(),
+        *kernels,
+        torch.stack(sizes + modes, 1),
+        torch.stack(flags, 1),
+        torch.stack([first.strength, second.strength], 1).double(),
+        torch.cat([first.key, second.key], 1),
+        torch.stack(tables, 1),
+        torch.cat([by_size[start::threads] for start in range(threads)]),
+        *noise_tables("cpu"),
+    )
+    return out
 
 
 def _degrade_group(images: Tensor, drawn: Parameters, kernels: Kernels, final: Sequence[int]) -> Tensor:

@@ -25,13 +25,9 @@ def add_noise(images: Ragged, gaussian: Tensor, strength: Tensor, grey: Tensor, 
     """
     kernel, device = compiled("degrade_noise", images.pixels), images.pixels.device
     if kernel is not None:
-        tables = (normal_table(str(device)), *_alias_tables(str(device)))
-        pixels = images.pixels.contiguous()
-        return images._replace(
-            pixels=kernel(
-                pixels, images.height, images.width, gaussian, strength.double(), grey, key, *tables
-            )
-        )
+        pixels, sizes = images.pixels.contiguous(), (images.height, images.width)
+        made = kernel(pixels, *sizes, gaussian, strength.double(), grey, key, *noise_tables("cpu"))
+        return images._replace(pixels=made)
     out = images.pixels.clone()
     for kind, noise in ((True, gaussian_noise), (False, poisson_noise)):
         index = torch.nonzero(gaussian == kind).flatten()
@@ -40,6 +36,11 @@ def add_noise(images: Ragged, gaussian: Tensor, strength: Tensor, grey: Tensor, 
             some = Ragged(images.pixels[at], images.height[index], images.width[index])
             out[at] += noise(some, strength[index].to(device), grey[index].to(device), key[index].to(device))
     return images._replace(pixels=out.clamp_(0, 1))
+
+
+def noise_tables(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels look noise up in: normal quantiles, and the two tables of Poisson variables."""
+    return (normal_table(device), *_alias_tables(device))
 
 
 def gaussian_noise(images: Ragged, sigma: Tensor, grey: Tensor, key: Tensor) -> Tensor:
@@ -131,4 +132,4 @@ def _alias_tables(device: str) -> tuple[Tensor, Tensor]:
         high = torch.where(empty, high - 1, high)
         spare = torch.where(empty, rich[every, high.clamp_min(0)], spare)
     chance[every, share] = 1.0
-    return chance.float().flatten().to(device), alias.to(torch.int16).flatten().to(device)
+    return chance.float().flatten().to(device), alias.to(torch.int32).flatten().to(device)
