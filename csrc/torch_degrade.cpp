@@ -4,7 +4,7 @@
 #include "operators.h"
 
 #include <algorithm>
-#include <vector>
+#include <memory>
 
 namespace finpercep {
 namespace {
@@ -126,8 +126,8 @@ struct Drawn {
 // One sample through all stages, on this thread. Each step reads `now` and leaves its result there.
 class Pipeline {
  public:
-  Pipeline(const Drawn& drawn, const NoiseParams& tables, std::vector<float>& a, std::vector<float>& b)
-      : drawn_(drawn), tables_(tables), free_{&a, &b} {}
+  Pipeline(const Drawn& drawn, const NoiseParams& tables, float* a, float* b)
+      : drawn_(drawn), tables_(tables), free_{a, b} {}
 
   const float* now = nullptr;
   int64_t rows = 0, columns = 0;
@@ -166,7 +166,7 @@ class Pipeline {
     finpercep::degrade_jpeg(p, kHere);
   }
   void clamp() {
-    float* pixels = free_[1]->data();  // where `now` is
+    float* pixels = free_[1];  // where `now` is
     for (int64_t i = 0; i < 3 * rows * columns; ++i) pixels[i] = pixels[i] < 0 ? 0 : pixels[i] > 1 ? 1 : pixels[i];
   }
 
@@ -175,14 +175,14 @@ class Pipeline {
 
   float* next(int64_t new_rows, int64_t new_columns) {
     std::swap(free_[0], free_[1]);
-    float* out = free_[1]->data();
+    float* out = free_[1];
     now = out, rows = new_rows, columns = new_columns;
     return out;
   }
 
   const Drawn& drawn_;
   const NoiseParams& tables_;
-  std::vector<float>* free_[2];
+  float* free_[2];
 };
 
 }  // namespace
@@ -228,13 +228,13 @@ Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, 
   Tensor out = allocate({batch, 3, height, width}, ScalarType::Float, images);
   float* results = static_cast<float*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> a(most), b(most);
+    const std::unique_ptr<float[]> a(new float[most]), b(new float[most]);  // only touched where used
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = turn[at];
       const Drawn drawn{n + Drawn::kIntegers * i, flag + Drawn::kFlags * i, strength + 2 * i, key + 4 * i, table + 256 * i};
       const float* own[3];
       for (int k = 0; k < 3; ++k) own[k] = kernels[k] + i * sides[k] * sides[k];
-      Pipeline run(drawn, noise, a, b);
+      Pipeline run(drawn, noise, a.get(), b.get());
       run.now = pixels + 3 * i * plane, run.rows = images.size(2), run.columns = images.size(3);
       run.resize(Drawn::H, Drawn::H, Drawn::BILINEAR, sides[0] / 2);
       run.filter(own[0], sides[0]);

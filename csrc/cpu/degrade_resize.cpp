@@ -77,13 +77,18 @@ void mix_rows(const float* plane, int64_t stride, int64_t width, const Taps& row
   }
 }
 
+// As it is, but for the border.
+void copy_row(const float* from, const ResizeParams& p, int64_t width, const Taps& columns, float* to) {
+  for (int64_t x = 0; x < p.border; ++x) to[x] = from[columns.index[x]];
+  __builtin_memcpy(to + p.border, from, width * sizeof(float));
+  for (int64_t x = p.border + width; x < columns.count; ++x) to[x] = from[columns.index[x]];
+}
+
 void mix_columns(const float* from, const Taps& columns, float* __restrict to) {
   for (int64_t t = 0; t < columns.taps; ++t) {
     const float* weight = columns.weight + t * columns.count;
     const int32_t* index = columns.index + t * columns.count;
-    if (columns.taps == 1)  // the same size: every weight is 1
-      for (int64_t x = 0; x < columns.count; ++x) to[x] = from[index[x]];
-    else if (t == 0)
+    if (t == 0)
       for (int64_t x = 0; x < columns.count; ++x) to[x] = weight[x] * from[index[x]];
     else
       for (int64_t x = 0; x < columns.count; ++x) to[x] += weight[x] * from[index[x]];
@@ -106,6 +111,10 @@ void resize_sample(const ResizeParams& p, int64_t i) {
     for (int64_t y = 0; y < p.out_rows; ++y, out += p.out_columns) {
       if (!p.mirror && y > last) {
         __builtin_memcpy(out, out - p.out_columns, p.out_columns * sizeof(float));
+        continue;
+      }
+      if (rows.taps == 1 && columns.taps == 1 && width == p.new_width[i]) {  // the same size: every weight is 1
+        copy_row(plane + rows.index[y] * p.columns, p, width, columns, out);
         continue;
       }
       mix_rows(plane, p.columns, width, rows, y, row.data);
