@@ -59,6 +59,10 @@ def test_defaults_are_the_librarys():
         ([], "expected --gt and at least one --sr, or --demo"),
         (["--gt", "nowhere", "--sr", "builtin:smooth"], "nowhere: expected a folder or pattern with images"),
         (["--gt", "x", "--sr", "magic:y"], "sr: expected folder:NAME=DIR"),
+        (
+            ["--gt", "x", "--sr", "builtin:smooth", "--engine", "spark"],
+            "engine: expected one of local, ray, got",
+        ),
         (["--demo", "--gt", "x"], "demo: expected neither --gt nor --sr"),
     ],
 )
