@@ -394,7 +394,7 @@ def _records(drawn: Parameters) -> list[dict[str, Any]]:
     """The parameters of each sample, plain and rounded, under the names of the options."""
 
     def kernels(parameters: KernelParameters) -> list[dict[str, Any]]:
-        columns = {
+        columns: dict[str, list[Any]] = {
             name: [round(float(value), 4) for value in column.tolist()]
             for name, column in parameters._asdict().items()
         }
