@@ -45,4 +45,19 @@ Tensor sde_step_backward(
     std::optional<Tensor> grad_kl, Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,
     std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl, double noise_level, double sigma_max);
 
+#ifndef FINPERCEP_CUDA
+// stages of the degradations: CPU only
+Tensor degrade_filter(Tensor padded, Tensor kernels);
+Tensor degrade_resize(
+    Tensor images, Tensor height, Tensor width, Tensor new_height, Tensor new_width, Tensor mode, int64_t border,
+    bool mirror);
+Tensor degrade_noise(
+    Tensor images, Tensor height, Tensor width, Tensor gaussian, Tensor strength, Tensor grey, Tensor key,
+    Tensor quantile, Tensor chance, Tensor alias);
+Tensor degrade_jpeg(Tensor images, Tensor luma, Tensor chroma);
+Tensor degrade_samples(
+    Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags, Tensor strengths,
+    Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance, Tensor alias);
+#endif
+
 }  // namespace finpercep

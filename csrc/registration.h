@@ -47,6 +47,20 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       "sde_step_backward(Tensor? grad_next_sample, Tensor? grad_mean, Tensor? grad_log_prob, Tensor? grad_kl,"
       " Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,"
       " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max) -> Tensor");
+
+  // stages of the degradations (finpercep.data): CPU only, no gradients
+  m.def("degrade_filter(Tensor padded, Tensor kernels) -> Tensor");
+  m.def(
+      "degrade_resize(Tensor images, Tensor height, Tensor width, Tensor new_height, Tensor new_width, Tensor mode,"
+      " int border, bool mirror) -> Tensor");
+  m.def(
+      "degrade_noise(Tensor images, Tensor height, Tensor width, Tensor gaussian, Tensor strength, Tensor grey,"
+      " Tensor key, Tensor quantile, Tensor chance, Tensor alias) -> Tensor");
+  m.def("degrade_jpeg(Tensor images, Tensor luma, Tensor chroma) -> Tensor");
+  m.def(
+      "degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags,"
+      " Tensor strengths, Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance, Tensor alias)"
+      " -> Tensor");
 }
 
 inline void register_kernels(torch::stable::detail::StableLibrary& m) {
@@ -70,6 +84,15 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
   // sde_step
   m.impl("sde_step", TORCH_BOX(&sde_step));
   m.impl("sde_step_backward", TORCH_BOX(&sde_step_backward));
+
+#ifndef FINPERCEP_CUDA
+  // stages of the degradations
+  m.impl("degrade_filter", TORCH_BOX(&degrade_filter));
+  m.impl("degrade_resize", TORCH_BOX(&degrade_resize));
+  m.impl("degrade_noise", TORCH_BOX(&degrade_noise));
+  m.impl("degrade_jpeg", TORCH_BOX(&degrade_jpeg));
+  m.impl("degrade_samples", TORCH_BOX(&degrade_samples));
+#endif
 }
 
 }  // namespace finpercep

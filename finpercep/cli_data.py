@@ -57,13 +57,13 @@ def make_dataset(
     features: Annotated[
         str, typer.Option("--features", help="For the target: filters, vit:ID, reward:ID, none.")
     ] = "filters",
-    alpha: Annotated[float, typer.Option("--alpha", help="Weight of pixels against features.")] = 0.5,
+    alpha: Annotated[float, typer.Option("--alpha", help="Weight of pixels against features.")] = 0.25,
     normalize: Annotated[
         str, typer.Option("--normalize", help="Of the target: scale, minmax, percentile, none.")
     ] = "scale",
     target_scale: Annotated[
         float, typer.Option("--target-scale", help="Difference that counts as fully degraded (scale).")
-    ] = 0.12,
+    ] = 0.08,
     restrict: Annotated[bool, typer.Option("--restrict", help="Target 0 outside the mask.")] = False,
     scale: Annotated[int, typer.Option("--scale", min=1, help="Of the super-resolution models.")] = 4,
     degradation: Annotated[

@@ -1,11 +1,15 @@
 """``finpercep make-dataset`` from the command line."""
 
+import inspect
 import json
+from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli import app
+from finpercep.cli_data import make_dataset
+from finpercep.data.make_config import MakeConfig
 from tests.data import fgr
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
@@ -40,12 +44,25 @@ def test_from_folders_to_a_page(tmp_path):
     assert "config.masks_per_image: was 1, now 2" in other.output
 
 
+def test_defaults_are_the_librarys():
+    options = inspect.signature(make_dataset).parameters
+    renamed = {"masks": "mask", "masks_per_image": "masks", "points_per_side": "sam_points"}
+    for field in fields(MakeConfig):
+        option = options.get(renamed.get(field.name, field.name))
+        if option is not None and option.default is not None:  # None: the library's
+            assert option.default == field.default, field.name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "expected --gt and at least one --sr, or --demo"),
         (["--gt", "nowhere", "--sr", "builtin:smooth"], "nowhere: expected a folder or pattern with images"),
         (["--gt", "x", "--sr", "magic:y"], "sr: expected folder:NAME=DIR"),
+        (
+            ["--gt", "x", "--sr", "builtin:smooth", "--engine", "spark"],
+            "engine: expected one of local, ray, got",
+        ),
         (["--demo", "--gt", "x"], "demo: expected neither --gt nor --sr"),
     ],
 )

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finpercep.data.compiled import compiled
+
 KINDS = (
     "iso",
     "aniso",
@@ -56,13 +58,16 @@ def blur_kernels(parameters: KernelParameters, side: int) -> Tensor:
     along = x * rotation.cos() + y * rotation.sin()
     beside = y * rotation.cos() - x * rotation.sin()
     q = (along / sigma_x) ** 2 + (beside / across) ** 2
-    power = q ** torch.where(kind >= 2, beta, 1)
-    value = torch.where((kind == 4) | (kind == 5), 1 / (1 + power), (-0.5 * power).exp())
+    shaped, sinc = (
+        ((kind >= 2) & (kind <= 5)).flatten(),
+        (kind == 6).flatten(),
+    )  # powers and j1 are slow: only there
+    q[shaped] **= beta[shaped]
+    value = torch.where((kind == 4) | (kind == 5), 1 / (1 + q), (-0.5 * q).exp())
     radius = torch.hypot(y, x)
-    near = radius.clamp_min(1e-9)
-    sinc = omega * torch.special.bessel_j1(omega * near) / (2 * math.pi * near)
-    sinc = torch.where(radius == 0, omega**2 / (4 * math.pi), sinc)
-    value = torch.where(kind == 6, sinc, value)
+    near, cutoff = radius.clamp_min(1e-9), omega[sinc]
+    low_pass = cutoff * torch.special.bessel_j1(cutoff * near) / (2 * math.pi * near)
+    value[sinc] = torch.where(radius == 0, cutoff**2 / (4 * math.pi), low_pass)
     value = torch.where(kind == 7, (radius == 0).double(), value)
     reach = (size - 1) / 2
     value = value * ((y.abs() <= reach) & (x.abs() <= reach))
@@ -70,7 +75,7 @@ def blur_kernels(parameters: KernelParameters, side: int) -> Tensor:
 
 
 def filter_each(padded: Tensor, kernels: Tensor) -> Tensor:
-    """Filter each sample with its own kernel, by FFT.
+    """Filter each sample with its own kernel: directly where there is a C++ kernel, else by FFT.
 
     Args:
         padded: (B,C,H+k-1,W+k-1), the border already there.
@@ -78,6 +83,9 @@ def filter_each(padded: Tensor, kernels: Tensor) -> Tensor:
 
     Returns: (B,C,H,W), the correlation (kernels are not flipped; all of the above are symmetric).
     """
+    kernel = compiled("degrade_filter", padded)
+    if kernel is not None:
+        return kernel(padded.contiguous(), kernels.contiguous())
     k = kernels.shape[-1]
     height, width = padded.shape[-2:]
     shape = (_fft_side(height), _fft_side(width))

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from finpercep.data.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
-from finpercep.data.diff_jpeg import jpeg_each
-from finpercep.data.noise import gaussian_noise, poisson_noise
+from finpercep.data.compiled import compiled
+from finpercep.data.diff_jpeg import jpeg_each, quantization_tables
+from finpercep.data.noise import add_noise, noise_tables
 from finpercep.data.ragged import MODES, Ragged, resize_each
 from finpercep.data.random_bits import keys, uniforms
 
 GROUP = 8  # samples that share a canvas: more would waste it on the difference of their sizes
+SINC_SIDE = 21  # of the final sinc kernel
 DRAWS = 64  # random numbers per sample, more than are used
 Range = tuple[float, float]
 
@@ -156,6 +158,14 @@ class Parameters(NamedTuple):
         return _take(self, index)
 
 
+class Kernels(NamedTuple):
+    """Kernels of a batch, each (B,k,k)."""
+
+    first: Tensor
+    second: Tensor
+    sinc: Tensor
+
+
 def _take(value: Any, index: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value[index.to(value.device)]
@@ -198,7 +208,7 @@ def draw_parameters(
     return Parameters(
         first,
         second,
-        _draw_sinc(draws, draws.chance(config.final_sinc_prob), 21),
+        _draw_sinc(draws, draws.chance(config.final_sinc_prob), SINC_SIDE),
         draws.chance(0.5),
         draws.choice([1, 1, 1]),
     )
@@ -284,102 +294,135 @@ def degrade(
     out = images.new_empty(batch, channels, height // scale, width // scale)
     if batch:
         parameters = draw_parameters(seeds, config, height=height, width=width, scale=scale)
+        kernels = Kernels(
+            blur_kernels(parameters.first.kernel, config.blur_kernel_size),
+            blur_kernels(parameters.second.kernel, config.blur_kernel_size2),
+            blur_kernels(parameters.sinc, SINC_SIDE),
+        )
+        if compiled("degrade_samples", images) is not None:
+            return _degrade_samples(images, parameters, kernels, out.shape[-2:]), _records(parameters)
         order = torch.argsort(parameters.first.height * parameters.first.width, stable=True)
         for index in order.split(GROUP):
             on_device = index.to(images.device)
-            out[on_device] = _degrade_group(images[on_device], parameters.take(index), config, out.shape[-2:])
-    return out, [_record(parameters, i) for i in range(batch)] if batch else []
+            own = Kernels(*(kernel[index].to(images) for kernel in kernels))
+            out[on_device] = _degrade_group(images[on_device], parameters.take(index), own, out.shape[-2:])
+    return out, _records(parameters) if batch else []
 
 
-def _degrade_group(
-    images: Tensor, drawn: Parameters, config: DegradationConfig, final: Sequence[int]
-) -> Tensor:
+def _degrade_samples(images: Tensor, drawn: Parameters, kernels: Kernels, final: Sequence[int]) -> Tensor:
+    """All stages in C++, sample by sample; `_degrade_group` is the definition."""
+    first, second = drawn.first, drawn.second
+    count = torch.ones_like(first.height)
+    sizes = [count * images.shape[2], count * images.shape[3], first.height, first.width]
+    sizes += [second.height, second.width, count * final[0], count * final[1]]
+    modes = [first.mode, second.mode, drawn.mode, count * MODES.index("bilinear")]
+    blurred = second.kernel.kind != KINDS.index("none")
+    flags = [first.gaussian, first.grey, second.gaussian, second.grey, blurred, drawn.sinc_before_jpeg]
+    tables = [table for order in (first, second) for table in quantization_tables(order.quality.float())]
+    # Each thread takes a run of samples: deal them out by size, so that runs are alike.
+    by_size, threads = torch.argsort(first.height * first.width, stable=True), torch.get_num_threads()
+    out: Tensor = torch.ops.finpercep.degrade_samples(
+        images.contiguous(),
+        *kernels,
+        torch.stack(sizes + modes, 1),
+        torch.stack(flags, 1),
+        torch.stack([first.strength, second.strength], 1).double(),
+        torch.cat([first.key, second.key], 1),
+        torch.stack(tables, 1),
+        torch.cat([by_size[start::threads] for start in range(threads)]),
+        *noise_tables("cpu"),
+    )
+    return out
+
+
+def _degrade_group(images: Tensor, drawn: Parameters, kernels: Kernels, final: Sequence[int]) -> Tensor:
     first, second = drawn.first, drawn.second
     size = torch.full((len(images),), images.shape[2]), torch.full((len(images),), images.shape[3])
-    border = config.blur_kernel_size // 2
-    x = filter_each(reflect(images, border), _kernels(first.kernel, config.blur_kernel_size, images))
+    x = filter_each(reflect(images, kernels.first.shape[-1] // 2), kernels.first)
     current = resize_each(Ragged(x, *size), first.height, first.width, first.mode)
-    current = _jpeg(_add_noise(current, first), first.quality)
-    current = _blur(current, second.kernel, config.blur_kernel_size2)
-    current = _add_noise(resize_each(current, second.height, second.width, second.mode), second)
+    current = _jpeg(_noise(current, first), first.quality)
+    current = _blur(current, kernels.second, second.kernel.kind != KINDS.index("none"))
+    current = _noise(resize_each(current, second.height, second.width, second.mode), second)
     out = images.new_empty(len(images), 3, *final)
     for sinc_first in (True, False):
         index = torch.nonzero(drawn.sinc_before_jpeg == sinc_first).flatten()
         if len(index):
-            some = _finish(_take(current, index), drawn.take(index), final, sinc_first)
-            out[index.to(images.device)] = some
+            at = index.to(images.device)
+            out[at] = _finish(_take(current, index), drawn.take(index), kernels.sinc[at], final, sinc_first)
     return (out * 255).round().clamp(0, 255) / 255
 
 
-def _finish(current: Ragged, drawn: Parameters, final: Sequence[int], sinc_first: bool) -> Tensor:
+def _finish(
+    current: Ragged, drawn: Parameters, kernels: Tensor, final: Sequence[int], sinc_first: bool
+) -> Tensor:
     """JPEG and [resize to the final size, sinc filter], in one of both orders."""
     quality = drawn.second.quality
     if not sinc_first:
         current = _jpeg(current, quality)
     size = [torch.full_like(current.height, side) for side in final]
-    bordered = resize_each(current, size[0], size[1], drawn.mode, border=10, mirror=True).pixels
-    x = filter_each(bordered, _kernels(drawn.sinc, 21, bordered)).clamp(0, 1)
+    border = SINC_SIDE // 2
+    bordered = resize_each(current, size[0], size[1], drawn.mode, border=border, mirror=True).pixels
+    x = filter_each(bordered, kernels).clamp(0, 1)
     return jpeg_each(x, quality.to(x.device)) if sinc_first else x
 
 
-def _kernels(parameters: KernelParameters, side: int, like: Tensor) -> Tensor:
-    return blur_kernels(parameters, side).to(like)
-
-
-def _blur(images: Ragged, parameters: KernelParameters, side: int) -> Ragged:
-    """Filter each sample, its own border reflected; those without a blur are left as they are."""
-    index = torch.nonzero(parameters.kind != KINDS.index("none")).flatten()
+def _blur(images: Ragged, kernels: Tensor, blurred: Tensor) -> Ragged:
+    """Filter the samples that are `blurred`, bool (B,), each with its own border reflected."""
+    index = torch.nonzero(blurred).flatten()
     if not len(index):
         return images
     some = _take(images, index)
     same = torch.ones_like(some.height)  # "bilinear" to the same size: only the border is new
-    bordered = resize_each(some, some.height, some.width, same, border=side // 2, mirror=True).pixels
-    filtered = filter_each(bordered, _kernels(_take(parameters, index), side, bordered))
+    border = kernels.shape[-1] // 2
+    bordered = resize_each(some, some.height, some.width, same, border=border, mirror=True).pixels
+    filtered = filter_each(bordered, kernels[index.to(kernels.device)])
     pixels = images.pixels[..., : int(images.height.max()), : int(images.width.max())].clone()
     height, width = filtered.shape[-2:]
     pixels[index.to(pixels.device), :, :height, :width] = filtered
     return Ragged(pixels, images.height, images.width)
 
 
-def _add_noise(images: Ragged, order: Order) -> Ragged:
-    """Gaussian or Poisson noise, clamped to [0, 1]."""
-    out = images.pixels.clone()
-    device = out.device
-    for gaussian, noise in ((True, gaussian_noise), (False, poisson_noise)):
-        index = torch.nonzero(order.gaussian == gaussian).flatten()
-        if len(index):
-            some, at = _take(images, index), index.to(device)
-            key, grey = order.key[index].to(device), order.grey[index].to(device)
-            out[at] += noise(some, order.strength[index].to(device), grey, key)
-    return Ragged(out.clamp_(0, 1), images.height, images.width)
+def _noise(images: Ragged, order: Order) -> Ragged:
+    return add_noise(images, order.gaussian, order.strength, order.grey, order.key)
 
 
 def _jpeg(images: Ragged, quality: Tensor) -> Ragged:
     return images._replace(pixels=jpeg_each(images.pixels, quality.to(images.pixels.device)))
 
 
-def _record(drawn: Parameters, i: int) -> dict[str, Any]:
-    """The parameters of one sample, plain and rounded, under the names of the options."""
+def _records(drawn: Parameters) -> list[dict[str, Any]]:
+    """The parameters of each sample, plain and rounded, under the names of the options."""
 
-    def kernel(parameters: KernelParameters) -> dict[str, Any]:
-        values = {name: round(float(value[i]), 4) for name, value in parameters._asdict().items()}
-        return {**values, "kind": KINDS[int(parameters.kind[i])], "size": int(parameters.size[i])}
-
-    def order(drawn: Order) -> dict[str, Any]:
-        return {
-            "kernel": kernel(drawn.kernel),
-            "size": [int(drawn.height[i]), int(drawn.width[i])],
-            "mode": MODES[int(drawn.mode[i])],
-            "noise": "gaussian" if bool(drawn.gaussian[i]) else "poisson",
-            "strength": round(float(drawn.strength[i]), 4),
-            "gray": bool(drawn.grey[i]),
-            "jpeg": round(float(drawn.quality[i]), 2),
+    def kernels(parameters: KernelParameters) -> list[dict[str, Any]]:
+        columns: dict[str, list[Any]] = {
+            name: [round(float(value), 4) for value in column.tolist()]
+            for name, column in parameters._asdict().items()
         }
+        columns["kind"] = [KINDS[kind] for kind in parameters.kind.tolist()]
+        columns["size"] = parameters.size.tolist()
+        return _rows(columns)
 
-    return {
-        "first": order(drawn.first),
-        "second": order(drawn.second),
-        "final_sinc": kernel(drawn.sinc),
-        "sinc_before_jpeg": bool(drawn.sinc_before_jpeg[i]),
-        "final_mode": MODES[int(drawn.mode[i])],
+    def orders(drawn: Order) -> list[dict[str, Any]]:
+        columns = {
+            "kernel": kernels(drawn.kernel),
+            "size": torch.stack([drawn.height, drawn.width], 1).tolist(),
+            "mode": [MODES[mode] for mode in drawn.mode.tolist()],
+            "noise": ["gaussian" if gaussian else "poisson" for gaussian in drawn.gaussian.tolist()],
+            "strength": [round(value, 4) for value in drawn.strength.tolist()],
+            "gray": drawn.grey.tolist(),
+            "jpeg": [round(value, 2) for value in drawn.quality.tolist()],
+        }
+        return _rows(columns)
+
+    columns = {
+        "first": orders(drawn.first),
+        "second": orders(drawn.second),
+        "final_sinc": kernels(drawn.sinc),
+        "sinc_before_jpeg": drawn.sinc_before_jpeg.tolist(),
+        "final_mode": [MODES[mode] for mode in drawn.mode.tolist()],
     }
+    return _rows(columns)
+
+
+def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finpercep.data.compiled import compiled
+
 Rounding = Callable[[Tensor], Tensor]
 
 # ITU-T T.81, tables K.1 and K.2: quantization of luminance and chrominance at quality 50.
@@ -44,6 +46,9 @@ def jpeg_each(images: Tensor, quality: Tensor, *, differentiable: bool = False) 
 
     Returns: (B,3,H,W) in [0, 1], multiples of 1/255 unless differentiable.
     """
+    kernel = None if differentiable else compiled("degrade_jpeg", images)
+    if kernel is not None:
+        return kernel(images.contiguous(), *quantization_tables(quality.to(images)))
     whole: Rounding = (lambda x: x) if differentiable else torch.round
     step: Rounding = _soft_round if differentiable else torch.round
     height, width = images.shape[-2:]

@@ -21,6 +21,12 @@ ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at a shard whose worker was killed, before it is held to be the reason
 
 
+def check_engine(engine: str) -> None:
+    """Raises ValueError where `run_shards` would not know the name."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+
+
 def run_shards(job: Job, shards: Sequence[Shard], *, engine: str, workers: int) -> Iterator[ShardReport]:
     """Make all shards; reports come as they are done, in any order.
 
@@ -30,8 +36,7 @@ def run_shards(job: Job, shards: Sequence[Shard], *, engine: str, workers: int) 
 
     Raises: what making a shard raises; shards that are done stay.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {ENGINES}, got {engine!r}")
+    check_engine(engine)
     if engine == "ray":
         yield from _run_ray(job, shards, workers)
     elif workers <= 1:
@@ -132,7 +137,12 @@ def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardR
     except ImportError as error:
         raise ImportError(f"engine ray needs Ray ({error}); pip install 'finpercep[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False)
+        except Exception as error:  # Ray raises just that where its processes do not come up in time
+            raise RuntimeError(
+                f"engine ray: expected a cluster, got {type(error).__name__}: {error}"
+            ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = ray.data.from_items(

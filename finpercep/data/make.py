@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finpercep.data.engines import run_shards
+from finpercep.data.engines import check_engine, run_shards
 from finpercep.data.fingerprints import file_hash
 from finpercep.data.make_config import MakeConfig, settings_difference, settings_hash, settings_of
 from finpercep.data.maker import Maker
@@ -62,6 +62,7 @@ def make_dataset(
         ImportError: a package that an option needs; the message names the extra.
     """
     require_pyarrow()
+    check_engine(engine)
     config = config or MakeConfig()
     specs = parse_sources(sr)
     results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}

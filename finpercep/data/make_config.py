@@ -71,6 +71,8 @@ class MakeConfig:
             "alpha": (0 <= self.alpha <= 1, "a weight in [0, 1]", self.alpha),
             "normalize": (self.normalize in NORMALIZATIONS, f"one of {NORMALIZATIONS}", self.normalize),
             "target_scale": (self.target_scale > 0, "> 0", self.target_scale),
+            "feathered": (0 <= self.feathered <= 1, "a share in [0, 1]", self.feathered),
+            "feather": (0 < self.feather[0] <= self.feather[1], "0 < low <= high", self.feather),
             "masks_per_image": (self.masks_per_image > 0, "at least 1", self.masks_per_image),
             "scale": (self.scale >= 1, "at least 1", self.scale),
             "crop": (

@@ -7,11 +7,40 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from finpercep.data.compiled import compiled
 from finpercep.data.ragged import Ragged
-from finpercep.data.random_bits import hash_bits, normals
+from finpercep.data.random_bits import hash_bits, normal_table, normals
 
 GREY = (0.2989, 0.587, 0.114)  # torchvision's, which BasicSR uses
 OUTCOMES = 512  # of a Poisson variable of mean <= 256: the rest has probability 1e-38
+
+
+def add_noise(images: Ragged, gaussian: Tensor, strength: Tensor, grey: Tensor, key: Tensor) -> Ragged:
+    """Gaussian or else Poisson noise of each sample, clamped to [0, 1].
+
+    Args:
+        gaussian, grey: bool (B,), on the CPU.
+        strength: (B,), `sigma` or `scale` of the functions below.
+        key: int32 (B,2).
+    """
+    kernel, device = compiled("degrade_noise", images.pixels), images.pixels.device
+    if kernel is not None:
+        pixels, sizes = images.pixels.contiguous(), (images.height, images.width)
+        made = kernel(pixels, *sizes, gaussian, strength.double(), grey, key, *noise_tables("cpu"))
+        return images._replace(pixels=made)
+    out = images.pixels.clone()
+    for kind, noise in ((True, gaussian_noise), (False, poisson_noise)):
+        index = torch.nonzero(gaussian == kind).flatten()
+        if len(index):
+            at = index.to(device)
+            some = Ragged(images.pixels[at], images.height[index], images.width[index])
+            out[at] += noise(some, strength[index].to(device), grey[index].to(device), key[index].to(device))
+    return images._replace(pixels=out.clamp_(0, 1))
+
+
+def noise_tables(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels look noise up in: normal quantiles, and the two tables of Poisson variables."""
+    return (normal_table(device), *_alias_tables(device))
 
 
 def gaussian_noise(images: Ragged, sigma: Tensor, grey: Tensor, key: Tensor) -> Tensor:
@@ -103,4 +132,4 @@ def _alias_tables(device: str) -> tuple[Tensor, Tensor]:
         high = torch.where(empty, high - 1, high)
         spare = torch.where(empty, rich[every, high.clamp_min(0)], spare)
     chance[every, share] = 1.0
-    return chance.float().flatten().to(device), alias.to(torch.int16).flatten().to(device)
+    return chance.float().flatten().to(device), alias.to(torch.int32).flatten().to(device)

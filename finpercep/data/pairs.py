@@ -38,6 +38,7 @@ def find_images(pattern: str) -> dict[str, Path]:
     - A folder: every image below it; the key is the path inside it without suffix ("city/0001").
     - A pattern with ``*``, ``?`` or ``**/``: what the wildcards stand for, joined by "_"; so
       ``results/*_x4.png`` gives "0001" for ``results/0001_x4.png``, and ``*/gt.png`` the folder's name.
+      Brackets are brackets, as file names have them.
 
     Raises:
         ImageError: nothing found, or two files with one key.
@@ -72,7 +73,7 @@ def _keyed_glob(pattern: str) -> list[tuple[str, Path]]:
     groups = {"**/": "(.*/)?", "*": "([^/]*)", "?": "([^/])"}
     regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts))
     keyed = []
-    for file in glob.glob(pattern, recursive=True):
+    for file in glob.glob(pattern.replace("[", "[[]"), recursive=True):
         match = regex.fullmatch(file.replace(os.sep, "/"))
         if match and os.path.isfile(file):
             wild = [text.strip("/") for text in match.groups() if text and text.strip("/")]

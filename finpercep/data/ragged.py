@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.blur_kernels import reflected
+from finpercep.data.compiled import compiled
 
 MODES = ("area", "bilinear", "bicubic")
 BICUBIC = -0.75  # torch's (and OpenCV's) constant
@@ -35,6 +36,11 @@ def resize_each(
 
     Returns: the canvas is as large as the largest sample and its borders.
     """
+    kernel = compiled("degrade_resize", images.pixels)
+    if kernel is not None:
+        pixels = images.pixels.contiguous()
+        out = kernel(pixels, images.height, images.width, height, width, mode, border, mirror)
+        return Ragged(out, height, width)
     rows = _taps(images.height, height, mode, border, mirror)
     columns = _taps(images.width, width, mode, border, mirror)
     turned = _gather_rows(images.pixels, *rows).transpose(2, 3)

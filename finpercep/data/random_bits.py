@@ -56,12 +56,13 @@ def normals(bits: Tensor) -> Tensor:
 
     Unit variance exactly; no value beyond 4.3, where one in 65 000 would lie.
     """
-    table = _normal_table(str(bits.device))
+    table = normal_table(str(bits.device))
     return table.index_select(0, _shifted(bits, 16, 32).flatten()).view(bits.shape)
 
 
 @lru_cache(maxsize=8)
-def _normal_table(device: str) -> Tensor:
+def normal_table(device: str) -> Tensor:
+    """The quantiles (65536,), fp32."""
     steps = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
     quantiles = torch.special.ndtri(steps)
     return (quantiles / quantiles.square().mean().sqrt()).float().to(device)

@@ -1,4 +1,8 @@
-"""Seeds: every random decision of the generator is a function of the data set's seed and of what it is for."""
+"""Seeds: every random decision of the generator is a function of the data set's seed and of what it is for.
+
+Decisions are few and drawn one by one, from torch generators. Numbers per pixel and per sample of a batch come from
+`random_bits`, which is given such seeds.
+"""
 
 from __future__ import annotations
 

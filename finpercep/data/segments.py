@@ -135,8 +135,10 @@ def load_sam(path: str) -> Any:
     except OSError:
         raise
     except Exception as error:  # missing keys, other shapes, foreign files
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: expected a segment_anything checkpoint, got {reason!r}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"{path}: expected a segment_anything checkpoint; reading it gave {reason}"
+        ) from error
     return model.eval()
 
 

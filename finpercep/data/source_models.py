@@ -72,8 +72,10 @@ def _load_state(path: str) -> dict[str, Any]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises nearly every type on foreign files
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: expected a checkpoint of weights, got {reason}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"{path}: expected a checkpoint of weights; reading it failed with {reason}"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: expected a checkpoint of weights, got a {type(state).__name__}")
     return state

@@ -391,6 +391,8 @@ def test_sizes_that_are_no_multiple_of_the_scale(tmp_path):
         ({"crop": 30}, "crop: expected a multiple of the scale 4"),
         ({"crops": 3}, "crops: expected 1 where photos are whole"),
         ({"val_share": 1.0}, "val_share: expected"),
+        ({"feathered": 2.0}, "feathered: expected a share"),
+        ({"feather": (0.0, 2.0)}, "feather: expected 0 < low"),
         ({"normalize": "softmax"}, "normalize: expected one of"),
     ],
 )
