@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -41,8 +42,8 @@ def test_compiled_model(  # type: ignore[no-untyped-def]
     benchmark, photo: Tensor, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator is a fusion barrier for the compiler: does the whole model lose by it?"""
-    if executor == "definition":
-        monkeypatch.setattr(head, "ops", SimpleNamespace(modulate=ops.modulate_reference))
+    backend = {"definition": "reference", "operator": "cpp"}[executor]
+    monkeypatch.setattr(head, "ops", SimpleNamespace(modulate=partial(ops.modulate, backend=backend)))
     torch._dynamo.reset()
     model = torch.compile(RewardModel.from_pretrained("finpercep-tiny").eval(), dynamic=False)
     with torch.no_grad():

@@ -26,7 +26,7 @@ def test_loop_moves_the_generator() -> None:
     generator = torch.nn.Conv2d(3, 3, 3, padding=1)
     before = generator.weight.detach().clone()
     names = {
-        "loader": [torch.rand(2, 3, 24, 32)],
+        "loader": [(torch.rand(2, 3, 24, 32), torch.rand(2, 3, 24, 32))],
         "generator": generator,
         "optimizer": torch.optim.SGD(generator.parameters(), lr=100.0),
     }

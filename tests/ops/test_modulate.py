@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -190,3 +191,31 @@ def test_conversions_of_every_value(simd: str, dtype) -> None:
         assert torch.equal(ours.isnan(), expected.isnan())
         number = ~expected.isnan()
         assert torch.equal(ours.view(torch.int16)[number], expected.view(torch.int16)[number])
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("small", [False, True])
+def test_small_features_are_fused_inside_a_compiled_graph(
+    cpp: str, monkeypatch: pytest.MonkeyPatch, small: bool, gradient: bool
+) -> None:
+    name = "FUSED_BYTES_WITH_GRADIENT" if gradient else "FUSED_BYTES"
+    monkeypatch.setattr(
+        sys.modules["finpercep.ops.modulate"], name, 2 * 4 * 8 * 4 + small
+    )  # the features' bytes, and one more
+    features, degradation = torch.rand(2, 4, 8, requires_grad=gradient), torch.rand(2, 1, 4, 4)
+    called: list[str] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(modulate, backend=look, fullgraph=True)
+    torch.testing.assert_close(
+        compiled(features, degradation, (2, 2)), modulate(features, degradation, (2, 2))
+    )
+    assert called
+    assert any("finpercep" in target for target in called) != small
+    called.clear()
+    compiled(features, degradation, (2, 2), backend="cpp")
+    assert any("finpercep" in target for target in called)

@@ -291,7 +291,10 @@ def test_run_bad_arguments(data: Path, options: dict, message: str) -> None:
 
 
 def test_run_without_data(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"index.jsonl: not found; expected a data set that make-dataset made, or a folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"index.jsonl: not found; expected a data set that make-dataset made, or a folder",
+    ):
         report.run(tmp_path / "nowhere", model=None)
 
 
