@@ -244,6 +244,11 @@ def finpercep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "finpercep", *arguments]
 
 
+def _heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path) -> None:
     for i in range(300):
         os.makedirs(tmp_path / "in", exist_ok=True)
@@ -251,7 +256,8 @@ def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path)
     command = finpercep(
         "score", str(tmp_path / "in"), "--json", "--model", str(model_folder), "--threads", "1"
     )
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=_heed_interrupts) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first = json.loads(process.stdout.readline())  # arrives long before the last is made
