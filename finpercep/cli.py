@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finpercep.cli_data import make_dataset
-from finpercep.cli_training import evaluate_reward, one_line_errors, train_reward
+from finpercep.cli_training import (
+    DeviceOption,
+    evaluate_reward,
+    one_line_errors,
+    pick_device,
+    train_reward,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +41,6 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model name, folder, or Hugging Face id.", show_default=True)
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's choice.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -155,8 +160,7 @@ def _load_model(name: str, device: str, threads: int) -> RewardModel:
 
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(device)
     with one_line_errors(
         2, ValueError, OSError, RuntimeError, AssertionError
     ):  # torch asserts that it has CUDA

@@ -19,6 +19,16 @@ DataArgument = Annotated[
 ]
 
 
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+
+
+def pick_device(name: str) -> str:
+    """The device that "auto" means here; other names as they are."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 @contextmanager
 def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
     """Turn the expected kinds of errors into their message on stderr, in one line, and an exit status."""
@@ -70,7 +80,7 @@ def train_reward(
     threads: Annotated[
         int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves torch's choice.")
     ] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Train a reward model on photos and super-resolution results of them.
 
@@ -85,8 +95,7 @@ def train_reward(
 
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(device)
     with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
         torch.empty(0, device=device)
     config = RewardTrainConfig(

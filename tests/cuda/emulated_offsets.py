@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from finpercep import ops
 from finpercep.ops import degradation_target_reference, modulate_reference
 from finpercep.ops.grpo import grpo_loss_reference
 from finpercep.ops.sde import sde_step_reference
+from tests.huge import HUGE, reserve
 
-HUGE = 2**31
-BF16 = torch.bfloat16
 operators = torch.ops.finpercep
 
 
@@ -31,18 +29,6 @@ def only_last_blocks(cpp: str) -> Iterator[Callable[[int], None]]:
 
     yield _C.only_last_blocks
     _C.only_last_blocks(-1)
-
-
-def reserve(*shape: int, dtype: torch.dtype = BF16, tail: int = 5000) -> Tensor:
-    """Untouched memory, but for random numbers in [0, 1) at its end."""
-    try:
-        tensor = torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:
-        pytest.skip(f"no address space for {shape}: {error}")
-    assert tensor.numel() > HUGE
-    values = torch.rand(tail, generator=torch.Generator().manual_seed(tail))
-    tensor.view(-1)[-tail:] = (values * 255 if dtype == torch.uint8 else values).to(dtype)
-    return tensor
 
 
 def test_modulate(only_last_blocks) -> None:

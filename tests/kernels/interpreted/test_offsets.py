@@ -5,32 +5,16 @@ Their memory is only reserved: apart from the last few pages nobody touches it.
 
 from __future__ import annotations
 
-import pytest
 import torch
-from torch import Tensor
 
 from finpercep.kernels import advantage, degradation_target, grpo, modulate, sde
 from finpercep.ops import degradation_target_reference, modulate_reference
 from finpercep.ops.advantage import group_advantage_reference
 from finpercep.ops.grpo import grpo_loss_reference
 from finpercep.ops.sde import sde_step_reference
+from tests.huge import HUGE, reserve
 
 from ..launches import Launch, record
-
-HUGE = 2**31
-BF16 = torch.bfloat16
-
-
-def reserve(*shape: int, dtype: torch.dtype = BF16, tail: int = 5000) -> Tensor:
-    """Untouched memory, but for random numbers in [0, 1) at its end."""
-    try:
-        tensor = torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:
-        pytest.skip(f"no address space for {shape}: {error}")
-    assert tensor.numel() > HUGE
-    values = torch.rand(tail, generator=torch.Generator().manual_seed(len(shape)))
-    tensor.view(-1)[-tail:] = (values * 255 if dtype == torch.uint8 else values).to(dtype)
-    return tensor
 
 
 def run_last(launches: list[Launch], name: str) -> Launch:
@@ -71,7 +55,7 @@ def test_cosine_distance() -> None:
     features = [reserve(1, 33, HUGE // 33 + 33, 1) for _ in range(2)]
     pixels = features[0].shape[2]
     for feature in features:
-        feature[0, :, -10:] = torch.randn(33, 10, 1).to(BF16)
+        feature[0, :, -10:] = torch.randn(33, 10, 1).to(torch.bfloat16)
     run = record(degradation_target._cosine, *features, torch.float32)
     moments = run_last(run, "target_cosine_kernel").arguments["moments"]
     f, g = (t[0, :, -10:, 0].float() for t in features)
