@@ -66,7 +66,11 @@ def score(
     paths: Annotated[list[str], typer.Argument(help="Image files, folders (searched whole) or globs.")],
     model: ModelOption = DEFAULT_MODEL,
     maps: Annotated[
-        Path | None, typer.Option("--maps", help="Write each degradation map, over its photo, as PNG here.")
+        Path | None,
+        typer.Option(
+            "--maps",
+            help="Write each map over its photo as PNG here: purple is slightly, yellow badly degraded.",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per file and line, and nothing else, on stdout.")

@@ -197,6 +197,8 @@ class _Progress:
             self.bar.update(self.task, total=total, completed=done)
             if done:
                 self.console.print(f"{done} of {total} files are there already")
+            elif not self.console.is_terminal:
+                self.console.print(f"{total} files to make")
             return
         self.rows += report.rows
         self.seconds = time.perf_counter() - self.started

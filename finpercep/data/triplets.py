@@ -35,26 +35,28 @@ class TripletConfig:
     Attributes:
         crop: side of the square crops, pixels.
         synthetic: share of triplets whose `sr` is a synthetic source instead of a real model's result.
-        resized: share of triplets that are shrunk, by a factor uniform in `resize_range`.
+        resized: share of triplets that are shrunk or enlarged, by a factor uniform in `resize_range`.
         compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range`. Compression,
             size and softness of the whole photo are not the fault that the map looks for.
         softened: share whose three images are blurred alike, by a sigma uniform in `soften_range` (pixels): a photo may
             be soft all over.
         defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and
             a sigma uniform in `defocus_range` (pixels): a photo may be out of focus in places, which is no fault.
+        gray: share of triplets without color.
         feathered: share of masks whose edge is blurred.
     """
 
     crop: int = 192
     synthetic: float = 0.35
     resized: float = 0.5
-    resize_range: tuple[float, float] = (0.6, 1.0)
+    resize_range: tuple[float, float] = (0.6, 1.4)
     compressed: float = 0.4
     jpeg_range: tuple[int, int] = (65, 95)
     softened: float = 0.25
     soften_range: tuple[float, float] = (0.3, 1.0)
-    defocused: float = 0.15
+    defocused: float = 0.3
     defocus_range: tuple[float, float] = (0.5, 3.0)
+    gray: float = 0.05
     feathered: float = 0.25
 
 
@@ -79,7 +81,7 @@ class Triplets(Dataset[Triplet]):
         if isinstance(scene, StoredScene):
             return stored_triplet(scene.draw(generator), self.config, generator)
         gt, sr = self._pair(scene, generator)
-        gt, sr = _defocus(_recolor([gt, sr], generator), self.config, generator)
+        gt, sr = _defocus(_recolor([gt, sr], self.config, generator), self.config, generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
         targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
@@ -109,7 +111,7 @@ def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch
     prepare, side = _frame(sample.gt, config, generator, name=sample.row["photo"])
     images = [prepare(image) for image in (sample.gt, sample.syn, sample.sr)]
     targets = [prepare(image) for image in (sample.target_syn, sample.target_sr)]
-    images = _recolor(images, generator)
+    images = _recolor(images, config, generator)
     if side != config.crop:
         size = (config.crop, config.crop)
         images = [resize(image, size) for image in images]
@@ -176,13 +178,14 @@ def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def _recolor(images: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """The same random brightness, contrast and saturation for all."""
+def _recolor(images: Sequence[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
+    """The same random brightness, contrast and saturation for all, or no color."""
     gain, offset, saturation = (torch.rand(3, generator=generator) - 0.5).tolist()
+    color = 0.0 if _chance(config.gray, generator) else 1 + 0.6 * saturation
 
     def apply(image: Tensor) -> Tensor:
-        grey = image.mean(0, keepdim=True)
-        image = grey + (1 + 0.6 * saturation) * (image - grey)
+        gray = image.mean(0, keepdim=True)
+        image = gray + color * (image - gray)
         return ((image - 0.5) * (1 + 0.4 * gain) + 0.5 + 0.15 * offset).clamp(0, 1)
 
     return [apply(image) for image in images]

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from finpercep.models import scoring
+from finpercep.models import expansion, scoring
 from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
@@ -179,21 +179,48 @@ class RewardModel(
         """A model around a CLIP checkpoint, with an **untrained** decoder and head: see `presets.build_preset`."""
         return build_preset(name, **options)
 
+    def expand(
+        self,
+        decoder: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        *,
+        lora_rank: int = 0,
+    ) -> RewardModel:
+        """RM_{k+1}: a larger model that gives the same scores (and map, if there is one) until it is trained on.
+
+        Args:
+            decoder: arguments of FPNDecoder, e.g. {"width": "full"}. RM_0 gets its first one, whose map starts flat;
+                a present one is widened. `norm` as in the present model. None leaves the decoder.
+            head: arguments of ScoreHead to change as RM_0 gets its map, e.g. {"gate": "quality"}.
+            lora_rank: put LoRA adapters of this rank on the encoder's attention (needs the extra `lora`); from then on
+                they alone are trained in it. 0 puts none.
+
+        Raises:
+            ValueError: nothing to add, a narrower decoder, or adapters on an encoder that has them or cannot.
+        """
+        return expansion.expand(self, decoder, head, lora_rank=lora_rank)
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json and model.safetensors; the options are those of `huggingface_hub`'s mixin."""
         return super().save_pretrained(save_directory, **{"config": self.config, **options})
 
 
 def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
-    """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`."""
+    """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`.
+
+    "lora_rank" in the configuration of a vision transformer adds adapters.
+    """
     options = dict(config)
-    kind = options.pop("type", None)
+    kind, lora_rank = options.pop("type", None), options.pop("lora_rank", 0)
     if kind == "conv":
         return ConvEncoder(**options)
     if kind == "vit":
         from finpercep.models.vit_encoder import ViTEncoder  # imports transformers
 
-        return ViTEncoder(**options)
+        encoder = ViTEncoder(**options)
+        if lora_rank:
+            expansion.add_lora(encoder, lora_rank)
+        return encoder
     raise ValueError(f'encoder: expected type "conv" or "vit", got {kind!r}')
 
 

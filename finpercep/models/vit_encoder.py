@@ -46,6 +46,7 @@ class ViTEncoder(nn.Module):
         super().__init__()
         depth = _check(config, taps)
         self.taps = tuple(taps)
+        self.attn_implementation = attn_implementation
         tower = _build_tower({**config, "num_hidden_layers": self.taps[-1]}, attn_implementation)
         self.embeddings = tower.embeddings
         self.pre_norm = getattr(tower, "pre_layrnorm", nn.Identity())  # CLIP's; the spelling is transformers'

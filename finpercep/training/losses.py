@@ -19,6 +19,9 @@ class LossWeights:
         restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted
             faults. [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a
             loop that trains a generator; at full weight it teaches that soft photos are such faults, too.
+        fault_odds: how many times higher the odds of a fault are taken to be in training than in use; the losses of the
+            map see it through `raise_odds`. [open] Triplets are full of faults, and a model that was trained on few
+            photos is too sure of them on others. 1 is the paper's objective.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
     """
@@ -29,6 +32,7 @@ class LossWeights:
     rank: float = 0.8
     align: float = 0.6
     restored: float = 0.3
+    fault_odds: float = 2.7
     margin_sr: float = 0.1
     margin_syn: float = 0.1
 
@@ -36,6 +40,13 @@ class LossWeights:
 def map_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """L_map = |M - M_gt|_1, the mean over (B,1,H,W); `weight` is a factor that broadcasts to it, e.g. (B,1,1,1)."""
     return (weight * (predicted - target).abs()).mean()
+
+
+def raise_odds(predicted: Tensor, factor: float) -> Tensor:
+    """The map (any shape, in [0, 1]) whose odds M/(1-M) are `factor` times those of `predicted`: its logits plus
+    log(factor). As in logit-adjusted losses (Menon et al., 2021), what is trained through it answers that much lower.
+    """
+    return factor * predicted / (1 + (factor - 1) * predicted)
 
 
 def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:

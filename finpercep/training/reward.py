@@ -26,6 +26,7 @@ from finpercep.training.losses import (
     entropy_loss,
     level_loss,
     map_loss,
+    raise_odds,
     rank_loss,
     total_loss,
 )
@@ -107,10 +108,7 @@ class RewardTrainer:
         if config.anchor is None:
             return RewardModel(config.encoder, None, config.head)
         base = RewardModel.from_pretrained(config.anchor, fold=False)
-        model = RewardModel(base.config["encoder"], config.decoder, base.config["head"] | config.head)
-        model.encoder.load_state_dict(base.encoder.state_dict())
-        model.head.load_state_dict(base.head.state_dict())
-        return model
+        return base.expand(config.decoder, config.head)
 
     def batches(self) -> Iterator[Triplet]:
         """The triplets of the steps that are still to do."""
@@ -137,9 +135,10 @@ class RewardTrainer:
             base_score = self.base(batch.gt).score
         one = target.new_ones(size, 1, 1, 1)
         weight = torch.cat([one, one, weights.restored * one])
+        predicted = raise_odds(output.map, weights.fault_odds)
         return {
-            "map": map_loss(output.map, target, weight),
-            "entropy": entropy_loss(output.map, target, weight),
+            "map": map_loss(predicted, target, weight),
+            "entropy": entropy_loss(predicted, target, weight),
             "rank": rank,
             "align": align_loss(gt, base_score),
         }

@@ -65,6 +65,26 @@ def test_a_triplet_out_of_focus_in_part_has_no_fault_there(tmp_path):
     assert torch.equal(blurred.target_sr, expected[1])
 
 
+def test_a_triplet_without_color_is_gray_in_all_images(scenes):
+    colored, gray = (
+        Triplets(scenes, TripletConfig(crop=48, compressed=0, gray=share))[4] for share in (0, 1)
+    )
+    assert (colored.gt - colored.gt.mean(0)).abs().max() > 0.01
+    for image in gray[:3]:
+        assert (image - image.mean(0)).abs().max() < 1e-6
+
+
+def test_an_enlarged_triplet_shows_less_of_the_photo(tmp_path):
+    scenes = load_scenes(write_scenes(tmp_path, 1, size=(200, 200)), "train")
+    plain, enlarged = (
+        Triplets(scenes, TripletConfig(crop=160, resized=share, resize_range=(1.4, 1.4), compressed=0, softened=0,
+                                       defocused=0))[4]
+        for share in (0.0, 1.0)
+    )  # fmt: skip
+    assert enlarged.gt.shape == plain.gt.shape == (3, 160, 160)
+    assert enlarged.gt.diff(dim=-1).abs().mean() < 0.9 * plain.gt.diff(dim=-1).abs().mean()
+
+
 def test_every_epoch_sees_every_scene(scenes, monkeypatch):
     triplets, seen = Triplets(scenes, TripletConfig(crop=48)), []
     pair = Triplets._pair

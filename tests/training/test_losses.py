@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from finpercep.training.losses import (
     entropy_loss,
     level_loss,
     map_loss,
+    raise_odds,
     rank_loss,
     total_loss,
 )
@@ -16,6 +19,14 @@ def test_map_loss_is_the_mean_absolute_difference():
     assert map_loss(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25])) == pytest.approx(0.625)
     weight = torch.tensor([1.0, 0.2])
     assert map_loss(torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.25]), weight) == pytest.approx(0.525)
+
+
+def test_raise_odds_adds_to_the_logits():
+    logits = torch.linspace(-8, 8, 9, dtype=torch.float64, requires_grad=True)
+    raised = raise_odds(logits.sigmoid(), 3.0)
+    torch.testing.assert_close(raised.logit(), logits + math.log(3))
+    assert torch.equal(raise_odds(torch.tensor([0.0, 0.25, 1.0]), 1.0), torch.tensor([0.0, 0.25, 1.0]))
+    assert raise_odds(torch.tensor([0.0, 1.0]), 3.0).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

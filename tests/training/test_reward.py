@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
-from finpercep.data.triplets import TripletConfig
+from finpercep.data.triplets import Triplet, TripletConfig
 from finpercep.models import RewardModel
+from finpercep.training.losses import LossWeights, raise_odds
 from finpercep.training.reward import RewardTrainConfig, RewardTrainer, cosine, parameter_groups, train
 from tests.data.conftest import write_scenes
 
@@ -49,9 +50,12 @@ def test_base_then_full_model(config, tmp_path):
 def test_full_model_starts_from_its_anchor(config):
     train(config)
     trainer = RewardTrainer(full(config))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(trainer.model.eval()(images).score, trainer.base(images).score)
     anchor = RewardModel.from_pretrained(config.out, fold=False).state_dict()
     state = trainer.model.state_dict()
-    assert all(torch.equal(state[name], anchor[name]) for name in anchor)
+    encoder = [name for name in anchor if name.startswith("encoder.")]
+    assert all(torch.equal(state[name], anchor[name]) for name in encoder)
     assert any(name.startswith("decoder.") for name in state)
     assert not any(p.requires_grad for p in trainer.base.parameters())
 
@@ -78,6 +82,19 @@ def test_resume_refuses_other_settings(config):
     train(config)
     with pytest.raises(ValueError, match=r"state\.pt: made with batch=2 \(now 3\)"):
         train(dataclasses.replace(config, batch=3))
+
+
+def test_map_losses_weigh_restored_images_and_raise_the_odds(config):
+    train(config)
+    trainer = RewardTrainer(dataclasses.replace(full(config), loss=LossWeights(restored=0.5, fault_odds=3.0)))
+    trainer.model.eval()
+    batch = Triplet(*next(iter(trainer.batches())))
+    maps = raise_odds(trainer.model(torch.cat(batch[:3])).map, 3.0).chunk(3)
+    gt, syn, sr = (
+        (m - target).abs().mean()
+        for m, target in zip(maps, (0.0, batch.target_syn, batch.target_sr), strict=True)
+    )
+    torch.testing.assert_close(trainer.losses(batch)["map"], (gt + syn + 0.5 * sr) / 3)
 
 
 def test_training_lowers_the_loss(config):

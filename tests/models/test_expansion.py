@@ -1,0 +1,122 @@
+"""Growing a reward model: the same answers at that moment, and new parts that learn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finpercep.models import RewardModel
+
+CONV = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
+VIT = {
+    "type": "vit",
+    "config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "taps": [1, 2, 3, 4],
+}
+
+
+def model_of(encoder: dict[str, Any], decoder: dict[str, Any] | None, **head: Any) -> RewardModel:
+    torch.manual_seed(0)
+    model = RewardModel(encoder, decoder, head)
+    with torch.no_grad():  # at first a map is flat, and normalizations do nothing: let them matter
+        if model.decoder is not None:
+            model.decoder.conv2.weight.normal_()
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("gate", ["degradation", "quality", "residual"])
+@pytest.mark.parametrize("encoder", [CONV, VIT], ids=["conv", "vit"])
+def test_a_first_map_is_flat_and_leaves_the_score(
+    encoder: dict[str, Any], gate: str, images: torch.Tensor
+) -> None:
+    base = model_of(encoder, None)
+    grown = base.expand({"width": 8}, {"gate": gate})
+    output = grown(images)
+    torch.testing.assert_close(output.score, base(images).score, atol=1e-6, rtol=0)
+    flat = torch.full_like(output.map, -2.0).sigmoid()
+    torch.testing.assert_close(output.map, flat, atol=1e-7, rtol=0)
+    assert grown.head.gate == grown.config["head"]["gate"] == gate
+    (output.map.mean() + output.score.mean()).backward()
+    moving = (grown.decoder.conv2.weight.grad != 0).any(dim=(0, 2, 3))
+    assert moving.sum() >= 4  # of 8 channels: the map will not stay flat
+
+
+@pytest.mark.parametrize("encoder", [CONV, VIT], ids=["conv", "vit"])
+def test_a_wider_decoder_gives_the_same_map_and_score(encoder: dict[str, Any], images: torch.Tensor) -> None:
+    norm = {"norm": True} if encoder is CONV else {}
+    light = model_of(encoder, {"width": 6, **norm}, gate="quality")
+    full = light.expand({"width": 20, **norm})
+    for training in (False, True):
+        before, after = light.train(training)(images), full.train(training)(images)
+        assert before.map.std() > 0.01
+        torch.testing.assert_close(after.map, before.map, atol=1e-5, rtol=0)
+        torch.testing.assert_close(after.score, before.score, atol=1e-5, rtol=0)
+    full(images).map.mean().backward()
+    new = full.decoder.conv2.weight.grad[:, 6:]
+    assert (new != 0).any(dim=(0, 2, 3)).sum() >= 10  # of 14 new channels; dead ones see no gradient
+    assert full.config["decoder"] == {"width": 20, **norm}
+
+
+def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(
+    images: torch.Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    light = model_of(VIT, {"width": 6})
+    grown = light.expand({"width": 12}, lora_rank=2)
+    torch.testing.assert_close(grown(images).map, light(images).map, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grown(images).score, light(images).score, atol=1e-5, rtol=0)
+    trainable = [name for name, p in grown.encoder.named_parameters() if p.requires_grad]
+    assert len(trainable) == 4 * 2 * 2  # layers × (query, value) × (A, B)
+    assert all("lora_" in name for name in trainable)
+    assert all(p.requires_grad for p in [*grown.decoder.parameters(), *grown.head.parameters()])
+
+    with torch.no_grad():  # trained a little
+        for name, p in grown.encoder.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    assert (grown(images).map - light(images).map).abs().max() > 1e-4
+    grown.save_pretrained(tmp_path)
+    loaded = RewardModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(images).map, grown(images).map)
+    assert loaded.fingerprint == grown.fingerprint != light.fingerprint
+    with pytest.raises(ValueError, match="has adapters already"):
+        loaded.expand(lora_rank=2)
+
+
+def test_what_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    light = model_of(CONV, {"width": 6, "norm": True})
+    with pytest.raises(ValueError, match=r"^expand: expected a decoder or a lora_rank, got neither$"):
+        light.expand()
+    with pytest.raises(ValueError, match=r"^decoder: expected at least the present width of 6, got 4$"):
+        light.expand({"width": 4, "norm": True})
+    with pytest.raises(ValueError, match=r"^decoder: expected norm as in the present decoder$"):
+        light.expand({"width": 8})
+    with pytest.raises(ValueError, match=r"^head: expected None"):
+        light.expand({"width": 8, "norm": True}, {"gate": "quality"})
+    with pytest.raises(ValueError, match=r"^lora_rank: expected a vision transformer"):
+        light.expand(lora_rank=2)
+    with pytest.raises(ValueError, match=r"^lora_rank: expected at least 1, got -1$"):
+        model_of(VIT, None).expand(lora_rank=-1)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r'pip install "finpercep\[lora\]"'):
+        model_of(VIT, None).expand(lora_rank=2)
