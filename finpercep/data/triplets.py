@@ -48,13 +48,13 @@ class TripletConfig:
 
     crop: int = 192
     synthetic: float = 0.35
-    resized: float = 0.5
-    resize_range: tuple[float, float] = (0.6, 1.4)
+    resized: float = 0.6
+    resize_range: tuple[float, float] = (0.55, 1.25)
     compressed: float = 0.4
     jpeg_range: tuple[int, int] = (65, 95)
     softened: float = 0.25
     soften_range: tuple[float, float] = (0.3, 1.0)
-    defocused: float = 0.3
+    defocused: float = 0.2
     defocus_range: tuple[float, float] = (0.5, 3.0)
     gray: float = 0.05
     feathered: float = 0.25

@@ -14,25 +14,26 @@ class LossWeights:
     """The paper's weights, and what it leaves open.
 
     Attributes:
-        entropy: starting weight of `entropy_loss`; it fades to 0 during training. 0 is the paper's objective.
+        entropy: weight of `entropy_loss`. [open] L_map alone cannot start a map from nothing; beside it to the end, on
+            photos kept out, the map followed M_gt more closely at the same mean on clean photos. 0 is the paper's.
         level: weight of `level_loss`, which only RM_0 is trained with.
         restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted
             faults. [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a
             loop that trains a generator; at full weight it teaches that soft photos are such faults, too.
         fault_odds: how many times higher the odds of a fault are taken to be in training than in use; the losses of the
             map see it through `raise_odds`. [open] Triplets are full of faults, and a model that was trained on few
-            photos is too sure of them on others. 1 is the paper's objective.
+            photos is too sure of them on others. 1 is the paper's.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
     """
 
     map: float = 1.0
-    entropy: float = 0.5
+    entropy: float = 0.3
     level: float = 0.3
     rank: float = 0.8
     align: float = 0.6
     restored: float = 0.3
-    fault_odds: float = 2.7
+    fault_odds: float = 4.5
     margin_sr: float = 0.1
     margin_syn: float = 0.1
 

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ from finpercep.training.losses import (
 )
 
 SETTLE = 0.8
-"""Share of a run after which the paper's objective stands alone and normalizations keep their statistics: the end of
-training sees the model that is used."""
+"""Share of a run after which normalizations keep their statistics: the end of training sees the model that is used."""
 
 
 @dataclass
@@ -153,9 +152,7 @@ class RewardTrainer:
         if self.done >= SETTLE * config.steps:
             freeze_norms(self.model)
         terms = self.losses(Triplet(*(part.to(self.device) for part in batch)))
-        # The cross-entropy helps the map to start and then makes way for L_map, whose optimum leaves clean pixels at 0.
-        fading = config.loss.entropy * cosine(self.done, 0, round(SETTLE * config.steps))
-        loss = total_loss(terms, replace(config.loss, entropy=fading))
+        loss = total_loss(terms, config.loss)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {config.out} is kept")
         self.optimizer.zero_grad(set_to_none=True)
