@@ -33,7 +33,10 @@ def expand(
     if model.decoder is not None and head:
         raise ValueError("head: expected None, because the score already depends on a map")
     config = model.config
-    grown = type(model)(_with_attention(model), decoder or config["decoder"], config["head"] | (head or {}))
+    if lora_rank and config["encoder"].get("lora_rank"):
+        raise ValueError("lora_rank: expected 0, because the encoder has adapters already")
+    decoder = config["decoder"] if decoder is None else _norm_of(config) | decoder
+    grown = type(model)(_with_attention(model), decoder, config["head"] | (head or {}))
     grown.to(next(model.parameters()).device, next(model.parameters()).dtype)
     grown.encoder.load_state_dict(model.encoder.state_dict())
     grown.head.load_state_dict(model.head.state_dict())
@@ -71,11 +74,15 @@ def add_lora(encoder: nn.Module, rank: int) -> None:
 def _with_attention(model: RewardModel) -> dict[str, Any]:
     """The encoder's configuration, with the choice of attention that is never saved."""
     config = dict(model.config["encoder"])
-    if config.get("lora_rank"):
-        raise ValueError("expand: the encoder has adapters already; they belong to the last stage")
     if config["type"] == "vit":
         config["attn_implementation"] = model.encoder.attn_implementation
     return config
+
+
+def _norm_of(config: dict[str, Any]) -> dict[str, Any]:
+    """{"norm": …} of the present decoder, or of the encoder where there is none; empty where it is not set."""
+    part = config["decoder"] or config["encoder"]
+    return {"norm": part["norm"]} if "norm" in part else {}
 
 
 @torch.no_grad()
@@ -99,16 +106,13 @@ def _widen(old: FPNDecoder, new: FPNDecoder) -> None:
         raise ValueError(f"decoder: expected at least the present width of {width}, got {wider}")
     old_state, new_state = old.state_dict(), new.state_dict()
     if {name: t.dim() for name, t in old_state.items()} != {name: t.dim() for name, t in new_state.items()}:
-        raise ValueError("decoder: expected norm as in the present decoder")
+        raise ValueError("decoder: expected no norm, or the one of the present decoder")
     for name, target in new_state.items():  # these are the parameters themselves
         source = old_state[name]
         corner = tuple(slice(size) for size in source.shape)
         if target.dim() == 4:
-            transposed = name.startswith("upsample.")  # (in, out, …) instead of (out, in, …)
-            into_old = (
-                (slice(source.shape[0]), slice(None))
-                if not transposed
-                else (slice(None), slice(source.shape[1]))
-            )
-            target[into_old] = 0
+            if name.startswith("upsample."):  # transposed convolutions: (in, out, …) instead of (out, in, …)
+                target[:, : source.shape[1]] = 0
+            else:
+                target[: source.shape[0]] = 0
         target[corner] = source

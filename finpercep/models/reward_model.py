@@ -190,13 +190,14 @@ class RewardModel(
 
         Args:
             decoder: arguments of FPNDecoder, e.g. {"width": "full"}. RM_0 gets its first one, whose map starts flat;
-                a present one is widened. `norm` as in the present model. None leaves the decoder.
+                a present one is widened. `norm` is that of the present model. None leaves the decoder.
             head: arguments of ScoreHead to change as RM_0 gets its map, e.g. {"gate": "quality"}.
             lora_rank: put LoRA adapters of this rank on the encoder's attention (needs the extra `lora`); from then on
                 they alone are trained in it. 0 puts none.
 
         Raises:
             ValueError: nothing to add, a narrower decoder, or adapters on an encoder that has them or cannot.
+            ImportError: adapters without peft.
         """
         return expansion.expand(self, decoder, head, lora_rank=lora_rank)
 
