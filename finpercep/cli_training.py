@@ -52,7 +52,11 @@ def train_reward(
         typer.Option("--anchor", help="Folder of RM_0. Without it, RM_0 itself (no map) is trained."),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option("--init", help="Folder of a model to go on from, with a new schedule.")
+        Path | None,
+        typer.Option(
+            "--init",
+            help="Folder of a model to go on from, with a new schedule; it keeps its --width and --gate.",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")] = 3000,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Triplets in a step.")] = 8,

@@ -35,7 +35,7 @@ class FPNDecoder(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(width, str) and width not in WIDTHS:
+        if width not in WIDTHS and (type(width) is not int or width < 1):
             raise ValueError(f"width: expected {', '.join(WIDTHS)} or a number of channels, got {width!r}")
         width = WIDTHS[width] if isinstance(width, str) else width
         self.lateral = nn.ModuleList(convolution(c, width, 1, norm=False) for c in channels)

@@ -31,7 +31,7 @@ def expand(
     if decoder is None and not lora_rank:
         raise ValueError("expand: expected a decoder or a lora_rank, got neither")
     if model.decoder is not None and head:
-        raise ValueError("head: expected None, because the score already depends on a map")
+        raise ValueError("head: expected None: only RM_0 can change it, as it gets its map")
     config = model.config
     if lora_rank and config["encoder"].get("lora_rank"):
         raise ValueError("lora_rank: expected 0, because the encoder has adapters already")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from finpercep import ops
+from finpercep.ops.modulate import GATES
 
 
 class ScoreHead(nn.Module):
@@ -23,6 +24,8 @@ class ScoreHead(nn.Module):
         self, channels: int, *, hidden: int = 64, gate: str = "residual", resample: str = "area"
     ) -> None:
         super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")
         self.gate, self.resample = gate, resample
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)

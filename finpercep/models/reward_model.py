@@ -188,6 +188,9 @@ class RewardModel(
     ) -> RewardModel:
         """RM_{k+1}: a larger model that gives the same scores (and map, if there is one) until it is trained on.
 
+        The result is a new model, all of which requires gradients (but see `lora_rank`). To train it, load the model
+        with `from_pretrained(folder, fold=False)`, grow it, save it, and give it to `finpercep train-reward --init`.
+
         Args:
             decoder: arguments of FPNDecoder, e.g. {"width": "full"}. RM_0 gets its first one, whose map starts flat;
                 a present one is widened. `norm` is that of the present model. None leaves the decoder.
@@ -196,7 +199,7 @@ class RewardModel(
                 they alone are trained in it. 0 puts none.
 
         Raises:
-            ValueError: nothing to add, a narrower decoder, or adapters on an encoder that has them or cannot.
+            ValueError: nothing given, a narrower decoder, or adapters on an encoder that has them or cannot.
             ImportError: adapters without peft.
         """
         return expansion.expand(self, decoder, head, lora_rank=lora_rank)

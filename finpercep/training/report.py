@@ -82,7 +82,8 @@ def run(
         evaluations.extend(done)
         _print(console, done, model, without)
     if piqe is None and "PIQE" not in judges:
-        console.print("PIQE's score beside it: pip install 'finpercep[eval]'", style="dim", highlight=False)
+        hint = "PIQE's score beside it: pip install 'finpercep[eval]'"
+        console.print(hint, style="dim", highlight=False, markup=False)
     console.print(_LEGEND, style="dim", highlight=False)
     if json_file is not None:
         head = {"data": str(data), "split": split, "model": model, "fingerprint": fingerprint}

@@ -44,7 +44,7 @@ class RewardTrainConfig:
         out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
         anchor: folder of RM_0. None trains RM_0 itself (no map; ranks and levels); else the encoder and the head start
             from it, a decoder is added, and it is the frozen S_base of L_align.
-        init: folder of a full model to go on from, in a new run with its own schedule; its architecture wins.
+        init: folder of a model to go on from, in a new run with its own schedule; its architecture wins.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
         leave_out: SR sources not to train on.
         batch: triplets in a step.
@@ -88,6 +88,8 @@ class RewardTrainer:
             if config.anchor
             else None
         )
+        if self.base is not None and self.base.decoder is not None:
+            raise ValueError(f"anchor: expected RM_0, a model without a map, got {config.anchor}")
         self.model = self._new_model().to(self.device).train()
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config), betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -103,7 +105,14 @@ class RewardTrainer:
     def _new_model(self) -> RewardModel:
         config = self.config
         if config.init is not None:
-            return RewardModel.from_pretrained(config.init, fold=False)
+            model = RewardModel.from_pretrained(config.init, fold=False)
+            if config.anchor is None and model.decoder is not None:
+                raise ValueError(f"anchor: expected the RM_0 that {config.init} grew from, got none")
+            if config.anchor is not None and model.decoder is None:
+                raise ValueError(
+                    f"init: expected a model with a map, got {config.init}; as anchor alone it gets one"
+                )
+            return model
         if config.anchor is None:
             return RewardModel(config.encoder, None, config.head)
         base = RewardModel.from_pretrained(config.anchor, fold=False)

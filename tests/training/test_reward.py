@@ -97,6 +97,19 @@ def test_map_losses_weigh_restored_images_and_raise_the_odds(config):
     torch.testing.assert_close(trainer.losses(batch)["map"], (gt + syn + 0.5 * sr) / 3)
 
 
+def test_anchor_and_init_must_be_of_the_right_kind(config):
+    train(config)
+    train(full(config))
+    rm0, rm1 = config.out, config.out + "-full"
+    with pytest.raises(ValueError, match=r"^anchor: expected RM_0, a model without a map, got .*rm0-full$"):
+        RewardTrainer(dataclasses.replace(config, anchor=rm1))
+    with pytest.raises(ValueError, match=r"^anchor: expected the RM_0 that .*rm0-full grew from, got none$"):
+        RewardTrainer(dataclasses.replace(config, init=rm1))
+    with pytest.raises(ValueError, match=r"^init: expected a model with a map, got .*rm0; as anchor alone"):
+        RewardTrainer(dataclasses.replace(config, anchor=rm0, init=rm0))
+    assert RewardTrainer(dataclasses.replace(config, init=rm0)).model.decoder is None  # RM_0 goes on
+
+
 def test_training_lowers_the_loss(config):
     trainer = RewardTrainer(dataclasses.replace(config, steps=30, batch=4))
     losses = [trainer.step(batch)["rank"] for batch in trainer.batches()]
