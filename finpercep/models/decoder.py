@@ -24,6 +24,9 @@ class FPNDecoder(nn.Module):
         norm: whether the first 3x3 convolution is normalized, for training; see `norms`.
 
     Shape: list of (B,C_i,h_i,w_i), size (H,W) -> (B,1,H,W) in [0, 1], 1 = degraded.
+
+    Raises:
+        ValueError: a width that is neither a name nor a positive number, or upsampling that is no power of two.
     """
 
     def __init__(

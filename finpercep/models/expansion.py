@@ -56,7 +56,7 @@ def add_lora(encoder: nn.Module, rank: int) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: not a vision transformer, or one that has adapters, or a bad rank.
+        ValueError: not a vision transformer, or a bad rank.
     """
     from finpercep.models.vit_encoder import ViTEncoder
 
@@ -93,9 +93,8 @@ def _start_flat(model: RewardModel) -> None:
     assert final.bias is not None
     assert isinstance(first, nn.Linear)
     final.weight.zero_()
-    level = final.bias.sigmoid()
-    gate = {"degradation": level, "quality": 1 - level, "residual": 1 + level}[model.head.gate]
-    first.weight.div_(gate)
+    level = final.bias.sigmoid().view(1, 1, 1, 1)
+    first.weight.div_(model.head.pool(torch.ones_like(level), level))  # Eq. 7 of a feature of ones: its gate
 
 
 @torch.no_grad()

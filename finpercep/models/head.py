@@ -18,6 +18,9 @@ class ScoreHead(nn.Module):
             clean image to the same point, which contradicts L_align; "residual" keeps the base model's feature and
             adds what the map points at.
         resample: how the map is brought to the feature's grid.
+
+    Raises:
+        ValueError: unknown gate.
     """
 
     def __init__(
