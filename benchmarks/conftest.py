@@ -18,6 +18,7 @@ import pytest
 import torch
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt parameters
+_RESERVE = 3 << 30  # bytes
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,4 +26,5 @@ def pytest_configure(config: pytest.Config) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+        torch.ones(_RESERVE, dtype=torch.uint8)
     torch._dynamo.config.cache_size_limit = 64

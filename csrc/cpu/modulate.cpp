@@ -76,6 +76,8 @@ template <class T, class A> void scale_tokens(const ModulateParams& p, const Par
         const int64_t m = min_of(kBlock, channels - c);
         const A* f = load_block(features + n * channels + c, buffer, m);
         A* to = out_block(out + n * channels + c, result, stream);
+        if (f != buffer)  // else load_block has asked for what follows
+          for (int64_t k = 0; k < m; k += 64 / int64_t(sizeof(A))) prefetch_ahead<1280>(f + k);
         for (int64_t k = 0; k < m; ++k) to[k] = f[k] * weight;
         store_block(out + n * channels + c, to, m, stream);
       }

@@ -25,21 +25,38 @@ template <class A> void draw_block(const A* x, const A* v, const A* noise, A a, 
   for (; i < n; ++i) out[i] = mean_of(x[i], v[i], a, b) + spread * noise[i];
 }
 
-// sums[0] += Σ (outcome - mean)², sums[1] += Σ (v - reference)²; the four are read side by side, which is faster than
-// one after the other.
+// A chunk's running sum, lane by lane and in double: lanes are added up once per chunk, not once per block.
+template <class A> struct LaneSum {
+  double lanes[lanes_of<A>] = {};
+
+  void add(const vec<A>& block, A rest) {
+    A part[lanes_of<A>];
+    store_vec(part, block);
+    for (int k = 0; k < lanes_of<A>; ++k) lanes[k] += double(part[k]);
+    lanes[0] += double(rest);
+  }
+  double total() const {
+    double sum = 0;
+    for (const double lane : lanes) sum += lane;
+    return sum;
+  }
+};
+
+// squares += (outcome - mean)², gaps += (v - reference)²; the four are read side by side, which is faster than one after
+// the other.
 template <bool kReference, class A>
 __attribute__((noinline)) void score_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b,
-                                           int64_t n, double* sums) {
+                                           int64_t n, LaneSum<A>& squares, LaneSum<A>& gaps) {
   vec<A> square{}, gap{};
   A square_rest = 0, gap_rest = 0;
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
-    prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(outcome + i);
+    prefetch_ahead<1536>(x + i), prefetch_ahead<1536>(v + i), prefetch_ahead<1536>(outcome + i);
     const vec<A> velocity = load_vec<vec<A>>(v + i);
     const vec<A> away = load_vec<vec<A>>(outcome + i) - mean_of(load_vec<vec<A>>(x + i), velocity, a, b);
     square += away * away;
     if constexpr (kReference) {
-      prefetch_ahead(reference + i);
+      prefetch_ahead<1536>(reference + i);
       const vec<A> apart = velocity - load_vec<vec<A>>(reference + i);
       gap += apart * apart;
     }
@@ -49,8 +66,8 @@ __attribute__((noinline)) void score_block(const A* x, const A* v, const A* outc
     square_rest += away * away;
     if constexpr (kReference) gap_rest += (v[i] - reference[i]) * (v[i] - reference[i]);
   }
-  sums[0] += double(square_rest) + double(sum_lanes<A, kVectorBytes>(square));
-  sums[1] += double(gap_rest) + double(sum_lanes<A, kVectorBytes>(gap));
+  squares.add(square, square_rest);
+  if constexpr (kReference) gaps.add(gap, gap_rest);
 }
 
 template <class A> inline const A* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
@@ -62,7 +79,7 @@ template <class A>
 void forward_chunk(const SdeParams& p, const Step& step, int64_t begin, int64_t count, bool stream, double* sums) {
   A xs[kBlock], vs[kBlock], other[kBlock], references[kBlock], out[kBlock];
   const A a = A(step.a), b = A(step.b);
-  sums[0] = sums[1] = 0;
+  LaneSum<A> squares, gaps;
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
     const A* x = load(p.sample, offset, xs, n);
@@ -76,14 +93,15 @@ void forward_chunk(const SdeParams& p, const Step& step, int64_t begin, int64_t 
       outcome = load(p.next_sample, offset, other, n);
     }
     if (p.reference.data != nullptr)
-      score_block<true>(x, v, outcome, load(p.reference, offset, references, n), a, b, n, sums);
+      score_block<true>(x, v, outcome, load(p.reference, offset, references, n), a, b, n, squares, gaps);
     else
-      score_block<false>(x, v, outcome, outcome, a, b, n, sums);
+      score_block<false>(x, v, outcome, outcome, a, b, n, squares, gaps);
     if (p.mean != nullptr) {
       mean_block(x, v, a, b, other, n);
       store_any(p.mean, p.sample.type, offset, other, n, stream);
     }
   }
+  sums[0] = squares.total(), sums[1] = gaps.total();
 }
 
 template <class A> void finish_sample(const SdeParams& p, int64_t sample) {

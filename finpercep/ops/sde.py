@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -74,10 +74,20 @@ def _coefficients(
     )
 
 
+@overload
+def constant(tensor: Tensor) -> Tensor: ...
+@overload
+def constant(tensor: None) -> None: ...
+def constant(tensor: Tensor | None) -> Tensor | None:
+    """`tensor` without gradient, itself where it has none: a call of torch less."""
+    return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+
+
 def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor:
     """Noise levels as fp64 `(B,)`: they are few, and `1 - sigma` near 1 deserves the digits."""
     if isinstance(sigma, Tensor):
-        return sigma.detach().to(like.device, torch.float64).expand(like.shape[0])
+        exact = constant(sigma).to(like.device, torch.float64)
+        return exact if exact.dim() else exact.expand(like.shape[0])
     return torch.full((like.shape[0],), sigma, dtype=torch.float64, device=like.device)
 
 
@@ -276,12 +286,12 @@ def sde_step(
         )  # fmt: skip
     drawn, mean, log_prob, std, kl = _backend.operator(chosen, "sde_step")(
         velocity,
-        sample.detach(),
+        constant(sample),
         _per_sample(sigma, sample),
         _per_sample(sigma_next, sample),
-        None if noise is None else noise.detach(),
-        None if next_sample is None else next_sample.detach(),
-        None if reference_velocity is None else reference_velocity.detach(),
+        constant(noise),
+        constant(next_sample),
+        constant(reference_velocity),
         KINDS.index(kind),
         kl_kind == "exact",
         noise_level,
@@ -289,7 +299,7 @@ def sde_step(
         return_mean,
     )
     return SDEStep(
-        drawn if next_sample is None else next_sample.detach(),
+        drawn if next_sample is None else constant(next_sample),
         log_prob,
         mean if return_mean else None,
         std,
