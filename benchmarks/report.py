@@ -52,14 +52,22 @@ def rows_of(benchmarks: list[Row]) -> list[Row]:
         row["bytes"], row["rounds"] = info["bytes"], info["rounds"]
         row[f"{info['executor']}_seconds"] = entry["stats"]["median"]
         row[f"{info['executor']}_copy_gbps"] = info["copy_gbps"]
+        row[f"{info['executor']}_share_of_copy"] = info["share_of_copy"]
         if info["executor"] == "cpp":
             row["gbps"], row["share_of_copy"] = info["gbps"], info["share_of_copy"]
     for row in rows.values():
         for other in ("eager", "compile"):
             if "cpp_seconds" in row and f"{other}_seconds" in row:
-                row[f"x_{other}"] = row[f"{other}_seconds"] / row["cpp_seconds"]
+                row[f"x_{other}"] = ratio(row, other)
         row["bar"] = bar(row)
     return list(rows.values())
+
+
+def ratio(row: Row, other: str) -> float:
+    """How many times faster than `other`: by shares of the copy where every round has its own, else by times."""
+    if row["bytes"] >= BAR_BYTES:
+        return row["share_of_copy"] / row[f"{other}_share_of_copy"]
+    return row[f"{other}_seconds"] / row["cpp_seconds"]
 
 
 def bar(row: Row) -> str:
@@ -132,7 +140,8 @@ def header(rows: list[Row]) -> str:
     )
     return (
         f"{device_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {ceiling}. "
-        "Medians; bars: 70 % of a copy, 3 × eager, 1.2 × compile, for float32 from 64 MB of traffic."
+        "Medians; from 64 MB on, ratios are of shares of the copy before each round. "
+        "Bars: 70 % of a copy, 3 × eager, 1.2 × compile, for float32 from 64 MB of traffic."
     )
 
 
