@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ def score(
     """Score images and map their faults.
 
     The score lies in [0, 1], higher is better. The map lies in [0, 1], 1 is degraded; its mean and the mean
-    of its worst 1 % of pixels are printed. Results appear in order, as they are made.
+    of its worst 1 % of pixels are printed ("-", with --json null, for RM_0, which has no map). Results appear
+    in order, as they are made.
 
     A file that cannot be scored gives one line "path: reason" on stderr, and with --json also an object with
     "path" and "error" on stdout, so that there is one line per file. The others are still scored, and the
@@ -94,6 +96,9 @@ def score(
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     files, failures = _expand(paths)
     reward = _load_model(model, device, threads) if files else None
+    if maps is not None and reward is not None and reward.decoder is None:
+        print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
+        raise typer.Exit(2)
     show = _json_line if as_json else _table_row
     results = score_files(reward, files, maps=maps) if reward is not None else iter(())
     done = failed = 0
@@ -176,7 +181,8 @@ def _json_line(result: FileScore, first: bool) -> None:
     if result.error is not None:
         line["error"] = result.error
     else:
-        line |= {name: round(getattr(result, name), 6) for name in ("score", "map_mean", "map_worst")}
+        figures = {name: getattr(result, name) for name in ("score", "map_mean", "map_worst")}
+        line |= {name: None if math.isnan(value) else round(value, 6) for name, value in figures.items()}
     print(json.dumps(line), flush=True)  # ASCII: any file name, in any locale
 
 
@@ -188,12 +194,12 @@ def _table_row(result: FileScore, first: bool) -> None:
     if result.error is None:
         if first:
             console.print(Text(" score   map mean   map worst   image", style="bold"))
-        color = "green" if result.score >= 0.75 else "yellow" if result.score >= 0.4 else "red"
-        row = Text.assemble(
-            (f"{result.score:6.4f}", color),
-            f"     {result.map_mean:6.4f}      {result.map_worst:6.4f}   {_printable(result.path)}",
+        mean, worst = (
+            "     -" if math.isnan(value) else f"{value:6.4f}"
+            for value in (result.map_mean, result.map_worst)
         )
-        console.print(row, soft_wrap=True)
+        row = f"{result.score:6.4f}     {mean}      {worst}   {_printable(result.path)}"
+        console.print(Text(row), soft_wrap=True)
 
 
 def _printable(path: Path) -> str:

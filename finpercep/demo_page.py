@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from finpercep.info import device_name, package_version
-from finpercep.overlay import atomic_write, color_table, overlay, save_image
+from finpercep.overlay import atomic_write, color_table, colorize, overlay, save_image
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+    from PIL import ImageFont
 
     from finpercep.demo import Case, Scene
 
@@ -166,10 +167,9 @@ def write_sheet(scenes: Sequence[Scene], path: Path, *, width: int = 250, gap: i
 
     font, small = ImageFont.load_default(17), ImageFont.load_default(14)
     heights = [round(width * s.cases[0].image.shape[1] / s.cases[0].image.shape[2]) for s in scenes]
-    head, caption, pair = 40, 26, 2 * width + gap // 2
-    sheet = Image.new(
-        "RGB", (3 * pair + 4 * 2 * gap, head + sum(heights) + len(scenes) * (caption + gap)), "#f4f4f1"
-    )
+    head, caption, foot, pair = 40, 26, 34, 2 * width + gap // 2
+    below = head + sum(heights) + len(scenes) * (caption + gap)
+    sheet = Image.new("RGB", (3 * pair + 4 * 2 * gap, below + foot), "#f4f4f1")
     draw = ImageDraw.Draw(sheet)
     top = head
     for scene, height in zip(scenes, heights, strict=True):
@@ -188,7 +188,25 @@ def write_sheet(scenes: Sequence[Scene], path: Path, *, width: int = 250, gap: i
                     box = [left + offset + case.box[0] * scale, top + case.box[1] * scale,
                            left + offset + case.box[2] * scale - 1, top + case.box[3] * scale - 1]  # fmt: skip
                     draw.rectangle(box, outline="#00c2d7", width=2)
-            text = f"score {case.score:.3f}   map mean {case.map_mean:.3f}   worst {case.map_worst:.3f}"
+            fault = f"{scene.source}   " if case.kind == "rebuilt" else ""
+            text = (
+                f"{fault}score {case.score:.3f}   map mean {case.map_mean:.3f}   worst {case.map_worst:.3f}"
+            )
             draw.text((left, top + height + 4), text, "#45454a", small)
         top += height + caption + gap
+    _draw_legend(sheet, (2 * gap, below), small)
     return save_image(sheet, path)
+
+
+def _draw_legend(
+    sheet: PILImage.Image, corner: tuple[int, int], font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> None:
+    """What the colors of the maps and the outlined boxes mean, in one line at `corner`."""
+    from PIL import ImageDraw
+
+    draw, (left, top), side = ImageDraw.Draw(sheet), corner, 220
+    draw.text((left, top), "map: clean", "#45454a", font)
+    sheet.paste(colorize(torch.linspace(0, 1, side).expand(14, side)), (left + 76, top + 2))
+    draw.text((left + 84 + side, top), "degraded", "#45454a", font)
+    draw.rectangle((left + side + 180, top + 2, left + side + 206, top + 16), outline="#00c2d7", width=2)
+    draw.text((left + side + 214, top), "implanted box, the model is not told", "#45454a", font)

@@ -22,7 +22,10 @@ __all__ = ["FileScore", "map_file_names", "score_files"]
 
 
 class FileScore(NamedTuple):
-    """The figures of one file, or why there are none (`error`, one line without the path)."""
+    """The figures of one file, or why there are none (`error`, one line without the path).
+
+    Those of the map are NaN for a model without one (RM_0).
+    """
 
     path: Path
     score: float = float("nan")
@@ -32,9 +35,14 @@ class FileScore(NamedTuple):
 
 
 def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, float, torch.Tensor]:
-    """Score, mean of the map, mean of its worst 1 %, and the map ``(1, H, W)`` of one ``(3, H, W)`` image."""
+    """Score, mean of the map, mean of its worst 1 %, and the map ``(1, H, W)`` of one ``(3, H, W)`` image.
+
+    The means are NaN for a model without a map (RM_0).
+    """
     out = model.score([image])
     degradation = out.map[0]
+    if model.decoder is None:
+        return float(out.score[0]), float("nan"), float("nan"), degradation
     return (
         float(out.score[0]),
         float(degradation.mean()),

@@ -32,7 +32,7 @@ def run(model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> Result:
-        return CliRunner().invoke(app, ["score", *arguments, "--model", str(model_folder), "--device", "cpu"])
+        return CliRunner().invoke(app, ["score", "--model", str(model_folder), "--device", "cpu", *arguments])
 
     return call
 
@@ -64,6 +64,23 @@ def test_json_has_the_models_figures(write: Write, run: Run, small_model: Reward
         assert line["score"] == pytest.approx(out.score.item(), abs=1e-6)
         assert line["map_mean"] == pytest.approx(pixels.mean().item(), abs=2e-6)
         assert line["map_worst"] == pytest.approx(pixels[: round(len(pixels) / 100)].mean().item(), abs=2e-6)
+
+
+def test_a_model_without_a_map_shows_none(write: Write, run: Run, tmp_path: Path) -> None:
+    write("a.png")
+    torch.manual_seed(0)
+    base = RewardModel({"type": "conv", "channels": [8, 16], "depths": [1, 1]})
+    base.save_pretrained("rm0")
+    result = run("a.png", "--json", "--model", "rm0")
+    (line,) = [json.loads(text) for text in result.stdout.splitlines()]
+    assert line == {"path": "a.png", "score": pytest.approx(base.eval().score("a.png").score.item(), abs=1e-6),
+                    "map_mean": None, "map_worst": None}  # fmt: skip
+    row = run("a.png", "--model", "rm0").stdout.splitlines()[-1]
+    assert row.split()[1:] == ["-", "-", "a.png"]
+    refused = run("a.png", "--maps", "maps", "--model", "rm0")
+    assert refused.exit_code == 2
+    assert refused.stderr == "--maps: expected a model with a map, rm0 is RM_0 and has none\n"
+    assert not Path("maps").exists()
 
 
 def test_worst_mean() -> None:

@@ -99,7 +99,7 @@ def test_page_is_self_contained_and_complete(scene: Scene, tmp_path: Path) -> No
 def test_sheet_shows_every_picture(scene: Scene, tmp_path: Path) -> None:
     with Image.open(write_sheet([scene], tmp_path / "sheet.png", width=120)) as sheet:
         first = torch.frombuffer(bytearray(sheet.crop((16, 40, 136, 136)).tobytes()), dtype=torch.uint8)
-        assert sheet.size == (3 * 244 + 64, 40 + 96 + 34)
+        assert sheet.size == (3 * 244 + 64, 40 + 96 + 34 + 34)
     expected = (scene.cases[0].image * 255).round().to(torch.uint8).permute(1, 2, 0).flatten()
     assert torch.equal(first, expected)
 

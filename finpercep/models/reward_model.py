@@ -35,8 +35,32 @@ class RewardOutput(NamedTuple):
     map: Tensor | list[Tensor]
 
 
+# What `save_pretrained` writes as README.md, where there is none; the front matter is the hub's.
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+A fine-grained perceptual reward model: a score in [0, 1] (higher is better) and a map of faults at the image's own
+resolution (1 = degraded). `config.json` describes it.
+
+```python
+import finpercep
+
+model = finpercep.RewardModel.from_pretrained("this folder, or its hub id")
+out = model.score(["photo.png"])
+out.score, out.map
+```
+
+To be added by whoever trained it: the data, the command, the figures of `finpercep evaluate-reward`, the limits.
+"""
+
+
 class RewardModel(
-    nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["image-quality-assessment"]
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="finpercep",
+    tags=["image-quality-assessment"],
+    model_card_template=MODEL_CARD,
 ):
     """Fine-grained perceptual reward model: encoder, FPN decoder, Eq. 7 score head.
 
@@ -205,7 +229,10 @@ class RewardModel(
         return expansion.expand(self, decoder, head, lora_rank=lora_rank)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write config.json and model.safetensors; the options are those of `huggingface_hub`'s mixin."""
+        """Write config.json, model.safetensors and, where there is none, the beginning of a model card as README.md.
+
+        The options are those of `huggingface_hub`'s mixin.
+        """
         return super().save_pretrained(save_directory, **{"config": self.config, **options})
 
 

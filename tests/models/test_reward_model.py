@@ -134,3 +134,14 @@ def test_fingerprint(model: RewardModel) -> None:
     literal = RewardModel(CONV, {"width": 8}, {"gate": "degradation"})
     literal.load_state_dict(model.state_dict())  # the same weights under another configuration
     assert literal.fingerprint != model.fingerprint
+
+
+def test_a_saved_model_brings_the_beginning_of_a_card(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "library_name: finpercep" in card
+    assert "finpercep.RewardModel.from_pretrained" in card
+    (tmp_path / "README.md").write_text("of its owner")
+    small_model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "of its owner"
