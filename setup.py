@@ -213,6 +213,7 @@ def cpp_flags() -> list[str]:
     return [
         "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall",
         "-Wno-maybe-uninitialized",  # false alarms from inside GCC's own intrinsics
+        "-Wno-psabi",  # vectors are passed within one file only
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         f'-DFINPERCEP_TORCH_VERSION="{torch.__version__}"',
         f"-isystem{pybind11.get_include()}",  # the package's own: torch bundles an older one

@@ -1,4 +1,9 @@
 // sde_step forward and backward: one pass each over the images. Compiled once per SIMD level.
+//
+// A: the type of the arithmetic. T: the type in which blocks of images are read: a half-precision type that all images
+// of a call share is converted in registers; any other mix goes through buffers of A, and T is A.
+#include <initializer_list>
+
 #include "../math/sde_step.h"
 
 #include "any_block.h"
@@ -11,18 +16,19 @@ namespace {
 // One expression for drawing, re-scoring and backward: they must round the mean alike, or the first ratio is not 1.
 template <class F, class A> inline F mean_of(const F& x, const F& v, A a, A b) { return a * x + b * v; }
 
-template <class A> void mean_block(const A* x, const A* v, A a, A b, A* mean, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) mean[i] = mean_of(x[i], v[i], a, b);
+template <class T, class A> void mean_block(const T* x, const T* v, A a, A b, A* mean, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) mean[i] = mean_of(widen(x[i]), widen(v[i]), a, b);
 }
 
-template <class A> void draw_block(const A* x, const A* v, const A* noise, A a, A b, A spread, A* out, int64_t n) {
+template <class T, class A>
+void draw_block(const T* x, const T* v, const T* noise, A a, A b, A spread, A* out, int64_t n) {
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(noise + i);
-    const vec<A> mean = mean_of(load_vec<vec<A>>(x + i), load_vec<vec<A>>(v + i), a, b);
-    store_vec(out + i, mean + spread * load_vec<vec<A>>(noise + i));
+    const vec<A> mean = mean_of(load_wide<A>(x + i), load_wide<A>(v + i), a, b);
+    store_vec(out + i, mean + spread * load_wide<A>(noise + i));
   }
-  for (; i < n; ++i) out[i] = mean_of(x[i], v[i], a, b) + spread * noise[i];
+  for (; i < n; ++i) out[i] = mean_of(widen(x[i]), widen(v[i]), a, b) + spread * widen(noise[i]);
 }
 
 // A chunk's running sum, lane by lane and in double: lanes are added up once per chunk, not once per block.
@@ -44,58 +50,71 @@ template <class A> struct LaneSum {
 
 // squares += (outcome - mean)², gaps += (v - reference)²; the four are read side by side, which is faster than one after
 // the other.
-template <bool kReference, class A>
-__attribute__((noinline)) void score_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b,
+template <bool kReference, class T, class Outcome, class A>
+__attribute__((noinline)) void score_block(const T* x, const T* v, const Outcome* outcome, const T* reference, A a, A b,
                                            int64_t n, LaneSum<A>& squares, LaneSum<A>& gaps) {
   vec<A> square{}, gap{};
   A square_rest = 0, gap_rest = 0;
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead<1536>(x + i), prefetch_ahead<1536>(v + i), prefetch_ahead<1536>(outcome + i);
-    const vec<A> velocity = load_vec<vec<A>>(v + i);
-    const vec<A> away = load_vec<vec<A>>(outcome + i) - mean_of(load_vec<vec<A>>(x + i), velocity, a, b);
+    const vec<A> velocity = load_wide<A>(v + i);
+    const vec<A> away = load_wide<A>(outcome + i) - mean_of(load_wide<A>(x + i), velocity, a, b);
     square += away * away;
     if constexpr (kReference) {
       prefetch_ahead<1536>(reference + i);
-      const vec<A> apart = velocity - load_vec<vec<A>>(reference + i);
+      const vec<A> apart = velocity - load_wide<A>(reference + i);
       gap += apart * apart;
     }
   }
   for (; i < n; ++i) {
-    const A away = outcome[i] - mean_of(x[i], v[i], a, b);
+    const A velocity = widen(v[i]), away = widen(outcome[i]) - mean_of(A(widen(x[i])), velocity, a, b);
     square_rest += away * away;
-    if constexpr (kReference) gap_rest += (v[i] - reference[i]) * (v[i] - reference[i]);
+    if constexpr (kReference) gap_rest += (velocity - widen(reference[i])) * (velocity - widen(reference[i]));
   }
   squares.add(square, square_rest);
   if constexpr (kReference) gaps.add(gap, gap_rest);
 }
 
-template <class A> inline const A* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
-  return load_any(image.data, image.type, offset, buffer, n);
+template <class T, class A> inline const T* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
+  if constexpr (sizeof(T) < sizeof(A)) return static_cast<const T*>(image.data) + offset;
+  else return load_any(image.data, image.type, offset, buffer, n);
+}
+
+// f(Tag<T>{}) for the type of the images' blocks
+template <class A, class F> void for_shared(std::initializer_list<const Image*> images, DType shared, const F& f) {
+  for (const Image* image : images)
+    if (image->data != nullptr && image->type != shared) shared = DType::f32;
+  if constexpr (sizeof(A) == sizeof(float)) {
+    if (shared == DType::bf16) return f(Tag<bf16>{});
+    if (shared == DType::f16) return f(Tag<half>{});
+  }
+  f(Tag<A>{});
 }
 
 // One chunk of one sample; sums[0] = Σ (x' - mean)², sums[1] = Σ (v - v_reference)²
-template <class A>
+template <class T, class A>
 void forward_chunk(const SdeParams& p, const Step& step, int64_t begin, int64_t count, bool stream, double* sums) {
   A xs[kBlock], vs[kBlock], other[kBlock], references[kBlock], out[kBlock];
   const A a = A(step.a), b = A(step.b);
   LaneSum<A> squares, gaps;
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
-    const A* x = load(p.sample, offset, xs, n);
-    const A* v = load(p.velocity, offset, vs, n);
-    const A* outcome = out;
+    const T* x = load<T>(p.sample, offset, xs, n);
+    const T* v = load<T>(p.velocity, offset, vs, n);
+    const T* reference = p.reference.data != nullptr ? load<T>(p.reference, offset, references, n) : nullptr;
+    const auto score = [&](const auto* outcome) {
+      if (reference != nullptr) score_block<true>(x, v, outcome, reference, a, b, n, squares, gaps);
+      else score_block<false>(x, v, outcome, reference, a, b, n, squares, gaps);
+    };
     if (p.noise.data != nullptr) {
-      draw_block(x, v, load(p.noise, offset, other, n), a, b, A(step.spread), out, n);
+      draw_block(x, v, load<T>(p.noise, offset, other, n), a, b, A(step.spread), out, n);
       round_any(p.sample.type, out, n);  // scored as it will be stored
       store_any(p.drawn, p.sample.type, offset, out, n, stream);
+      score(out);
     } else {
-      outcome = load(p.next_sample, offset, other, n);
+      score(load<T>(p.next_sample, offset, other, n));
     }
-    if (p.reference.data != nullptr)
-      score_block<true>(x, v, outcome, load(p.reference, offset, references, n), a, b, n, squares, gaps);
-    else
-      score_block<false>(x, v, outcome, outcome, a, b, n, squares, gaps);
     if (p.mean != nullptr) {
       mean_block(x, v, a, b, other, n);
       store_any(p.mean, p.sample.type, offset, other, n, stream);
@@ -118,36 +137,43 @@ template <class A> void finish_sample(const SdeParams& p, int64_t sample) {
   if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(score.kl);
 }
 
-template <class A> void forward(const SdeParams& p, const Parallel& pool) {
+template <class T, class A> void forward_as(const SdeParams& p, const Parallel& pool) {
   const int64_t chunks = sde_chunks(p.size);
   const bool stream = p.batch * p.size * bytes_of(p.sample.type) >= kStreamBytes;
   parallel_for(pool, p.batch * chunks, 2, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t sample = task / chunks, first = (task % chunks) * kSdeChunk;
       const int64_t count = min_of(kSdeChunk, p.size - first);
-      forward_chunk<A>(p, coefficients(p, sample), sample * p.size + first, count, stream, p.partial + 2 * task);
+      forward_chunk<T, A>(p, coefficients(p, sample), sample * p.size + first, count, stream, p.partial + 2 * task);
     }
   });
   for (int64_t sample = 0; sample < p.batch; ++sample) finish_sample<A>(p, sample);
 }
 
+template <class A> void forward(const SdeParams& p, const Parallel& pool) {
+  for_shared<A>({&p.velocity, &p.noise, &p.next_sample, &p.reference}, p.sample.type,
+                [&](auto tag) { forward_as<typename decltype(tag)::type, A>(p, pool); });
+}
+
 // ---- backward -----------------------------------------------------------------------------------------------------
 
-template <class A>
-void gradient_block(const A* x, const A* v, const A* outcome, const A* reference, A a, A b, const Weights<A>& w, A* grad,
+template <class T, class A>
+void gradient_block(const T* x, const T* v, const T* outcome, const T* reference, A a, A b, const Weights<A>& w, A* grad,
                     int64_t n) {
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(outcome + i), prefetch_ahead(reference + i);
-    const vec<A> velocity = load_vec<vec<A>>(v + i);
-    const vec<A> away = load_vec<vec<A>>(outcome + i) - mean_of(load_vec<vec<A>>(x + i), velocity, a, b);
-    store_vec(grad + i, w.outcome * away + w.gap * (velocity - load_vec<vec<A>>(reference + i)));
+    const vec<A> velocity = load_wide<A>(v + i);
+    const vec<A> away = load_wide<A>(outcome + i) - mean_of(load_wide<A>(x + i), velocity, a, b);
+    store_vec(grad + i, w.outcome * away + w.gap * (velocity - load_wide<A>(reference + i)));
   }
-  for (; i < n; ++i)
-    grad[i] = w.outcome * (outcome[i] - mean_of(x[i], v[i], a, b)) + w.gap * (v[i] - reference[i]);
+  for (; i < n; ++i) {
+    const A velocity = widen(v[i]), away = widen(outcome[i]) - mean_of(A(widen(x[i])), velocity, a, b);
+    grad[i] = w.outcome * away + w.gap * (velocity - widen(reference[i]));
+  }
 }
 
-template <class A>
+template <class T, class A>
 void backward_chunk(const SdeBackwardParams& q, const Step& step, const Weights<A>& w, int64_t begin, int64_t count,
                     bool stream) {
   const SdeParams& p = q.forward;
@@ -155,25 +181,25 @@ void backward_chunk(const SdeBackwardParams& q, const Step& step, const Weights<
   const A a = A(step.a), b = A(step.b);
   for (int64_t offset = begin; offset < begin + count; offset += kBlock) {
     const int64_t n = min_of(kBlock, begin + count - offset);
-    const A* v = load(p.velocity, offset, vs, n);
-    const A* reference = q.grad_kl != nullptr ? load(p.reference, offset, references, n) : v;
+    const T* v = load<T>(p.velocity, offset, vs, n);
+    const T* reference = q.grad_kl != nullptr ? load<T>(p.reference, offset, references, n) : v;
     if (q.grad_log_prob != nullptr) {
-      const A *x = load(p.sample, offset, xs, n), *outcome = load(p.next_sample, offset, other, n);
+      const T *x = load<T>(p.sample, offset, xs, n), *outcome = load<T>(p.next_sample, offset, other, n);
       gradient_block(x, v, outcome, reference, a, b, w, grad, n);
     } else {
-      for (int64_t i = 0; i < n; ++i) grad[i] = w.gap * (v[i] - reference[i]);
+      for (int64_t i = 0; i < n; ++i) grad[i] = w.gap * (widen(v[i]) - widen(reference[i]));
     }
     const Image paths[] = {q.grad_drawn, q.grad_mean};
     for (const Image& path : paths) {
       if (path.data == nullptr) continue;
-      const A* upstream = load(path, offset, other, n);
+      const A* upstream = load<A>(path, offset, other, n);
       for (int64_t i = 0; i < n; ++i) grad[i] += w.pathwise * upstream[i];
     }
     store_any(q.grad_velocity, p.velocity.type, offset, grad, n, stream);
   }
 }
 
-template <class A> void backward(const SdeBackwardParams& q, const Parallel& pool) {
+template <class T, class A> void backward_as(const SdeBackwardParams& q, const Parallel& pool) {
   const SdeParams& p = q.forward;
   const int64_t chunks = sde_chunks(p.size);
   const bool stream = p.batch * p.size * bytes_of(p.velocity.type) >= kStreamBytes;
@@ -182,9 +208,15 @@ template <class A> void backward(const SdeBackwardParams& q, const Parallel& poo
       const int64_t sample = task / chunks, first = (task % chunks) * kSdeChunk;
       const Step step = coefficients(p, sample);
       const int64_t count = min_of(kSdeChunk, p.size - first);
-      backward_chunk(q, step, weights<A>(q, step, sample), sample * p.size + first, count, stream);
+      backward_chunk<T>(q, step, weights<A>(q, step, sample), sample * p.size + first, count, stream);
     }
   });
+}
+
+template <class A> void backward(const SdeBackwardParams& q, const Parallel& pool) {
+  const SdeParams& p = q.forward;
+  for_shared<A>({&p.velocity, &p.next_sample, &p.reference}, p.sample.type,
+                [&](auto tag) { backward_as<typename decltype(tag)::type, A>(q, pool); });
 }
 
 }  // namespace

@@ -35,6 +35,26 @@ template <class V, class A> inline V load_vec(const A* from) {
 }
 template <class V, class A> inline void store_vec(A* to, const V& v) { __builtin_memcpy(to, &v, sizeof(V)); }
 
+// A vector of A from numbers of a narrower (or the same) type, converted on the way.
+template <class A> inline vec<A> load_wide(const A* from) { return load_vec<vec<A>>(from); }
+template <class A> inline vec<float> load_wide(const bf16* from) {
+  typedef uint16_t narrow_bits __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t wide_bits __attribute__((vector_size(kVectorBytes)));
+  const wide_bits bits = __builtin_convertvector(load_vec<narrow_bits>(from), wide_bits) << 16;
+  return load_vec<vec<float>>(&bits);
+}
+template <class A> inline vec<float> load_wide(const half* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(load_vec<__m256i>(from));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(load_vec<__m128i>(from));
+#else
+  vec<float> wide;
+  for (int k = 0; k < lanes_of<float>; ++k) wide[k] = widen(from[k]);
+  return wide;
+#endif
+}
+
 // Sum of the lanes, by halves.
 template <class A, int kBytes> inline A sum_lanes(typename Vector<A, kBytes>::type v) {
   if constexpr (kBytes == 2 * int(sizeof(A))) {

@@ -225,6 +225,23 @@ def test_mixed_dtypes(backend):
     assert half.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not _backend.has_cpp("sde_step"), reason="extension not built")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 3, 37, 61), (1, 7)])  # several blocks with a rest; less than a vector
+def test_one_low_dtype_and_a_mix_give_the_same_bits(dtype, shape):
+    """Images that share a type are converted in registers, a mix goes through buffers: same numbers, same order."""
+    v, x, end, other = images(4, dtype, shape)
+
+    def run(reference):
+        velocity = v.detach().requires_grad_()
+        step = sde_step(velocity, x, 0.7, 0.6, next_sample=end, reference_velocity=reference, backend="cpp")
+        (gradient,) = torch.autograd.grad((step.log_prob + step.kl).sum(), velocity)
+        return step.log_prob, step.kl, step.mean, gradient
+
+    for alike, mixed in zip(run(other), run(other.float()), strict=True):
+        assert torch.equal(alike, mixed)
+
+
 def test_noise_depends_on_the_sample_and_not_on_the_batch():
     v, x = images(2, torch.float32)
 
