@@ -16,30 +16,45 @@ namespace {
 // One expression for drawing, re-scoring and backward: they must round the mean alike, or the first ratio is not 1.
 template <class F, class A> inline F mean_of(const F& x, const F& v, A a, A b) { return a * x + b * v; }
 
+// The last numbers of a block, fewer than a vector has, as a vector filled up with zeros: they round as the others do.
+template <class A, class T> inline vec<A> load_rest(const T* from, int64_t n) {
+  T part[lanes_of<A>] = {};
+  __builtin_memcpy(part, from, n * sizeof(T));
+  return load_wide<A>(part);
+}
+template <class A> inline void store_rest(A* to, const vec<A>& v, int64_t n) {
+  A part[lanes_of<A>];
+  store_vec(part, v);
+  __builtin_memcpy(to, part, n * sizeof(A));
+}
+
 template <class T, class A> void mean_block(const T* x, const T* v, A a, A b, A* mean, int64_t n) {
   for (int64_t i = 0; i < n; ++i) mean[i] = mean_of(widen(x[i]), widen(v[i]), a, b);
 }
 
 template <class T, class A>
 void draw_block(const T* x, const T* v, const T* noise, A a, A b, A spread, A* out, int64_t n) {
+  const auto draw = [&](const vec<A>& sample, const vec<A>& velocity, const vec<A>& normal) -> vec<A> {
+    return mean_of(sample, velocity, a, b) + spread * normal;
+  };
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(noise + i);
-    const vec<A> mean = mean_of(load_wide<A>(x + i), load_wide<A>(v + i), a, b);
-    store_vec(out + i, mean + spread * load_wide<A>(noise + i));
+    store_vec(out + i, draw(load_wide<A>(x + i), load_wide<A>(v + i), load_wide<A>(noise + i)));
   }
-  for (; i < n; ++i) out[i] = mean_of(widen(x[i]), widen(v[i]), a, b) + spread * widen(noise[i]);
+  const int64_t rest = n - i;
+  if (rest == 0) return;
+  store_rest(out + i, draw(load_rest<A>(x + i, rest), load_rest<A>(v + i, rest), load_rest<A>(noise + i, rest)), rest);
 }
 
 // A chunk's running sum, lane by lane and in double: lanes are added up once per chunk, not once per block.
 template <class A> struct LaneSum {
   double lanes[lanes_of<A>] = {};
 
-  void add(const vec<A>& block, A rest) {
+  void add(const vec<A>& block) {
     A part[lanes_of<A>];
     store_vec(part, block);
     for (int k = 0; k < lanes_of<A>; ++k) lanes[k] += double(part[k]);
-    lanes[0] += double(rest);
   }
   double total() const {
     double sum = 0;
@@ -54,26 +69,31 @@ template <bool kReference, class T, class Outcome, class A>
 __attribute__((noinline)) void score_block(const T* x, const T* v, const Outcome* outcome, const T* reference, A a, A b,
                                            int64_t n, LaneSum<A>& squares, LaneSum<A>& gaps) {
   vec<A> square{}, gap{};
-  A square_rest = 0, gap_rest = 0;
+  const auto add = [&](const vec<A>& sample, const vec<A>& velocity, const vec<A>& end) {
+    const vec<A> away = end - mean_of(sample, velocity, a, b);
+    square += away * away;
+  };
+  const auto add_gap = [&](const vec<A>& velocity, const vec<A>& other) {
+    const vec<A> apart = velocity - other;
+    gap += apart * apart;
+  };
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead<1536>(x + i), prefetch_ahead<1536>(v + i), prefetch_ahead<1536>(outcome + i);
     const vec<A> velocity = load_wide<A>(v + i);
-    const vec<A> away = load_wide<A>(outcome + i) - mean_of(load_wide<A>(x + i), velocity, a, b);
-    square += away * away;
+    add(load_wide<A>(x + i), velocity, load_wide<A>(outcome + i));
     if constexpr (kReference) {
       prefetch_ahead<1536>(reference + i);
-      const vec<A> apart = velocity - load_wide<A>(reference + i);
-      gap += apart * apart;
+      add_gap(velocity, load_wide<A>(reference + i));
     }
   }
-  for (; i < n; ++i) {
-    const A velocity = widen(v[i]), away = widen(outcome[i]) - mean_of(A(widen(x[i])), velocity, a, b);
-    square_rest += away * away;
-    if constexpr (kReference) gap_rest += (velocity - widen(reference[i])) * (velocity - widen(reference[i]));
+  if (const int64_t rest = n - i; rest > 0) {
+    const vec<A> velocity = load_rest<A>(v + i, rest);
+    add(load_rest<A>(x + i, rest), velocity, load_rest<A>(outcome + i, rest));
+    if constexpr (kReference) add_gap(velocity, load_rest<A>(reference + i, rest));
   }
-  squares.add(square, square_rest);
-  if constexpr (kReference) gaps.add(gap, gap_rest);
+  squares.add(square);
+  if constexpr (kReference) gaps.add(gap);
 }
 
 template <class T, class A> inline const T* load(const Image& image, int64_t offset, A* buffer, int64_t n) {
@@ -158,19 +178,22 @@ template <class A> void forward(const SdeParams& p, const Parallel& pool) {
 // ---- backward -----------------------------------------------------------------------------------------------------
 
 template <class T, class A>
-void gradient_block(const T* x, const T* v, const T* outcome, const T* reference, A a, A b, const Weights<A>& w, A* grad,
-                    int64_t n) {
+void gradient_block(const T* x, const T* v, const T* outcome, const T* reference, A a, A b, const Weights<A>& w,
+                    A* grad, int64_t n) {
+  const auto gradient = [&](const vec<A>& sample, const vec<A>& velocity, const vec<A>& end,
+                            const vec<A>& other) -> vec<A> {
+    return w.outcome * (end - mean_of(sample, velocity, a, b)) + w.gap * (velocity - other);
+  };
   int64_t i = 0;
   for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
     prefetch_ahead(x + i), prefetch_ahead(v + i), prefetch_ahead(outcome + i), prefetch_ahead(reference + i);
-    const vec<A> velocity = load_wide<A>(v + i);
-    const vec<A> away = load_wide<A>(outcome + i) - mean_of(load_wide<A>(x + i), velocity, a, b);
-    store_vec(grad + i, w.outcome * away + w.gap * (velocity - load_wide<A>(reference + i)));
+    store_vec(grad + i, gradient(load_wide<A>(x + i), load_wide<A>(v + i), load_wide<A>(outcome + i),
+                                 load_wide<A>(reference + i)));
   }
-  for (; i < n; ++i) {
-    const A velocity = widen(v[i]), away = widen(outcome[i]) - mean_of(A(widen(x[i])), velocity, a, b);
-    grad[i] = w.outcome * away + w.gap * (velocity - widen(reference[i]));
-  }
+  const int64_t rest = n - i;
+  if (rest == 0) return;
+  store_rest(grad + i, gradient(load_rest<A>(x + i, rest), load_rest<A>(v + i, rest), load_rest<A>(outcome + i, rest),
+                                load_rest<A>(reference + i, rest)), rest);
 }
 
 template <class T, class A>
