@@ -2,8 +2,6 @@
 //
 // A: the type of the arithmetic. T: the type in which blocks of images are read: a half-precision type that all images
 // of a call share is converted in registers; any other mix goes through buffers of A, and T is A.
-#include <initializer_list>
-
 #include "../math/sde_step.h"
 
 #include "any_block.h"
@@ -102,9 +100,9 @@ template <class T, class A> inline const T* load(const Image& image, int64_t off
 }
 
 // f(Tag<T>{}) for the type of the images' blocks
-template <class A, class F> void for_shared(std::initializer_list<const Image*> images, DType shared, const F& f) {
-  for (const Image* image : images)
-    if (image->data != nullptr && image->type != shared) shared = DType::f32;
+template <class A, int kCount, class F> void for_shared(const Image (&images)[kCount], DType shared, const F& f) {
+  for (const Image& image : images)
+    if (image.data != nullptr && image.type != shared) shared = DType::f32;
   if constexpr (sizeof(A) == sizeof(float)) {
     if (shared == DType::bf16) return f(Tag<bf16>{});
     if (shared == DType::f16) return f(Tag<half>{});
@@ -171,7 +169,7 @@ template <class T, class A> void forward_as(const SdeParams& p, const Parallel& 
 }
 
 template <class A> void forward(const SdeParams& p, const Parallel& pool) {
-  for_shared<A>({&p.velocity, &p.noise, &p.next_sample, &p.reference}, p.sample.type,
+  for_shared<A>({p.velocity, p.noise, p.next_sample, p.reference}, p.sample.type,
                 [&](auto tag) { forward_as<typename decltype(tag)::type, A>(p, pool); });
 }
 
@@ -238,7 +236,7 @@ template <class T, class A> void backward_as(const SdeBackwardParams& q, const P
 
 template <class A> void backward(const SdeBackwardParams& q, const Parallel& pool) {
   const SdeParams& p = q.forward;
-  for_shared<A>({&p.velocity, &p.next_sample, &p.reference}, p.sample.type,
+  for_shared<A>({p.velocity, p.next_sample, p.reference}, p.sample.type,
                 [&](auto tag) { backward_as<typename decltype(tag)::type, A>(q, pool); });
 }
 
