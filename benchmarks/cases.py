@@ -55,12 +55,17 @@ class Work:
         return forward + (self.backward_bytes if direction != "forward" else 0)
 
 
-def differentiate(outputs: Outputs, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of all differentiable outputs, with ones coming in."""
+def ones_for(outputs: Outputs) -> list[Tensor]:
+    """The gradients that come in: ones, made before anything is timed, as a training step gets them from its loss."""
+    return [torch.ones_like(out) for out in outputs if out.requires_grad]
+
+
+def differentiate(
+    outputs: Outputs, inputs: Sequence[Tensor], incoming: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradients of all differentiable outputs, with `incoming` coming in."""
     roots = [out for out in outputs if out.requires_grad]
-    return torch.autograd.grad(
-        roots, [x for x in inputs if x.requires_grad], [torch.ones_like(r) for r in roots]
-    )
+    return torch.autograd.grad(roots, [x for x in inputs if x.requires_grad], incoming)
 
 
 def _bytes(*tensors: Tensor) -> int:

@@ -16,7 +16,7 @@ from functools import cache, partial
 import pytest
 import torch
 
-from benchmarks.cases import CASES, Case, Outputs, Work, differentiate
+from benchmarks.cases import CASES, Case, Outputs, Work, differentiate, ones_for
 from finpercep.ops import _backend
 
 EXECUTORS = ("eager", "compile", "cpp")
@@ -86,10 +86,11 @@ def round_of(case: Case, ready: Prepared, executor: str) -> tuple[Callable[[], o
     function, inputs = ready.executor(executor), ready.work.leaves(case.direction != "forward")
     if case.direction == "forward":
         return lambda: None, partial(function, *inputs)
+    incoming = ones_for(function(*inputs))
     if case.direction == "training":
-        return lambda: None, lambda: differentiate(function(*inputs), inputs)
+        return lambda: None, lambda: differentiate(function(*inputs), inputs, incoming)
     pending: list[Outputs] = []
-    return lambda: pending.append(function(*inputs)), lambda: differentiate(pending.pop(), inputs)
+    return lambda: pending.append(function(*inputs)), lambda: differentiate(pending.pop(), inputs, incoming)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, Outputs, Work, differentiate
+from benchmarks.cases import Case, Outputs, Work, differentiate, ones_for
 
 FLUSH = 1 << 30
 ROUNDS, WARMUP = 15, 3
@@ -83,12 +83,20 @@ def measure(case: Case, names: tuple[str, ...], timer: Timer) -> Iterator[tuple[
             run = executor(work, name)
             inputs = work.leaves(case.direction != "forward")
 
-            def call(run: Callable[..., Outputs] = run, inputs: list[torch.Tensor] = inputs) -> object:
-                outputs = run(*inputs)
-                return outputs if case.direction == "forward" else differentiate(outputs, inputs)
-
             with torch.set_grad_enabled(case.direction != "forward"), torch.device("cuda"):
-                call()  # compiles
+                incoming = ones_for(run(*inputs))  # compiles
+
+                def call(
+                    run: Callable[..., Outputs] = run,
+                    inputs: list[torch.Tensor] = inputs,
+                    incoming: list[torch.Tensor] = incoming,
+                ) -> object:
+                    outputs = run(*inputs)
+                    return (
+                        outputs if case.direction == "forward" else differentiate(outputs, inputs, incoming)
+                    )
+
+                call()  # compiles backward
                 torch.cuda.synchronize()
                 held = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
