@@ -114,7 +114,8 @@ def to_tensor(image: Any, *, name: str = "image") -> torch.Tensor:
 def expand_paths(args: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Files, folders and globs to a sorted list of files, each once.
 
-    A folder gives every file below it with an image suffix (hidden ones left out); a glob (``*``, ``?``,
+    A folder gives every file below it with an image suffix (but hidden ones, and the overlays ``*.map.png`` that
+    ``finpercep score --maps`` writes); a glob (``*``, ``?``,
     ``[…]``, ``**``) gives what it matches, folders opened likewise; anything else is a file and stays in the
     list even when it does not exist, so that reading it reports it by name. A folder without images and a
     glob without matches raise `ImageError`.
@@ -149,7 +150,9 @@ def _walk(folder: str) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
+            if file.startswith(".") or file.endswith(".map.png"):
+                continue
+            if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
                 yield os.path.join(root, file)
 
 

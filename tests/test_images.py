@@ -280,7 +280,8 @@ def test_bad_arguments(make: Callable[[], object], reason: str) -> None:
 
 
 def test_expand_paths(tmp_path: Path) -> None:
-    for name in ("b/gt.webp", "a/gt.webp", "a/deep/X.PNG", "a/notes.txt", "a/.hidden.png", "a/odd[1].png"):
+    for name in ("b/gt.webp", "a/gt.webp", "a/deep/X.PNG", "a/notes.txt", "a/.hidden.png", "a/odd[1].png",
+                 "a/gt.map.png"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
@@ -292,6 +293,7 @@ def test_expand_paths(tmp_path: Path) -> None:
     assert names("**/*.PNG") == ["a/deep/X.PNG"]
     assert names("b", "a/gt.webp", "b/gt.webp", "b/../b/gt.webp") == ["a/gt.webp", "b/gt.webp"]
     assert names("a/odd[1].png") == ["a/odd[1].png"]  # an existing file is no pattern
+    assert names("a/gt.map.png") == ["a/gt.map.png"]  # an overlay counts where it is named
     assert names("a/notes.txt", "gone.png") == ["a/notes.txt", "gone.png"]
     (tmp_path / "empty").mkdir()
     for missing in ("empty", "*.tiff"):

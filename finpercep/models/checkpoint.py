@@ -47,6 +47,12 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
     raise ValueError(f"{name}: no such model or folder; {hint}")
 
 
+def share_weights(folder: str | Path) -> None:
+    """Let those read the weights in `folder` who may read its configuration: safetensors writes for the owner alone."""
+    config, weights = (Path(folder) / name for name in FILES)
+    weights.chmod(config.stat().st_mode & 0o777)
+
+
 def load_checkpoint(
     folder: Path, keys: Sequence[str] = ("encoder", "decoder", "head")
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

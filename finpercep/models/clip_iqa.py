@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve
+from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve, share_weights
 from finpercep.models.clip_files import clip_folder, load_vision_tower, read_weights, vision_config
 from finpercep.models.reward_model import PREPROCESSING, pad_to_multiple
 from finpercep.models.vit_encoder import ViTEncoder
@@ -110,7 +110,9 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json and model.safetensors; the options are those of `huggingface_hub`'s mixin."""
-        return super().save_pretrained(save_directory, **{"config": self.config, **options})
+        pushed = super().save_pretrained(save_directory, **{"config": self.config, **options})
+        share_weights(save_directory)
+        return pushed
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from finpercep.models import expansion, scoring
-from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve
+from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve, share_weights
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
 from finpercep.models.head import ScoreHead
@@ -233,7 +233,9 @@ class RewardModel(
 
         The options are those of `huggingface_hub`'s mixin.
         """
-        return super().save_pretrained(save_directory, **{"config": self.config, **options})
+        pushed = super().save_pretrained(save_directory, **{"config": self.config, **options})
+        share_weights(save_directory)
+        return pushed
 
 
 def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:

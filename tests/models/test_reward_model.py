@@ -145,3 +145,9 @@ def test_a_saved_model_brings_the_beginning_of_a_card(small_model, tmp_path):
     (tmp_path / "README.md").write_text("of its owner")
     small_model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == "of its owner"
+
+
+def test_saved_weights_are_as_readable_as_their_configuration(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    modes = {name: (tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert modes["config.json"] == modes["model.safetensors"]
