@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finpercep.data.demo_photos import load_photo
 from finpercep.data.masks import region_swap
 from finpercep.data.synthetic import synthetic_source
 from finpercep.demo_page import write_page, write_sheet
 from finpercep.files import score_image
-from finpercep.images import to_tensor
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
@@ -27,8 +27,8 @@ __all__ = ["Case", "Scene", "make_scene", "run_demo", "score_scene"]
 
 BOX_SIDE = 0.34  # of the photo's sides: large enough to see, small enough that most of the photo stays clean
 
-# photo -> (source of its super-resolved version, seed of its strength, what to look at)
-PHOTOS: dict[str, tuple[str, int, str]] = {
+# of `demo_photos.PHOTOS` -> (source of its super-resolved version, seed of its strength, what to look at)
+FAULTS: dict[str, tuple[str, int, str]] = {
     "astronaut": (
         "oversharp",
         0,
@@ -94,18 +94,6 @@ class Scene(NamedTuple):
         return photo.score > implanted.score > rebuilt.score
 
 
-def load_photo(name: str) -> Tensor:
-    """One of `PHOTOS`, float ``(3, H, W)``, from the files that scikit-image carries in its package (no download)."""
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise ImportError(
-            f"demo: expected scikit-image, got {error}; pip install 'finpercep[demo]'"
-        ) from error
-    pixels = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
-    return to_tensor(pixels, name=name).float() / 255
-
-
 def make_scene(name: str, photo: Tensor, source: str, note: str = "", seed: int = 0) -> Scene:
     """Make the super-resolved version and implant its most different box into the photo. Not scored yet."""
     rebuilt = synthetic_source(source, photo, torch.Generator().manual_seed(seed))
@@ -154,7 +142,7 @@ def run_demo(model: RewardModel, folder: Path, model_name: str) -> Path:
         table.add_column(column, justify="right")
     scenes = []
     seconds = 0.0
-    for name, (source, seed, note) in PHOTOS.items():
+    for name, (source, seed, note) in FAULTS.items():
         scene = make_scene(name, load_photo(name), source, note, seed)
         start = time.perf_counter()
         scenes.append(score_scene(model, scene))

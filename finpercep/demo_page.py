@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from finpercep.info import device_name, package_version
-from finpercep.overlay import atomic_write, color_table, colorize, overlay, save_image
+from finpercep.overlay import as_picture, color_table, colorize, overlay, save_image
+from finpercep.writing import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -146,13 +147,6 @@ def _card(scene: Scene, case: Case) -> str:
         f'<div class="picture">{heat}{outline}</div>'
         f"<dl>{figures}{found}</dl></article>\n"
     )
-
-
-def as_picture(image: torch.Tensor) -> PILImage.Image:
-    """A float image ``(3, H, W)`` in [0, 1] as a PIL picture."""
-    from PIL import Image
-
-    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def _jpeg(picture: PILImage.Image) -> str:

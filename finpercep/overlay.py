@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finpercep.images import to_tensor
+from finpercep.writing import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PILImage
 
-__all__ = ["colorize", "overlay", "save_image"]
+__all__ = ["as_picture", "colorize", "overlay", "save_image"]
 
 # From clean to degraded. Lightness rises all the way, so it reads in grey and to color-blind eyes too; the hues
 # are those that photos rarely hold in large areas.
@@ -76,6 +75,13 @@ def overlay(image: Any, degradation: torch.Tensor, *, strength: float = 0.9) -> 
     return Image.fromarray(out)
 
 
+def as_picture(image: torch.Tensor) -> PILImage.Image:
+    """A float image ``(3, H, W)`` in [0, 1] as a PIL picture."""
+    from PIL import Image
+
+    return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
 def save_image(picture: PILImage.Image, path: str | os.PathLike[str]) -> Path:
     """Write a PNG or JPEG (by suffix); it appears under its name only once complete. Folders are made."""
     path = Path(path)
@@ -85,19 +91,6 @@ def save_image(picture: PILImage.Image, path: str | os.PathLike[str]) -> Path:
     with atomic_write(path) as file:
         picture.save(file, kind, **options)
     return path
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its name at the end, or is removed on any error."""
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check_map(degradation: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finpercep.cli import app
-from finpercep.demo import PHOTOS, Scene, load_photo, make_scene, most_different_box, score_scene
+from finpercep.data.demo_photos import PHOTOS, load_photo
+from finpercep.demo import FAULTS, Scene, make_scene, most_different_box, score_scene
 from finpercep.demo_page import write_page, write_sheet
 from finpercep.models import RewardModel
 
@@ -122,6 +123,6 @@ def test_command(tmp_path: Path, model_folder: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--model", str(model_folder)])
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "sheet.png"]
-    for name in PHOTOS:
+    for name in FAULTS:
         assert re.search(rf"^{name} +\w+( +[01]\.\d{{3}}){{5}}", result.stdout, flags=re.M)
     assert str(tmp_path / "index.html") in result.stdout

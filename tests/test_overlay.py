@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from finpercep import overlay as module
-from finpercep.overlay import atomic_write, color_table, colorize, overlay, save_image
+from finpercep.overlay import color_table, colorize, overlay, save_image
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
@@ -85,18 +85,3 @@ def test_save_makes_folders_and_keeps_values(tmp_path: Path, photo_u8: torch.Ten
     path = save_image(picture, tmp_path / "a" / "b.png")
     assert torch.equal(pixels(Image.open(path)), photo_u8)
     assert [p.name for p in path.parent.iterdir()] == ["b.png"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"old")
-
-    def stop() -> None:
-        with atomic_write(path) as file:
-            file.write(b"half of the new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,14 +1,28 @@
-"""Photos that come inside scikit-image, as files: the input of ``finpercep make-dataset --demo``."""
+"""Photos that come inside scikit-image: of ``finpercep demo``, and as files for ``finpercep make-dataset --demo``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from finpercep.demo import PHOTOS, load_photo
-from finpercep.demo_page import as_picture
-from finpercep.overlay import save_image
+from torch import Tensor
 
+from finpercep.images import to_tensor
+from finpercep.overlay import as_picture, save_image
+
+PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "camera")
 SIDE = 320  # of the square that is cut out of the middle
+
+
+def load_photo(name: str) -> Tensor:
+    """One of `PHOTOS`, float ``(3, H, W)``, from the files that scikit-image carries in its package (no download)."""
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError(
+            f"demo: expected scikit-image, got {error}; pip install 'finpercep[demo]'"
+        ) from error
+    pixels = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    return to_tensor(pixels, name=name).float() / 255
 
 
 def write_demo_photos(folder: Path) -> None:

@@ -19,7 +19,7 @@ from finpercep.data.preview import write_card, write_preview
 from finpercep.data.shards import Job, Shard, ShardReport, is_made, plan_shards
 from finpercep.data.sources import parse_sources
 from finpercep.images import ImageError
-from finpercep.overlay import atomic_write
+from finpercep.writing import write_json
 
 
 @dataclass
@@ -154,10 +154,3 @@ def write_manifest(
         stale.unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under its name only once complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from finpercep.data.maker import Sample
 from finpercep.data.rle import encode_rle
-from finpercep.overlay import atomic_write
+from finpercep.writing import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from finpercep.data.parquet import require_pyarrow
 from finpercep.data.stored import StoredSample, StoredScene, stored_scenes
-from finpercep.overlay import atomic_write, overlay, save_image
+from finpercep.overlay import overlay, save_image
+from finpercep.writing import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
