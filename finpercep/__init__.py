@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "CLIPIQA",
     "ImageError",
     "RewardModel",
     "RewardOutput",
@@ -18,9 +19,10 @@ __all__ = [
 if TYPE_CHECKING:
     from finpercep import ops
     from finpercep.images import ImageError
-    from finpercep.models import RewardModel, RewardOutput, available_models, worst_mean
+    from finpercep.models import CLIPIQA, RewardModel, RewardOutput, available_models, worst_mean
 
 _HOMES = {
+    "CLIPIQA": "finpercep.models",
     "ImageError": "finpercep.images",
     "RewardModel": "finpercep.models",
     "RewardOutput": "finpercep.models",

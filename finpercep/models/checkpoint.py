@@ -15,6 +15,7 @@ from finpercep.models.presets import PRESETS
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = ("config.json", "model.safetensors")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def available_models() -> list[str]:
@@ -26,8 +27,10 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
     """The folder of a model: embedded name, folder, or hub id (downloaded to the usual cache).
 
     Raises:
+        TypeError: an option that is not one of `HUB_OPTIONS`.
         ValueError: nothing of that name; suggests the nearest known one.
     """
+    check_hub_options(hub_options)
     name = str(name_or_path)
     if name in available_models():
         return WEIGHTS / name
@@ -47,10 +50,43 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
     raise ValueError(f"{name}: no such model or folder; {hint}")
 
 
+def check_hub_options(options: dict[str, Any]) -> None:
+    """Pass `HUB_OPTIONS` alone: the hub's client and `transformers` ignore what they do not know.
+
+    Raises:
+        TypeError: another option; names it.
+    """
+    for name in options:
+        if name in HUB_OPTIONS:
+            continue
+        hint = f"expected {', '.join(HUB_OPTIONS)}"
+        if name in ("torch_dtype", "dtype", "device", "device_map"):
+            hint = f"use .to({'device' if 'device' in name else 'dtype'}) on the loaded model"
+        raise TypeError(f"{name}: unknown option; {hint}")
+
+
 def share_weights(folder: str | Path) -> None:
     """Let those read the weights in `folder` who may read its configuration: safetensors writes for the owner alone."""
     config, weights = (Path(folder) / name for name in FILES)
     weights.chmod(config.stat().st_mode & 0o777)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in a model's folder.
+
+    Raises:
+        ValueError: a file is missing, or the configuration is not one of a model with an encoder; names the file.
+    """
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder / file}: not found; a model folder has {FILES[0]} and {FILES[1]}")
+    try:
+        config = json.loads((folder / FILES[0]).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / FILES[0]}: expected JSON, got {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
+        raise ValueError(f"{folder / FILES[0]}: expected a reward model's configuration with an encoder")
+    return config
 
 
 def load_checkpoint(
@@ -64,15 +100,7 @@ def load_checkpoint(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder / file}: not found; a model folder has {FILES[0]} and {FILES[1]}")
-    try:
-        config = json.loads((folder / FILES[0]).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / FILES[0]}: expected JSON, got {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
-        raise ValueError(f"{folder / FILES[0]}: expected a reward model's configuration with an encoder")
+    config = read_config(folder)
     try:
         weights = load_file(str(folder / FILES[1]))
     except (SafetensorError, OSError) as error:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finpercep.models.checkpoint import check_hub_options
+
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 
 _VISION_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
@@ -21,8 +23,10 @@ def clip_folder(source: str | Path, **hub_options: Any) -> Path:
     """The folder of a CLIP checkpoint: `source` itself, or what the hub gives for that id (in the usual cache).
 
     Raises:
+        TypeError: an option that is not one of `HUB_OPTIONS`.
         ValueError: neither a folder nor reachable.
     """
+    check_hub_options(hub_options)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import hf_hub_download

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finpercep.models import RewardModel, available_models
+from finpercep.models import CLIPIQA, RewardModel, available_models, load_base
 
 
 def test_round_trip(small_model: RewardModel, model_folder: Path, photo: torch.Tensor) -> None:
@@ -46,6 +46,41 @@ def test_unreachable_hub_id(tmp_path: Path) -> None:
     ) as error:
         RewardModel.from_pretrained("owner/name", local_files_only=True, cache_dir=tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"torch_dtype": torch.float16},
+            r"^torch_dtype: unknown option; use \.to\(dtype\) on the loaded model$",
+        ),
+        ({"dtype": torch.float16}, r"^dtype: unknown option; use \.to\(dtype\)"),
+        ({"device_map": "cuda"}, r"^device_map: unknown option; use \.to\(device\)"),
+        (
+            {"revision": "main", "reviison": "x"},
+            r"^reviison: unknown option; expected revision, token, cache_dir, ",
+        ),
+    ],
+)
+def test_unknown_options_are_not_swallowed(
+    model_folder: Path, clip_b16: Path, options: dict[str, object], message: str
+) -> None:
+    for load in (RewardModel.from_pretrained, load_base, CLIPIQA.from_pretrained):
+        with pytest.raises(TypeError, match=message):
+            load(model_folder, **options)
+    with pytest.raises(TypeError, match=message):
+        CLIPIQA.from_clip(clip_b16, **options)
+    with pytest.raises(TypeError, match=message):
+        RewardModel.from_pretrained("finpercep-vit-b-16", **options)
+    hub = {
+        "revision": "main",
+        "token": None,
+        "cache_dir": None,
+        "local_files_only": True,
+        "force_download": False,
+    }
+    assert RewardModel.from_pretrained(model_folder, **hub).fingerprint
 
 
 def truncate(file: Path) -> None:
