@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,16 @@ def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, 
     """Score, mean of the map, mean of its worst 1 %, and the map ``(1, H, W)`` of one ``(3, H, W)`` image.
 
     The means are NaN for a model without a map (RM_0).
+
+    Raises:
+        FloatingPointError: the model gives a score or a map that is not finite.
     """
     out = model.score([image])
     degradation = out.map[0]
+    if not (math.isfinite(out.score[0]) and bool(degradation.isfinite().all())):
+        raise FloatingPointError(
+            f"expected a finite score and map, got score {float(out.score[0])} from the model"
+        )
     if model.decoder is None:
         return float(out.score[0]), float("nan"), float("nan"), degradation
     return (
@@ -77,7 +85,7 @@ def _score_one(
         score, mean, worst, degradation = score_image(model, image)
         if target is not None:
             save_image(overlay(image, degradation), target)
-    except ImageError as error:
+    except (ImageError, FloatingPointError) as error:
         return FileScore(path, error=str(error).removeprefix(f"{path}: "))
     except (RuntimeError, MemoryError) as error:
         return FileScore(

@@ -107,24 +107,30 @@ class Maker:
                 image = load_image(photo.gt)
                 size = (image.shape[1], image.shape[2])
                 regions = self._regions(photo, size)
+                low = None if photo.lr is None or not self.needs_lr else self._read_lr(photo, size)
             except ImageError as error:
                 self._bad(error)
                 return []
             parts = [_Part(photo, size, r, i, r.of(image).contiguous()) for i, r in enumerate(regions)]
-            if photo.lr is None or not self.needs_lr:
-                return parts
-            low, scale = load_image(photo.lr), self.config.scale
-            if tuple(low.shape[1:]) != (size[0] // scale, size[1] // scale):
-                self._bad(
-                    ImageError(
-                        f"{photo.lr}: expected {size[1] // scale}x{size[0] // scale}, 1/{scale} of {photo.gt}, "
-                        f"got {low.shape[2]}x{low.shape[1]}"
-                    )
-                )
-                return []
-            for part in parts:
-                part.lr = part.region.of(low, scale).contiguous()
+            if low is not None:
+                for part in parts:
+                    part.lr = part.region.of(low, self.config.scale).contiguous()
             return parts
+
+    def _read_lr(self, photo: Photo, size: tuple[int, int]) -> Tensor:
+        """The photo's own low-resolution version.
+
+        Raises:
+            ImageError: it cannot be read, or is not the photo's size ÷ scale.
+        """
+        assert photo.lr is not None
+        low, scale = load_image(photo.lr), self.config.scale
+        if tuple(low.shape[1:]) != (size[0] // scale, size[1] // scale):
+            raise ImageError(
+                f"{photo.lr}: expected {size[1] // scale}x{size[0] // scale}, 1/{scale} of {photo.gt}, "
+                f"got {low.shape[2]}x{low.shape[1]}"
+            )
+        return low
 
     def _regions(self, photo: Photo, size: tuple[int, int]) -> list[Region]:
         """The photo cut to a multiple of the scale where low-resolution versions are made of it, or its crops."""

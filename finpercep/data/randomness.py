@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 def seed_of(seed: int, *names: object) -> int:
-    """A 63-bit seed for one purpose: neighbors in `seed` or `names` are not alike, and any machine gives the same."""
+    """63 bits for one purpose: neighbors in `seed` or `names` are not alike, and any machine gives the same.
+
+    `random_bits` uses all of them, torch's CPU generator the lower 32.
+    """
     text = "\x1f".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
 

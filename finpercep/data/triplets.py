@@ -36,8 +36,8 @@ class TripletConfig:
         crop: side of the square crops, pixels.
         synthetic: share of triplets whose `sr` is a synthetic source instead of a real model's result.
         resized: share of triplets that are shrunk or enlarged, by a factor uniform in `resize_range`.
-        compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range`. Compression,
-            size and softness of the whole photo are not the fault that the map looks for.
+        compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range` (its end left
+            out). Compression, size and softness of the whole photo are not the fault that the map looks for.
         softened: share whose three images are blurred alike, by a sigma uniform in `soften_range` (pixels): a photo may
             be soft all over.
         defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and
@@ -63,7 +63,7 @@ class TripletConfig:
 class Triplets(Dataset[Triplet]):
     """Endless triplets: index i gives the same triplet whatever was read before, so that training resumes exactly.
 
-    Every run of `len(scenes)` consecutive indices visits each scene once.
+    The first `len(scenes)` indices visit each scene once, the next as many again in another order, and so on.
     """
 
     def __init__(self, scenes: Sequence[Scene], config: TripletConfig, *, seed: int = 0) -> None:

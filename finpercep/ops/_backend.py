@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -30,8 +31,12 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 # Loaded with this module, not on the first call: a traced graph (torch.compile, export) then sees constants.
 _extension, _load_error = _load("finpercep._C")
 _cuda_extension, _cuda_load_error = _load("finpercep._C_cuda")
+# Capability (80 for 8.0) of the oldest GPU that the CUDA kernels have code for; newer ones compile its PTX.
+_oldest_gpu = 0 if _cuda_extension is None else min(map(int, _cuda_extension.build_info()["archs"]))
 # Triton is only looked for: importing it takes a while, and only its kernels need it.
 _has_triton = importlib.util.find_spec("triton") is not None
+# With it, it compiles what launches a kernel.
+_has_compiler = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 # Under Triton's interpreter, which reads the same variable, its kernels run on CPU tensors: slow, for tests.
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _cuda_operators: set[str] = set()
@@ -62,7 +67,8 @@ def register(
 
     `fake_backward` belongs to `<operator>_backward`, and `backward` gets that operator as its first argument; a family
     without gradient leaves the last three out. The Triton operators, `<operator>_triton` and
-    `<operator>_backward_triton`, have the signatures of the fakes.
+    `<operator>_backward_triton`, have the signatures of the fakes. Gradients of second order raise: only the reference
+    has them.
     """
     names = (
         {operator: fake} if fake_backward is None else {operator: fake, f"{operator}_backward": fake_backward}
@@ -91,9 +97,36 @@ def _attach(
         forward_name, backward_name = (f"{name}{suffix}" for name in names)
         torch.library.register_autograd(
             f"finpercep::{forward_name}",
-            partial(backward, getattr(torch.ops.finpercep, backward_name)),
+            _once(forward_name, partial(backward, getattr(torch.ops.finpercep, backward_name))),
             setup_context=setup_context,
         )
+
+
+class _FirstOrder(torch.autograd.Function):
+    """A gradient as it is, which raises when it is differentiated; `through` is what it depends on."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: str, gradient: torch.Tensor, *through: torch.Tensor) -> torch.Tensor:
+        ctx.operator = operator
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        raise RuntimeError(f"{ctx.operator}: no gradients of second order; use backend='reference' for them")
+
+
+def _once(operator: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`backward`, whose gradients raise when they are differentiated: silence would be a wrong result."""
+
+    def run(ctx: Any, *grads: torch.Tensor | None) -> Any:
+        if not torch.is_grad_enabled():  # the usual case: nobody asked for create_graph=True
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            gradients = backward(ctx, *grads)
+        through = [t for t in (*grads, *ctx.saved_tensors) if t is not None]
+        return tuple(None if g is None else _FirstOrder.apply(operator, g, *through) for g in gradients)
+
+    return run
 
 
 def _define_triton(name: str, fake: Callable[..., Any]) -> None:
@@ -125,11 +158,11 @@ def unavailable_reason(backend: str, operator: str | None = None) -> str | None:
     if backend == "reference":
         return None
     if backend == "triton":
-        return (
-            None
-            if _has_triton
-            else "Triton is not installed; `pip install triton` (Linux, with an NVIDIA GPU)"
-        )
+        if not _has_triton:
+            return "Triton is not installed; `pip install triton` (Linux, with an NVIDIA GPU)"
+        if not (_has_compiler or _interpreted):
+            return "Triton needs a C compiler to launch its kernels; install gcc, or set CC"
+        return None
     advice = f"install a C++17 compiler and {_REINSTALL}"
     if _extension is None:  # it also holds the schemas of the CUDA kernels
         return f"the compiled extension finpercep._C did not load ({_load_error}); {advice}"
@@ -153,10 +186,29 @@ def _no_cuda_reason(operator: str | None) -> str | None:
     return None
 
 
+@cache
+def _capability(index: int | None) -> int:
+    """Compute capability of a GPU: 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def _too_old(device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot run on this GPU, None if they can. A traced graph does not ask."""
+    if not _oldest_gpu or torch.compiler.is_compiling() or _capability(device.index) >= _oldest_gpu:
+        return None
+    return (
+        f"the CUDA kernels are compiled for GPUs from sm_{_oldest_gpu}, {device} is sm_{_capability(device.index)}; "
+        f"{_REINSTALL} with FINPERCEP_CUDA_ARCHS=native, or use 'triton'"
+    )
+
+
 def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     if dtype in _DTYPES:
         if device.type == "cuda":
-            return "cuda" if has_cuda(operator) else "triton" if _has_triton else "reference"
+            if has_cuda(operator) and _too_old(device) is None:
+                return "cuda"
+            return "triton" if unavailable_reason("triton") is None else "reference"
         if device.type == "cpu" and has_cpp(operator):
             return "cpp"
     return "reference"
@@ -189,6 +241,8 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
         raise RuntimeError(
             f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None"
         )
+    if backend == "cuda" and (reason := _too_old(device)) is not None:
+        raise RuntimeError(f"backend={backend!r} is not available: {reason}")
     if dtype not in _DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
         raise RuntimeError(f"backend={backend!r} supports {names}, got {str(dtype).removeprefix('torch.')}")
@@ -201,6 +255,8 @@ def _availability(backend: str) -> bool | str:
     if backend in ("cuda", "triton") and not on_cpu and not torch.cuda.is_available():
         return "no CUDA device here (needs an NVIDIA GPU, its driver, and a torch built with CUDA)"
     reason = unavailable_reason(backend)
+    if reason is None and backend == "cuda":
+        reason = _too_old(torch.device("cuda", torch.cuda.current_device()))
     if reason is not None:
         return reason
     if backend == "triton":

@@ -346,6 +346,12 @@ def test_given_low_resolution_versions_are_used(tmp_path):
     with pytest.raises(ImageError, match=r"lr\.png: expected 14x12, 1/4 of .*got 15x12"):
         make_dataset(gt, ["builtin:bicubic"], tmp_path / "out2", MakeConfig(val_share=0), lr=low)
 
+    (root / "train" / "scene1" / "lr.png").write_bytes(b"no image")
+    config = MakeConfig(val_share=0, skip_bad=True)
+    made = make_dataset(gt, ["builtin:bicubic"], tmp_path / "out3", config, lr=low)
+    assert ["lr.png" in problem for problem in made.manifest["left_out"]] == [True]
+    assert made.manifest["rows"]["train"] > 0
+
 
 def test_crops_restriction_and_features(scenes_root, tmp_path):
     config = replace(

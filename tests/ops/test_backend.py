@@ -26,6 +26,9 @@ def present(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(_backend, "_cuda_operators", {"modulate"} if "cuda" in names else set())
         monkeypatch.setattr(_backend, "_cuda_extension", object() if "cuda" in names else None)
         monkeypatch.setattr(_backend, "_extension", object() if "cpp" in names else None)
+        monkeypatch.setattr(_backend, "_has_compiler", True)
+        monkeypatch.setattr(_backend, "_oldest_gpu", 80)
+        monkeypatch.setattr(_backend, "_capability", lambda index: 90)
 
     return pretend
 
@@ -94,6 +97,57 @@ def test_gpu_backends_are_for_cuda_tensors(present, backend) -> None:
     with pytest.raises(RuntimeError, match=f"backend='{backend}' supports .*, got complex64"):
         _backend.resolve(backend, "modulate", CUDA, torch.complex64)
     assert _backend.resolve(backend, "modulate", CUDA, torch.float32) == backend
+
+
+def test_a_gpu_older_than_the_kernels_falls_back(present, monkeypatch: pytest.MonkeyPatch) -> None:
+    present("cuda", "triton", "cpp")
+    monkeypatch.setattr(_backend, "_capability", lambda index: 75)
+    assert _backend.resolve(None, "modulate", CUDA, torch.float32) == "triton"
+    with pytest.raises(
+        RuntimeError, match=r"from sm_80, cuda is sm_75; reinstall .*FINPERCEP_CUDA_ARCHS=native"
+    ):
+        _backend.resolve("cuda", "modulate", CUDA, torch.float32)
+
+
+def test_triton_without_a_compiler_falls_back(present, monkeypatch: pytest.MonkeyPatch) -> None:
+    present("triton")
+    monkeypatch.setattr(_backend, "_has_compiler", False)
+    monkeypatch.setattr(_backend, "_interpreted", False)
+    assert _backend.resolve(None, "modulate", CUDA, torch.float32) == "reference"
+    with pytest.raises(
+        RuntimeError, match="needs a C compiler to launch its kernels; install gcc, or set CC"
+    ):
+        _backend.resolve("triton", "modulate", CUDA, torch.float32)
+
+
+def _twice_differentiable() -> dict[str, tuple]:
+    image, draw = torch.rand(2, 3, 4, 4), torch.rand(2, 5)
+    return {
+        "modulate": (lambda f, **b: ops.modulate(f, image[:, :1], (2, 2), **b), torch.rand(2, 4, 3)),
+        "degradation_target": (lambda d, **b: ops.degradation_target(image, d, **b), torch.rand(2, 3, 4, 4)),
+        "grpo_loss": (lambda p, **b: ops.grpo_loss(p, draw[0], draw[1], clip_low=1.0, clip_high=1.0, **b)[0],
+                      torch.rand(5)),
+        "sde_step": (lambda v, **b: ops.sde_step(v, draw, 0.7, 0.6, next_sample=draw, **b).log_prob,
+                     torch.rand(2, 5)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["modulate", "degradation_target", "grpo_loss", "sde_step"])
+def test_second_order_gradients_are_an_error_and_not_wrong(name: str) -> None:
+    if not _backend.has_cpp(name):
+        pytest.skip(f"operator {name} is not built")
+    function, value = _twice_differentiable()[name]
+    for backend in ("cpp", "reference"):
+        x = value.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(function(x, backend=backend).square().sum(), x, create_graph=True)
+        if backend == "reference":
+            (second,) = torch.autograd.grad(grad.sum(), x)
+            assert second.isfinite().all()
+            continue
+        with pytest.raises(
+            RuntimeError, match=f"{name}: no gradients of second order; use backend='reference'"
+        ):
+            torch.autograd.grad(grad.sum(), x)
 
 
 def test_info_explains_every_backend() -> None:

@@ -1,0 +1,70 @@
+"""``python -m benchmarks.slight_damage SR_PAIRS``: which damage to a whole photo a score sees.
+
+Prints and writes `results/slight_damage.json`: of the photos of `val`, the share that scores above its damaged copy and
+the mean change of the score; the range of the photos' scores; and the scores of flat images and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finpercep import RewardModel
+from finpercep.data import load_scenes
+from finpercep.data.synthetic import gaussian_blur, jpeg
+from finpercep.writing import write_json
+
+RESULTS = Path(__file__).parent / "results"
+SIDE = 256  # of images that are no photos
+
+
+def _noisy(image: Tensor, sigma: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (image + sigma / 255 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+
+
+DAMAGE: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"JPEG {q}": lambda image, q=q: jpeg(image, q) for q in (95, 75, 40, 20)},
+    **{f"noise of σ {s}/255": lambda image, s=s: _noisy(image, s) for s in (2, 5)},
+    **{f"blur of σ {s}": lambda image, s=s: gaussian_blur(image, s).clamp(0, 1) for s in (1, 2)},
+}
+
+
+def scores(model: RewardModel, images: list[Tensor]) -> Tensor:
+    return torch.cat([model.score([image]).score for image in images])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="folder with index.jsonl")
+    parser.add_argument("--model", default="finpercep-tiny")
+    args = parser.parse_args()
+    model = RewardModel.from_pretrained(args.model)
+    photos = [scene.gt.float() / 255 for scene in load_scenes(args.data, "val")]
+    clean = scores(model, photos)
+    found: dict[str, object] = {
+        "model": args.model, "fingerprint": model.fingerprint, "photos": len(photos),
+        "clean": {"lowest": clean.min().item(), "median": clean.median().item(), "highest": clean.max().item()},
+    }  # fmt: skip
+    print(f"{len(photos)} photos score {clean.min():.2f} to {clean.max():.2f}, median {clean.median():.2f}")
+    for name, damage in DAMAGE.items():
+        drop = clean - scores(model, [damage(photo) for photo in photos])
+        found[name] = {"photo_above": (drop > 0).float().mean().item(), "mean_drop": drop.mean().item(),
+                       "largest_gain": -drop.min().item()}  # fmt: skip
+        print(f"{name}: photo above its copy in {(drop > 0).float().mean():.2f}; mean drop {drop.mean():.3f}")
+    generator = torch.Generator().manual_seed(0)
+    flat = {"black": torch.zeros(3, SIDE, SIDE), "white": torch.ones(3, SIDE, SIDE),
+            "uniform noise": torch.rand(3, SIDE, SIDE, generator=generator)}  # fmt: skip
+    found["no photos"] = dict(zip(flat, scores(model, list(flat.values())).tolist(), strict=True))
+    print(found["no photos"])
+    write_json(RESULTS / "slight_damage.json", found)
+
+
+if __name__ == "__main__":
+    main()
