@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve, share_weights
 from finpercep.models.clip_files import clip_folder, load_vision_tower, read_weights, vision_config
+from finpercep.models.head import at_least_float32, without_autocast
 from finpercep.models.reward_model import PREPROCESSING, pad_to_multiple
 from finpercep.models.vit_encoder import ViTEncoder
 
@@ -35,7 +36,8 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         embedding: size of CLIP's joint space.
         prompts: good, bad.
 
-    Shape: images (B,3,H,W), float in [0, 1], any size -> (B,) in [0, 1], higher = better. Differentiable.
+    Shape: images (B,3,H,W), float in [0, 1], any size -> (B,) in [0, 1], higher = better. Differentiable. Scores are
+        float32, those of a float64 model float64.
     """
 
     lower_better = False
@@ -55,9 +57,12 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
 
     def forward(self, images: Tensor) -> Tensor:
         class_token = self.encoder.tokens(pad_to_multiple(images, self.encoder.stride))[-1][:, 0]
-        image = F.normalize(self.projection(class_token), dim=-1)
-        logits = self.logit_scale.exp() * (image @ self.text.T)  # [B, 2]
-        return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, 0]
+        dtype = at_least_float32(class_token.dtype)  # times 100, half-precision cosines would be steps of 0.4
+        with without_autocast(images.device):
+            image = F.linear(class_token.to(dtype), self.projection.weight.to(dtype))
+            cosines = F.normalize(image, dim=-1) @ self.text.to(dtype).T  # [B, 2]
+            logits = self.logit_scale.to(dtype).exp() * cosines
+        return logits.softmax(-1)[:, 0]
 
     @property
     def fingerprint(self) -> str:
@@ -75,7 +80,13 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
     ) -> CLIPIQA:
         """From a CLIPModel with its tokenizer: a folder or a hub id, e.g. "openai/clip-vit-large-patch14".
 
+        Args:
+            prompts: good, bad.
+            attn_implementation: see `ViTEncoder`.
+            hub: for downloads, see `RewardModel.from_pretrained`.
+
         Raises:
+            TypeError: an option for downloads that is not known.
             ValueError: not such a checkpoint; names the folder or id.
         """
         folder = clip_folder(source, **hub)
@@ -96,21 +107,31 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
     ) -> CLIPIQA:
         """Load what `save_pretrained` wrote: a folder or a hub id. Frozen, in eval mode.
 
+        Args:
+            attn_implementation: see `ViTEncoder`.
+            options: for downloads, see `RewardModel.from_pretrained`.
+
         Raises:
+            TypeError: an option for downloads that is not known.
             ValueError: no such folder, or files that do not fit; names the file.
         """
         config, weights = load_checkpoint(
             resolve(name_or_path, **options), ("encoder", "embedding", "prompts")
         )
-        model = cls(
-            config["encoder"] | {"attn_implementation": attn_implementation}, *list(config.values())[1:]
-        )
+        encoder = {**config.pop("encoder"), "attn_implementation": attn_implementation}
+        try:
+            model = cls(encoder, **config)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{name_or_path}: config.json does not describe a CLIP-IQA: {error}") from error
         load_weights(model, weights, name_or_path)
         return model.eval().requires_grad_(False)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write config.json and model.safetensors; the options are those of `huggingface_hub`'s mixin."""
-        pushed = super().save_pretrained(save_directory, **{"config": self.config, **options})
+        """Write config.json and model.safetensors.
+
+        The options are those of `huggingface_hub`'s mixin, but that `config` is always the model's own.
+        """
+        pushed = super().save_pretrained(save_directory, **{**options, "config": self.config})
         share_weights(save_directory)
         return pushed
 

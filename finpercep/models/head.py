@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep import ops
 from finpercep.ops.modulate import GATES
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The type of reductions and scores: float32 for half precision, else `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """What runs inside keeps the types it is given; nothing on devices without autocast (meta)."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class ScoreHead(nn.Module):
@@ -43,5 +60,16 @@ class ScoreHead(nn.Module):
         return ops.modulate(tokens, degradation, grid, gate=self.gate, resample=self.resample, pool="mean")
 
     def regress(self, pooled: Tensor) -> Tensor:
-        """Pooled feature (B,C) -> score (B,) in [0, 1]."""
-        return self.mlp(pooled).sigmoid().squeeze(-1)
+        """Pooled feature (B,C) -> score (B,) in [0, 1].
+
+        In float32 (float64 stays) whatever the model's type: in bfloat16 scores near 1 would be 0.004 apart.
+        """
+        dtype = at_least_float32(pooled.dtype)
+        x = pooled.to(dtype)
+        with without_autocast(pooled.device):
+            for layer in self.mlp:
+                if isinstance(layer, nn.Linear):
+                    x = F.linear(x, layer.weight.to(dtype), layer.bias.to(dtype))
+                else:
+                    x = layer(x)
+        return x.sigmoid().squeeze(-1)

@@ -44,9 +44,10 @@ def build_preset(
         decoder: width "light" or "full", or None for a model without a map.
         seed: of the new parts.
         attn_implementation: see `ViTEncoder`.
-        **hub_options: for the download, e.g. `revision`, `local_files_only`.
+        **hub_options: for the download, see `RewardModel.from_pretrained`.
 
     Raises:
+        TypeError: another option.
         ValueError: unknown name, or a checkpoint that is missing or of another size.
     """
     from finpercep.models.clip_files import clip_folder, load_vision_tower, vision_config

@@ -95,12 +95,16 @@ class RewardModel(
     def forward(self, images: Tensor) -> RewardOutput:
         """Score and map of images (B,3,H,W), float in [0, 1]; differentiable, no host synchronization.
 
-        Values are not checked here (that would stall a GPU): `score` does.
+        Values are not checked here (that would stall a GPU): `score` does. The map has the model's type (autocast's,
+        under autocast); the score of half-precision models is float32.
 
         Raises:
             ValueError: wrong rank or channels, or another device than the model's.
-            TypeError: not a floating-point tensor, or (without autocast) another dtype than the model's.
+            TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: expected a tensor (B,3,H,W), got {type(images).__name__}; "
+                            "use score() for paths, PIL images and arrays")  # fmt: skip
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected (B,3,H,W), got {tuple(images.shape)}")
         if not images.is_floating_point():
@@ -139,17 +143,20 @@ class RewardModel(
     def score(
         self, images: Tensor | Sequence[Any] | Any, *, batch_size: int = 8, tile: int | None = None
     ) -> RewardOutput:
-        """Score images of any kind without gradients.
+        """Score images of any kind without gradients, in evaluation mode (the model's own is restored afterwards).
 
         Args:
-            images: a batch (B,3,H,W) or (B,H,W,3), uint8 or float in [0, 1], tensor or numpy; or one image; or a list
-                whose members may differ in size: paths, PIL images, arrays or tensors.
-            batch_size: images of one size that go through the model together.
+            images: a batch (B,3,H,W) or (B,H,W,3), uint8 or float in [0, 1], tensor or numpy (numpy with 1 to 4
+                channels); or one image; or a list whose members may differ in size: paths, PIL images, arrays or
+                tensors. A list is held in memory decoded, and so are all maps.
+            batch_size: images of one size that go through the model together; fewer where they have more pixels than
+                one tile.
             tile: images with a side longer than this go through in tiles; None is 1536. The result of a
-                convolutional encoder does not depend on it; memory beyond the image itself and its map does.
+                convolutional encoder does not depend on it; memory beyond the images themselves and their maps does.
 
         Returns:
-            RewardOutput on the CPU; `map` is (B,1,H,W) for a batch or one image, a list of (1,H,W) for a list.
+            RewardOutput in float32 on the CPU; `map` is (B,1,H,W) for a batch or one image, a list of (1,H,W) for a
+            list.
 
         Raises:
             ImageError: an image that cannot be read or used; the message names it.
@@ -172,9 +179,10 @@ class RewardModel(
         Args:
             attn_implementation: of a vision transformer, see `ViTEncoder`; it is chosen here and not saved.
             fold: fold the normalizations of a model that is still in training; False loads it to train on.
-            **options: for downloads, e.g. `revision`.
+            **options: for downloads: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
 
         Raises:
+            TypeError: another option.
             ValueError: unknown name (the nearest known one is suggested), or files that do not fit; names the file.
         """
         if name_or_path in PRESETS:
@@ -231,9 +239,9 @@ class RewardModel(
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and, where there is none, the beginning of a model card as README.md.
 
-        The options are those of `huggingface_hub`'s mixin.
+        The options are those of `huggingface_hub`'s mixin, but that `config` is always the model's own.
         """
-        pushed = super().save_pretrained(save_directory, **{"config": self.config, **options})
+        pushed = super().save_pretrained(save_directory, **{**options, "config": self.config})
         share_weights(save_directory)
         return pushed
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from finpercep.images import ImageError, to_tensor
+from finpercep.models.head import at_least_float32
 
 if TYPE_CHECKING:
     from finpercep.models.reward_model import RewardModel, RewardOutput
@@ -22,8 +25,14 @@ _SELECT = 1 << 22  # pixels that worst_mean looks at together
 def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -> Tensor:
     """max̂(M): mean of the worst `fraction` of pixels (at least one) of each map; no single pixel makes it [open].
 
-    Takes ``(B, 1, H, W)``, or a list of ``(1, H, W)``, as `RewardModel.score` returns; gives ``(B,)``; differentiable.
+    Takes ``(B, 1, H, W)``, or a list of ``(1, H, W)``, as `RewardModel.score` returns; gives ``(B,)``, float32 or, of
+    float64 maps, float64; differentiable.
+
+    Raises:
+        ValueError: `fraction` outside (0, 1], or maps of another shape.
     """
+    if not 0 < fraction <= 1:  # NaN too
+        raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction}")
     if not isinstance(degradation, Tensor):
         maps = [worst_mean(one[None], fraction) for one in degradation]
         return torch.cat(maps) if maps else torch.empty(0)
@@ -38,7 +47,8 @@ def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -
         pixels = torch.cat(
             [part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1
         )
-    return pixels.topk(count, dim=1, sorted=False).values.mean(1)
+    worst = pixels.topk(count, dim=1, sorted=False).values
+    return worst.mean(1, dtype=at_least_float32(worst.dtype))
 
 
 def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
@@ -51,18 +61,31 @@ def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None)
     items, stacked = as_images(images)
     scores: list[Tensor] = [torch.empty(())] * len(items)
     maps: list[Tensor] = [torch.empty(())] * len(items)
-    for group in same_size_groups(items, batch_size, side):
-        if max(items[group[0]].shape[-2:]) > side:
-            out = [score_tiled(model, items[i], side) for i in group]
-            group_scores, group_maps = torch.stack([s for s, _ in out]), [m for _, m in out]
-        else:
-            device, dtype = _placement(model)
-            result = model(_stack([as_float(items[i].to(device), dtype) for i in group]))
-            group_scores, group_maps = result.score.float().cpu(), list(result.map.float().cpu())
-        for i, s, m in zip(group, group_scores, group_maps, strict=True):
-            scores[i], maps[i] = s, m
+    with evaluation(model):
+        for group in same_size_groups(items, batch_size, side):
+            if max(items[group[0]].shape[-2:]) > side:
+                out = [score_tiled(model, items[i], side) for i in group]
+                group_scores, group_maps = torch.stack([s for s, _ in out]), [m for _, m in out]
+            else:
+                device, dtype = _placement(model)
+                result = model(_stack([as_float(items[i].to(device), dtype) for i in group]))
+                group_scores, group_maps = result.score.float().cpu(), list(result.map.float().cpu())
+            for i, s, m in zip(group, group_scores, group_maps, strict=True):
+                scores[i], maps[i] = s, m
     all_scores = torch.stack(scores) if scores else torch.empty(0)
     return RewardOutput(all_scores, _stack(maps) if stacked else maps)
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module is in its own mode again (some may have been frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -74,23 +97,29 @@ def as_images(images: Any) -> tuple[list[Tensor], bool]:
     """Separate (3,H,W) tensors, and whether the maps are to be stacked (a batch or one image was given)."""
     if isinstance(images, (list, tuple)):
         return [to_tensor(image, name=f"images[{i}]") for i, image in enumerate(images)], False
-    if hasattr(images, "ndim") and images.ndim == 4:
-        batch = torch.as_tensor(images)
-        if batch.shape[1] != 3 and batch.shape[3] == 3:
-            batch = batch.permute(0, 3, 1, 2)
-        if len(batch) == 0:
+    if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4:
+        if len(images) == 0:
             raise ImageError(f"images: expected at least one image, got shape {tuple(images.shape)}")
+        batch: Any = _as_single_images(images)
         return [to_tensor(image, name=f"images[{i}]") for i, image in enumerate(batch)], True
     return [to_tensor(images, name="images")], True
 
 
+def _as_single_images(batch: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """A batch in the layout of `to_tensor`'s single images: tensors (B,C,H,W), arrays (B,H,W,C)."""
+    channels, last = batch.shape[1], batch.shape[3]
+    if isinstance(batch, Tensor):
+        return batch.permute(0, 3, 1, 2) if channels != 3 and last == 3 else batch
+    return batch.transpose(0, 2, 3, 1) if channels == 3 or last not in (1, 2, 3, 4) else batch
+
+
 def same_size_groups(items: Sequence[Tensor], batch_size: int, side: int) -> Iterator[list[int]]:
-    """Indices of images that can go through together: one size, at most `batch_size`; large ones alone."""
+    """Indices of images that can go through together: one size, at most `batch_size` and a tile's pixels."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, item in enumerate(items):
         by_size.setdefault((item.shape[-2], item.shape[-1]), []).append(i)
-    for size, indices in by_size.items():
-        step = 1 if max(size) > side else batch_size
+    for (height, width), indices in by_size.items():
+        step = 1 if max(height, width) > side else min(batch_size, max(1, side**2 // (height * width)))
         for start in range(0, len(indices), step):
             yield indices[start : start + step]
 
@@ -126,8 +155,8 @@ def score_tiled(model: RewardModel, image: Tensor, side: int) -> tuple[Tensor, T
             top, left = rows.start + row_core.start, columns.start + column_core.start
             target = result[:, top : top + degradation.shape[-2], left : left + degradation.shape[-1]]
             target.copy_(degradation[0, :, : target.shape[-2], : target.shape[-1]])
-    pooled_mean = (pooled_sum / cells).to(dtype)  # type: ignore[union-attr]
-    return model.head.regress(pooled_mean)[0].float().cpu(), result
+    assert isinstance(pooled_sum, Tensor)
+    return model.head.regress(pooled_sum / cells)[0].float().cpu(), result
 
 
 def context_radius(model: RewardModel) -> int:

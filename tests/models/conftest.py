@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,25 @@ def write_tokenizer(folder: Path) -> int:
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", **special}))
     return len(words)
+
+
+@pytest.fixture
+def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that takes the place of the hub: what `push_to_hub` uploads is copied there."""
+    import shutil
+
+    from huggingface_hub import HfApi
+
+    def create_repo(self: HfApi, repo_id: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self: HfApi, *, folder_path: Path, **_: object) -> str:
+        shutil.copytree(folder_path, tmp_path / "hub")
+        return "https://hub/commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return tmp_path / "hub"
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,21 @@ def test_round_trip(small_model: RewardModel, model_folder: Path, photo: torch.T
         assert torch.equal(a, b)
 
 
+def test_what_is_pushed_to_the_hub_loads(pushed: Path, photo: torch.Tensor, tmp_path: Path) -> None:
+    """Normalizations are folded after the model was made: its first configuration no longer fits."""
+    torch.manual_seed(0)
+    trained = RewardModel(
+        {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}, {"width": 8, "norm": True}
+    )
+    trained.fold_norms()
+    assert trained.push_to_hub("owner/name") == "https://hub/commit"
+    again = RewardModel.from_pretrained(pushed)
+    assert again.fingerprint == trained.fingerprint
+    assert torch.equal(again(photo[None]).map, trained(photo[None]).map)
+    trained.save_pretrained(tmp_path / "folder", config={"encoder": {"type": "another's"}})
+    assert RewardModel.from_pretrained(tmp_path / "folder").config == trained.config
+
+
 def test_embedded_models_load() -> None:
     for name in available_models():
         assert RewardModel.from_pretrained(name).fingerprint

@@ -78,14 +78,26 @@ def test_frozen_and_differentiable(model: CLIPIQA, make_photo: Photo) -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_half_precision_scores_are_float32(model: CLIPIQA, make_photo: Photo) -> None:
+def test_scores_are_float32_from_the_class_token_on(model: CLIPIQA, make_photo: Photo) -> None:
     import copy
 
-    images = make_photo(56, 56)[None]
-    low = copy.deepcopy(model).bfloat16()(images.bfloat16())
-    assert low.dtype == torch.float32
-    assert (low - model(images)).abs().max() < 0.1
-    assert copy.deepcopy(model).double()(images.double()).dtype == torch.float64
+    images = torch.stack([make_photo(56, 56, seed) for seed in range(4)])
+    for dtype in (torch.bfloat16, torch.float16):
+        low = copy.deepcopy(model).to(dtype)
+        token = low.encoder.tokens(images.to(dtype))[-1][:, 0].double()
+        state = {name: value.double() for name, value in low.state_dict().items()}
+        cosines = F.normalize(token @ state["projection.weight"].T, dim=-1) @ state["text"].T
+        expected = (state["logit_scale"].exp() * cosines).softmax(-1)[:, 0]
+        score = low(images.to(dtype))
+        assert score.dtype == torch.float32
+        assert (score - expected).abs().max() < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(images)
+    assert mixed.dtype == torch.float32
+    assert (mixed - model(images)).abs().max() < 0.05
+    double = copy.deepcopy(model).double()(images.double())
+    assert double.dtype == torch.float64
+    assert (double - model(images)).abs().max() < 1e-5
 
 
 def test_round_trip_without_the_text_tower(model: CLIPIQA, make_photo: Photo, tmp_path: Path) -> None:
@@ -100,6 +112,19 @@ def test_round_trip_without_the_text_tower(model: CLIPIQA, make_photo: Photo, tm
     assert (
         tmp_path / "model.safetensors"
     ).stat().st_size < 4 * tensors + 65_536  # nothing else is in the file
+
+
+def test_what_is_pushed_to_the_hub_loads(clip_l14: Path, pushed: Path) -> None:
+    model = CLIPIQA.from_clip(clip_l14, attn_implementation="eager")
+    model.push_to_hub("owner/name")
+    assert "attn_implementation" not in (pushed / "config.json").read_text()
+    assert CLIPIQA.from_pretrained(pushed).fingerprint == model.fingerprint
+
+
+def test_a_reward_model_is_not_a_clip_iqa(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json does not describe a CLIP-IQA: ") as error:
+        CLIPIQA.from_pretrained(model_folder)
+    assert str(model_folder) in str(error.value)
 
 
 def test_errors(clip_l14: Path, tmp_path: Path) -> None:

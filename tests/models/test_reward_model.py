@@ -99,7 +99,45 @@ def test_compiles_without_a_break(model: RewardModel, make_photo: Photo) -> None
         assert (eager - compiled).abs().max() <= 1e-5 * max(1, float(eager.abs().max()))
 
 
+@torch.no_grad()
+def test_scores_are_float32_from_the_pooled_feature_on(model: RewardModel, make_photo: Photo) -> None:
+    images = torch.stack([make_photo(40, 56, seed) for seed in range(4)])
+    full = model(images)
+    for dtype in (torch.bfloat16, torch.float16):
+        low = copy.deepcopy(model).to(dtype)
+        out = low(images.to(dtype))
+        assert (out.score.dtype, out.map.dtype) == (torch.float32, dtype)
+        pooled, _ = low.pool_and_map(images.to(dtype))
+        expected = copy.deepcopy(low.head).double().mlp(pooled.double()).sigmoid().squeeze(-1)
+        assert (out.score - expected).abs().max() < 1e-6
+        assert (out.score - full.score).abs().max() < 0.02
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(images)
+    assert mixed.score.dtype == torch.float32
+    assert (mixed.score - full.score).abs().max() < 0.02
+
+
+def test_a_half_precision_model_compiles_without_a_break(model: RewardModel, make_photo: Photo) -> None:
+    images = make_photo(35, 50)[None]
+    low = copy.deepcopy(model).bfloat16()
+    compiled = torch.compile(low, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(images.bfloat16()).score, low(images.bfloat16()).score, atol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(compiled(images).score, model(images).score, atol=1e-3)
+
+
+def test_shapes_without_data() -> None:
+    with torch.device("meta"):
+        out = RewardModel(CONV, {"width": 8})(torch.zeros(2, 3, 30, 41))
+    assert (out.score.shape, out.map.shape) == ((2,), (2, 1, 30, 41))
+
+
 def test_bad_tensors(model: RewardModel) -> None:
+    for given, kind in (("photo.png", "str"), (torch.zeros(1, 3, 8, 8).numpy(), "ndarray"), ([], "list")):
+        message = rf"^images: expected a tensor \(B,3,H,W\), got {kind}; use score\(\) for paths, PIL images and arr"
+        with pytest.raises(TypeError, match=message):
+            model(given)
     for shape in ((3, 8, 8), (1, 4, 8, 8), (1, 8, 8, 3)):
         with pytest.raises(ValueError, match=r"^images: expected \(B,3,H,W\), got \("):
             model(torch.zeros(shape))

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from finpercep import ImageError
-from finpercep.models import RewardModel, scoring
+from finpercep.models import RewardModel, scoring, worst_mean
+from finpercep.models.norms import freeze_norms
 
 Photo = Callable[..., Tensor]
 
@@ -64,6 +65,59 @@ def test_every_kind_of_image_gives_the_same(model: RewardModel, photo_u8: Tensor
     for i, degradation in enumerate(together.map):
         assert degradation.shape == (1, 64, 96)
         assert torch.allclose(together.score[i], expected.score[0], atol=1e-6)
+
+
+def test_batches_of_arrays_take_what_single_arrays_take(model: RewardModel, make_photo: Photo) -> None:
+    photos = [(make_photo(20, 30, seed) * 255).round().to(torch.uint8).permute(1, 2, 0) for seed in (1, 2)]
+    array = torch.stack(photos).numpy()  # (2, 20, 30, 3)
+    rgba = np.concatenate([array, array[..., :1]], axis=3)
+    kinds = {
+        "reversed channels": array[..., ::-1],
+        "mirrored": array[:, :, ::-1],
+        "big-endian": (array / 255).astype(">f4"),
+        "16 bits": array.astype(np.uint16) * 257,
+        "RGBA": rgba,
+        "grey": array[..., :1],
+        "grey and alpha": array[..., :2],
+    }
+    for kind, batch in kinds.items():
+        out, singles = model.score(batch), [model.score(image) for image in batch]
+        assert out.map.shape == (2, 1, 20, 30), kind  # type: ignore[union-attr]
+        for i, single in enumerate(singles):
+            assert torch.allclose(out.score[i], single.score[0], atol=1e-6), kind
+            assert torch.allclose(out.map[i], single.map[0], atol=1e-6), kind
+    first = model.score(np.ascontiguousarray(rgba.transpose(0, 3, 1, 2)))  # (2, 4, 20, 30)
+    assert torch.allclose(first.map, model.score(rgba).map, atol=1e-6)  # type: ignore[arg-type]
+    flipped = model.score(array[..., ::-1]).score
+    assert (flipped - model.score(array).score).abs().max() > 1e-4  # the channels' order was kept
+
+
+def test_a_model_in_training_scores_as_in_evaluation_and_stays_as_it_was(
+    make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(_: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    torch.manual_seed(0)
+    trained = RewardModel({"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}, {"width": 8})
+    images = torch.stack([make_photo(24, 32, seed) for seed in range(3)])
+    for _ in range(20):
+        trained.train()(images)  # running statistics unlike those of one batch
+    freeze_norms(trained.encoder.stem)
+    modes = [module.training for module in trained.modules()]
+    assert len(set(modes)) == 2
+    state = {name: value.clone() for name, value in trained.state_dict().items()}
+    found = [trained.score(images, batch_size=n, tile=tile) for n, tile in ((3, None), (1, None), (3, 16))]
+    with monkeypatch.context() as patch:
+        patch.setattr(trained.head, "regress", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            trained.score(images)
+    assert [module.training for module in trained.modules()] == modes
+    assert all(torch.equal(state[name], value) for name, value in trained.state_dict().items())
+    expected = trained.eval()(images)
+    for out in found:
+        assert torch.allclose(out.score, expected.score, atol=1e-5)
+        assert torch.allclose(out.map, expected.map, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_lists_of_mixed_sizes_keep_their_order(model: RewardModel, make_photo: Photo) -> None:
@@ -191,6 +245,37 @@ def test_memory_is_bounded_by_the_tile(model: RewardModel, make_photo: Photo) ->
     assert all(s[0] == 1 and s[2] <= 64 and s[3] <= 96 + 2 * halo for s in seen)
     assert len(seen) == 2 * 16
     assert out.map[0].shape == (1, 60, 1501)
+
+
+def test_a_batch_has_at_most_a_tiles_pixels(model: RewardModel, make_photo: Photo) -> None:
+    seen: list[tuple[int, ...]] = []
+    hook = model.encoder.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    model.score(torch.stack([make_photo(96, 96, seed) for seed in range(3)]), tile=96)
+    model.score(torch.stack([make_photo(48, 64, seed) for seed in range(5)]), tile=96)
+    hook.remove()
+    assert seen == [(1, 3, 96, 96)] * 3 + [(3, 3, 48, 64), (2, 3, 48, 64)]
+    large = [torch.zeros(1).expand(3, 1536, 1536)] * 8
+    assert list(scoring.same_size_groups(large, 8, scoring.TILE)) == [[i] for i in range(8)]
+    half = [torch.zeros(1).expand(3, 1024, 1024)] * 3
+    assert list(scoring.same_size_groups(half, 8, scoring.TILE)) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 2, 1.0001, float("nan"), float("inf")])
+def test_worst_mean_of_no_fraction(fraction: float) -> None:
+    for maps in (torch.rand(1, 1, 4, 4), [torch.rand(1, 4, 4)], []):
+        with pytest.raises(ValueError, match=r"^fraction: expected more than 0 and at most 1, got "):
+            worst_mean(maps, fraction)
+
+
+def test_worst_mean_is_float32_of_half_precision_and_float64_of_double() -> None:
+    maps = torch.rand(2, 1, 300, 200, generator=torch.Generator().manual_seed(0))
+    for given, result in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32),
+                          (torch.float32, torch.float32), (torch.float64, torch.float64)):  # fmt: skip
+        worst = worst_mean(maps.to(given), 0.5)
+        expected = maps.to(given).double().flatten(1).sort(descending=True).values[:, :30_000].mean(1)
+        assert worst.dtype == result
+        assert (worst - expected).abs().max() < 1e-6
+    assert torch.allclose(worst_mean(maps, 1), maps.mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize(
