@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from finpercep.data.scenes import load_scenes, split_dev
-from finpercep.data.triplets import Triplet, TripletConfig, Triplets
-from finpercep.models import RewardModel
+from finpercep.data.triplets import Triplet, Triplets
+from finpercep.models import CLIPIQA, RewardModel, load_base
 from finpercep.models.norms import freeze_norms
+from finpercep.training.config import RewardTrainConfig, check_folders, comparable
+from finpercep.training.fingerprints import scenes_fingerprint
 from finpercep.training.losses import (
-    LossWeights,
     align_loss,
     entropy_loss,
     level_loss,
@@ -30,65 +28,23 @@ from finpercep.training.losses import (
     rank_loss,
     total_loss,
 )
+from finpercep.training.run_folder import STATE, read_state, write_model, write_state
+from finpercep.writing import write_json
 
 SETTLE = 0.8
 """Share of a run after which normalizations keep their statistics: the end of training sees the model that is used."""
-
-
-@dataclass
-class RewardTrainConfig:
-    """One training run; written to `<out>/train.json`.
-
-    Attributes:
-        data: folder with index.jsonl, see `load_scenes`.
-        out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
-        anchor: folder of RM_0. None trains RM_0 itself (no map; ranks and levels); else the encoder and the head start
-            from it, a decoder is added, and it is the frozen S_base of L_align.
-        init: folder of a model to go on from, in a new run with its own schedule; its architecture wins.
-        lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
-        leave_out: SR sources not to train on.
-        batch: triplets in a step.
-        dev_every: n > 0 keeps every n-th training scene out, to choose recipes on (`split_dev`).
-        device: of the model; triplets are made on the CPU.
-    """
-
-    data: str
-    out: str
-    anchor: str | None = None
-    init: str | None = None
-    steps: int = 3000
-    batch: int = 8
-    lr_encoder: float = 1e-5
-    lr_new: float = 1e-4
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    seed: int = 0
-    leave_out: list[str] = field(default_factory=list)
-    encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv", "norm": True})
-    decoder: dict[str, Any] = field(default_factory=lambda: {"width": "light", "norm": True})
-    head: dict[str, Any] = field(default_factory=dict)
-    triplets: TripletConfig = field(default_factory=TripletConfig)
-    loss: LossWeights = field(default_factory=LossWeights)
-    save_every: int = 250
-    log_every: int = 25
-    workers: int = 1
-    dev_every: int = 0
-    device: str = "cpu"
 
 
 class RewardTrainer:
     """Model, optimizer, schedule and data of one run; `step()` makes one update, `save()` / `resume()` are exact."""
 
     def __init__(self, config: RewardTrainConfig) -> None:
+        check_folders(config)
         self.config = config
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
-        self.base = (
-            RewardModel.from_pretrained(config.anchor).to(self.device).requires_grad_(False)
-            if config.anchor
-            else None
-        )
-        if self.base is not None and self.base.decoder is not None:
+        self.base = None if config.anchor is None else load_base(config.anchor).to(self.device)
+        if isinstance(self.base, RewardModel) and self.base.decoder is not None:
             raise ValueError(f"anchor: expected RM_0, a model without a map, got {config.anchor}")
         self.model = self._new_model().to(self.device).train()
         self.optimizer = torch.optim.AdamW(
@@ -100,6 +56,11 @@ class RewardTrainer:
         scenes = load_scenes(config.data, "train", leave_out=config.leave_out)
         scenes, _ = split_dev(scenes, config.dev_every)
         self.triplets = Triplets(scenes, config.triplets, seed=config.seed)
+        self.fingerprints = {
+            "data_fingerprint": scenes_fingerprint(scenes),
+            "anchor_fingerprint": None if self.base is None else self.base.fingerprint,
+            "init_fingerprint": None if config.init is None else self.model.fingerprint,
+        }
         self.done = 0
 
     def _new_model(self) -> RewardModel:
@@ -115,6 +76,10 @@ class RewardTrainer:
             return model
         if config.anchor is None:
             return RewardModel(config.encoder, None, config.head)
+        if isinstance(self.base, CLIPIQA):
+            raise ValueError(
+                f"init: expected a model with a map, since none grows from a CLIP-IQA ({config.anchor}), got none"
+            )
         base = RewardModel.from_pretrained(config.anchor, fold=False)
         return base.expand(config.decoder, config.head)
 
@@ -140,7 +105,7 @@ class RewardTrainer:
         if self.base is None:
             return {"rank": rank, "level": level_loss(output.score, target)}
         with torch.no_grad():
-            base_score = self.base(batch.gt).score
+            base = self.base(batch.gt)
         one = target.new_ones(size, 1, 1, 1)
         weight = torch.cat([one, one, weights.restored * one])
         predicted = raise_odds(output.map, weights.fault_odds)
@@ -148,14 +113,14 @@ class RewardTrainer:
             "map": map_loss(predicted, target, weight),
             "entropy": entropy_loss(predicted, target, weight),
             "rank": rank,
-            "align": align_loss(gt, base_score),
+            "align": align_loss(gt, base if isinstance(base, Tensor) else base.score),
         }
 
     def step(self, batch: Triplet) -> dict[str, float]:
         """One update; returns the losses.
 
         Raises:
-            FloatingPointError: the loss is not finite; no weight was updated and what is saved stays.
+            FloatingPointError: the loss or the gradient is not finite; no weight was updated and what is saved stays.
         """
         config = self.config
         if self.done >= SETTLE * config.steps:
@@ -166,7 +131,11 @@ class RewardTrainer:
             raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {config.out} is kept")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"norm of the gradient at step {self.done} is {norm}; {config.out} is kept"
+            )
         self.optimizer.step()
         self.schedule.step()
         self.done += 1
@@ -182,26 +151,26 @@ class RewardTrainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "config": comparable(self.config),
+            "settings": comparable(self.config) | self.fingerprints,
         }
-        torch.save(state, out / "state.pt.part")
-        os.replace(out / "state.pt.part", out / "state.pt")
+        write_state(state, out)
 
     def resume(self) -> bool:
         """Go on from `state.pt`, if there is one; the run then is the run that was never stopped.
 
         Raises:
-            ValueError: it was made with another configuration; names what differs.
+            ValueError: it cannot be read, or was made with other settings, scenes, anchor or init; names what differs.
         """
-        path = Path(self.config.out) / "state.pt"
-        if not path.is_file():
+        state = read_state(Path(self.config.out))
+        if state is None:
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        current = comparable(self.config)
-        changed = sorted(k for k in current if state["config"].get(k) != current[k])
+        path, was = Path(self.config.out) / STATE, state["settings"]
+        now = comparable(self.config) | self.fingerprints
+        changed = [f"{k}={was.get(k)!r} (now {now[k]!r})" for k in sorted(now) if was.get(k) != now[k]]
         if changed:
-            was = ", ".join(f"{k}={state['config'].get(k)!r} (now {current[k]!r})" for k in changed)
-            raise ValueError(f"{path}: made with {was}; use another folder, or the same settings")
+            raise ValueError(
+                f"{path}: made with {', '.join(changed)}; use another folder, or the same settings"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -222,10 +191,11 @@ def train(config: RewardTrainConfig) -> RewardModel:
     console.print(f"{stage}: {parameters / 1e6:.2f} M parameters, {len(trainer.triplets.scenes)} scenes")
     if resumed:
         console.print(f"resumed at step {trainer.done} from {config.out}")
-    (Path(config.out)).mkdir(parents=True, exist_ok=True)
-    (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    else:  # the settings that the run began with are kept
+        settings = asdict(config) | trainer.model.config | trainer.fingerprints
+        write_json(Path(config.out) / "train.json", settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress, _writer(config.out) as writer:
+    with Progress(*columns, console=console) as progress, _writer(config.out, trainer.done) as writer:
         task = progress.add_task("training", total=config.steps, completed=trainer.done)
         started, first = time.perf_counter(), trainer.done
         for batch in trainer.batches():
@@ -243,15 +213,6 @@ def train(config: RewardTrainConfig) -> RewardModel:
     return trainer.model.fold_norms()
 
 
-def write_model(model: RewardModel, folder: Path) -> None:
-    """`config.json` and `model.safetensors`, each replaced at once."""
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, str(folder / "model.safetensors.part"))
-    (folder / "config.json.part").write_text(json.dumps(model.config, indent=1) + "\n")
-    for name in ("model.safetensors", "config.json"):
-        os.replace(folder / f"{name}.part", folder / name)
-
-
 def parameter_groups(model: RewardModel, config: RewardTrainConfig) -> list[dict[str, Any]]:
     """Two groups, encoder and new parts, each with its rate."""
     encoder = list(model.encoder.parameters())
@@ -267,15 +228,10 @@ def cosine(step: int, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-def comparable(config: RewardTrainConfig) -> dict[str, Any]:
-    """What must agree for a resume to be exact, in plain types."""
-    ignored = ("out", "data", "anchor", "init", "workers", "log_every", "save_every", "device")
-    return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
-
-
-def _writer(out: str) -> Any:
+def _writer(out: str, done: int) -> Any:
+    """Points of steps after `done`, from a run that was stopped before it saved, are hidden: they come again."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard is not installed; pip install 'finpercep[train]'") from error
-    return SummaryWriter(out)
+    return SummaryWriter(out, purge_step=done + 1)

@@ -1,0 +1,54 @@
+"""The files of a training run; a kill at any moment leaves the previous or the new one of each, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from finpercep.models import RewardModel
+
+STATE = "state.pt"
+_PARTS = {"step", "model", "optimizer", "schedule", "settings"}
+
+
+def write_model(model: RewardModel, folder: Path) -> None:
+    """`config.json` and `model.safetensors`, each replaced at once."""
+    config, weights = folder / "config.json.part", folder / "model.safetensors.part"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(weights))
+    config.write_text(json.dumps(model.config, indent=1) + "\n")
+    weights.chmod(config.stat().st_mode & 0o777)  # safetensors writes for the owner alone
+    for part in (weights, config):
+        os.replace(part, part.with_suffix(""))
+
+
+def write_state(state: dict[str, Any], folder: Path) -> None:
+    """`state.pt`: step, model, optimizer, schedule and settings."""
+    part = folder / f"{STATE}.part"
+    torch.save(state, part)
+    os.replace(part, folder / STATE)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What `write_state` wrote, on the CPU; None where there is none.
+
+    Raises:
+        ValueError: truncated, or another file; names it.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    try:
+        # An optimizer moves what belongs on a GPU there by itself; AdamW's step counters stay on the CPU.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = sorted(_PARTS - (state.keys() if isinstance(state, dict) else set()))
+        if missing:
+            raise ValueError(f"one without {', '.join(missing)}")
+    except Exception as error:  # zip reader and unpickler raise many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: expected the state of a run, got {reason[:200]}") from error
+    return state
