@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,6 +29,16 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def check_device(name: str) -> str:
+    """`pick_device`, or the end of the command where there is no such device."""
+    import torch
+
+    device = pick_device(name)
+    with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
+        torch.empty(0, device=device)
+    return device
+
+
 @contextmanager
 def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
     """Turn the expected kinds of errors into their message on stderr, in one line, and an exit status."""
@@ -40,6 +50,7 @@ def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def train_reward(
+    ctx: typer.Context,
     data: DataArgument,
     out: Annotated[
         Path,
@@ -48,14 +59,18 @@ def train_reward(
         ),
     ],
     anchor: Annotated[
-        Path | None,
-        typer.Option("--anchor", help="Folder of RM_0. Without it, RM_0 itself (no map) is trained."),
+        str | None,
+        typer.Option(
+            "--anchor",
+            help="RM_0: folder of one, or of a CLIP-IQA; or finpercep-vit-b-16, finpercep-vit-l-14 for CLIP-IQA on "
+            "that CLIP, which needs --init. Without it, RM_0 itself (no map) is trained.",
+        ),
     ] = None,
     init: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--init",
-            help="Folder of a model to go on from, with a new schedule; it keeps its --width and --gate.",
+            help="Model to go on from, with a new schedule: folder, name or hub id. It keeps its width and gate.",
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates in all.")] = 3000,
@@ -65,8 +80,11 @@ def train_reward(
         float, typer.Option("--lr-encoder", help="Peak learning rate of the encoder.")
     ] = 1e-5,
     lr_new: Annotated[float, typer.Option("--lr-new", help="Peak learning rate of everything else.")] = 1e-4,
+    warmup: Annotated[
+        int, typer.Option("--warmup", min=0, help="Steps over which the learning rates rise to their peaks.")
+    ] = 100,
     width: Annotated[
-        str, typer.Option("--width", help="Decoder: light, full or a number of channels.")
+        str, typer.Option("--width", help="New decoder: light, full or a number of channels.")
     ] = "light",
     gate: Annotated[
         str | None,
@@ -88,8 +106,9 @@ def train_reward(
 ) -> None:
     """Train a reward model on photos and super-resolution results of them.
 
-    First RM_0, which only scores (no --anchor); then the full model with its map, anchored to RM_0. The same command
-    with the same --out goes on where it was stopped, exactly.
+    First RM_0, which only scores (no --anchor); then the full model with its map, anchored to RM_0. Around CLIP, RM_0
+    is CLIP-IQA and needs no training: --anchor finpercep-vit-b-16 --init finpercep-vit-b-16. The same command with the
+    same --out goes on where it was stopped, exactly.
     """
     import torch
 
@@ -99,18 +118,19 @@ def train_reward(
 
     if threads:
         torch.set_num_threads(threads)
-    device = pick_device(device)
-    with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
-        torch.empty(0, device=device)
+    device = check_device(device)
+    with one_line_errors(2, ValueError):
+        _refuse_unused(ctx, anchor=anchor, init=init)
     config = RewardTrainConfig(
         data=str(data),
         out=str(out),
-        anchor=None if anchor is None else str(anchor),
-        init=None if init is None else str(init),
+        anchor=anchor,
+        init=init,
         steps=steps,
         batch=batch,
         lr_encoder=lr_encoder,
         lr_new=lr_new,
+        warmup=warmup,
         seed=seed,
         leave_out=leave_out or [],
         decoder={"width": int(width) if width.isdecimal() else width, "norm": True},
@@ -144,10 +164,12 @@ def evaluate_reward(
             "--shift", help="none, jpegQ, resizeF (jpeg75, resize0.7), or all for those three; repeatable."
         ),
     ] = None,
-    piqe: Annotated[
-        bool | None,
+    metric: Annotated[
+        list[str] | None,
         typer.Option(
-            "--piqe/--no-piqe", help="Set PIQE's score beside it (needs pyiqa; default: if installed)."
+            "--metric",
+            help="No-reference metric of pyiqa to set beside it, or none; repeatable. Default: piqe, if pyiqa is "
+            "installed.",
         ),
     ] = None,
     without: Annotated[
@@ -156,16 +178,44 @@ def evaluate_reward(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the implanted faults.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Measure a reward model and the baselines on scenes with known faults, and print the tables."""
+    """Measure a reward model and the baselines on scenes with known faults, and print the tables.
+
+    An unknown model or device ends with exit status 2, data that cannot be used with 1.
+    """
+    from finpercep.models import RewardModel
     from finpercep.training.report import run
 
-    options: dict[str, Any] = {"split": split, "piqe": piqe, "without": without or [], "seed": seed}
-    with one_line_errors(1, ValueError, OSError, RuntimeError):
+    device = check_device(device)
+    with one_line_errors(2, ValueError, OSError, ImportError):
+        reward = None if baselines_only else RewardModel.from_pretrained(model).to(device)
+    with one_line_errors(1, ValueError, OSError, RuntimeError, ImportError):
         run(
             data,
-            model=None if baselines_only else model,
+            model=reward,
+            name=None if baselines_only else model,
+            split=split,
             shifts=shift or ["none"],
+            metrics=None if metric is None else [name for name in metric if name != "none"],
+            without=without or [],
+            seed=seed,
             json_file=json_file,
-            **options,
+            device=device,
         )
+
+
+def _refuse_unused(ctx: typer.Context, *, anchor: str | None, init: str | None) -> None:
+    """Refuse what the run would not use.
+
+    Raises:
+        ValueError: --width or --gate was given, and the model does not take it.
+    """
+    for name in ("width", "gate"):
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name == "DEFAULT":
+            continue
+        if init is not None:
+            raise ValueError(f"--{name}: expected without --init, whose model keeps its own, got both")
+        if name == "width" and anchor is None:
+            raise ValueError("--width: expected with --anchor: RM_0 has no decoder, got no --anchor")

@@ -1,10 +1,11 @@
-"""Baselines that the evaluation table sets beside a reward model: maps without learning, and PIQE's score.
+"""Baselines that the evaluation table sets beside a reward model: maps without learning, and pyiqa's scores.
 
 Each is a `Judge` of `finpercep.training.evaluate`: images (3,H,W) in [0, 1] -> (scores or None, maps or None).
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,26 +47,40 @@ def difference_oracle(images: list[Tensor]) -> Judgement:
     return None, [(image - images[0]).abs().mean(0) for image in images]
 
 
-def piqe_available() -> bool:
+def pyiqa_available() -> bool:
     return importlib.util.find_spec("pyiqa") is not None
 
 
-def piqe() -> Judge:
-    """The score of pyiqa's PIQE, sign turned so that higher is better (no weights to download).
+def pyiqa_metric(name: str, device: str = "cpu") -> Judge:
+    """The score of a no-reference metric of pyiqa, its sign turned where lower is better.
+
+    "piqe" has no weights; those of others are taken from where pyiqa keeps them, or downloaded by it.
 
     Raises:
-        RuntimeError: pyiqa is not installed.
+        RuntimeError: pyiqa is not installed, or cannot make the metric (weights neither there nor to be had).
+        ValueError: no metric of that name, or one that needs a reference.
     """
-    if not piqe_available():
-        raise RuntimeError("piqe: expected the package pyiqa, got none (pip install 'finpercep[eval]')")
+    if not pyiqa_available():
+        raise RuntimeError(f"{name}: expected the package pyiqa, got none (pip install 'finpercep[eval]')")
     import pyiqa
 
-    metric = pyiqa.create_metric("piqe", device="cpu")
+    known = pyiqa.list_models("NR")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"metric: expected a no-reference metric of pyiqa, got {name!r}{hint}")
+    try:
+        metric = pyiqa.create_metric(name, device=torch.device(device))
+    except Exception as error:  # the hub, the network, missing packages: many types
+        raise RuntimeError(f"{name}: pyiqa cannot make it: {_first_line(error)}") from error
     sign = -1.0 if metric.lower_better else 1.0
 
     def judge(images: list[Tensor]) -> Judgement:
-        with torch.inference_mode():
-            return [sign * float(metric(image[None])) for image in images], None
+        try:
+            with torch.inference_mode():
+                return [sign * float(metric(image[None])) for image in images], None
+        except Exception as error:  # e.g. images that are too small for it, metrics of whole folders
+            raise ValueError(f"expected a score of each image, got {_first_line(error)}") from error
 
     return judge
 
@@ -79,6 +94,10 @@ def reward_judge(model: Any, *, batch_size: int = 8) -> Judge:
         return output.score.tolist(), [m.detach().float().cpu() for m in output.map] if draws else None
 
     return judge
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _gaussian(side: int) -> Tensor:

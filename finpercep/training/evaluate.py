@@ -7,7 +7,7 @@ it; the map of the latter is compared with M_gt and with the swap mask. `evaluat
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,9 +87,6 @@ class Evaluation:
         head = {"name": self.name, "shift": self.shift, "seed": self.seed, "faults": list(self.faults)}
         return {**head, "overall": self.overall, "sources": self.per_source}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
-
 
 def evaluate(
     judge: Judge,
@@ -154,6 +151,8 @@ def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
         measured: dict[str, float] | None = None
         if scores is not None:
             triple = (float(scores[0]), float(scores[1 + i]), float(scores[1 + count + i]))
+            if not all(map(math.isfinite, triple)):
+                raise ValueError(f"expected finite scores, got {triple}")
         if maps is not None:
             measured = map_metrics(maps[1 + count + i], trial.targets[i], trial.masks[i])
         rows.append(PairResult(trial.scene, source, triple, measured, clean))

@@ -8,6 +8,8 @@ maximum.
 Where a metric has no meaning because of the *target* (all zero, constant, or a mask without both classes) it is NaN,
 and averages leave it out. A *prediction* without information is never NaN: a constant map has CC 0, NSS 0,
 AUC 0.5 and AP equal to the mask's share, and an all-zero map counts as uniform in SIM and KLD.
+
+`srcc` and `plcc` compare scores with human opinions, for data sets that have them.
 """
 
 from __future__ import annotations

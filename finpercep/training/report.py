@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from finpercep.data import Scene, load_scenes
+from finpercep.models import RewardModel
 from finpercep.training import baselines
 from finpercep.training.baselines import Judge
 from finpercep.training.evaluate import Evaluation, evaluate_all
+from finpercep.training.fingerprints import scenes_fingerprint
 from finpercep.training.trials import SHIFTS, parse_shift
+from finpercep.writing import write_json
 
 # key of the summary -> (heading, decimals)
 _COLUMNS = {
@@ -45,50 +47,62 @@ _WIDTH = 124  # what the widest table needs where the output is not a terminal
 def run(
     data: str | Path,
     *,
-    model: str | None = "finpercep-tiny",
+    model: RewardModel | None = None,
+    name: str | None = None,
     split: str = "val",
     shifts: Sequence[str] = ("none",),
-    piqe: bool | None = None,
+    metrics: Sequence[str] | None = None,
     without: Sequence[str] = (),
     seed: int = 0,
     faults: tuple[int, int] = (1, 3),
     json_file: str | Path | None = None,
+    device: str = "cpu",
     console: Console | None = None,
 ) -> list[Evaluation]:
     """Evaluate a reward model and the baselines on a folder of scenes, print the tables, and return the evaluations.
 
     Args:
         data: folder with `index.jsonl` (see `finpercep.data.load_scenes`).
-        model: what `RewardModel.from_pretrained` takes; None measures the baselines only.
+        model: the model; None measures the baselines only.
+        name: of the model, as it was loaded.
         split: split of the index.
         shifts: "none", "jpegQ", "resizeF"; "all" stands for none, jpeg75 and resize0.7.
-        piqe: True needs pyiqa, False leaves PIQE out, None includes it where pyiqa is installed.
+        metrics: no-reference metrics of pyiqa; None is "piqe" where pyiqa is installed.
         without: sources that one more row leaves out of each mean.
         seed, faults: see `finpercep.training.trials.iterate_trials`.
-        json_file: also write the figures there, as a list of `Evaluation.to_dict()`.
+        json_file: also write the figures there, as a list of `Evaluation.to_dict()`, with the fingerprints of model
+            and scenes.
+        device: of the metrics.
 
     Raises:
-        FileNotFoundError: no such data; RuntimeError: no pyiqa though asked for; ValueError: bad argument or data.
+        FileNotFoundError: no such data; RuntimeError: no pyiqa though asked for, or no weights of a metric;
+        ValueError: bad argument or data.
     """
     console = console or _console()
     shifts = _expand_shifts(shifts)
     scenes = load_scenes(data, split)
     _check_sources(without, scenes)
     _check_json(json_file)
-    judges, fingerprint = _judges(model, piqe)
+    judges = _judges(model, name, metrics, device)
     evaluations: list[Evaluation] = []
     for shift in shifts:
         done = _evaluate(judges, scenes, shift, seed, faults)
         evaluations.extend(done)
-        _print(console, done, model, without)
-    if piqe is None and "PIQE" not in judges:
+        _print(console, done, without)
+    if metrics is None and not baselines.pyiqa_available():
         hint = "PIQE's score beside it: pip install 'finpercep[eval]'"
         console.print(hint, style="dim", highlight=False, markup=False)
     console.print(_LEGEND, style="dim", highlight=False)
     if json_file is not None:
-        head = {"data": str(data), "split": split, "model": model, "fingerprint": fingerprint}
-        rows = [evaluation.to_dict() for evaluation in evaluations]
-        Path(json_file).write_text(json.dumps({**head, "evaluations": rows}, indent=2) + "\n")
+        figures = {
+            "data": str(data),
+            "data_fingerprint": scenes_fingerprint(scenes),
+            "split": split,
+            "model": name,
+            "fingerprint": None if model is None else model.fingerprint,
+            "evaluations": [evaluation.to_dict() for evaluation in evaluations],
+        }
+        write_json(Path(json_file), figures)
     return evaluations
 
 
@@ -117,22 +131,21 @@ def source_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _judges(model: str | None, piqe: bool | None) -> tuple[dict[str, Judge], str | None]:
+def _judges(
+    model: RewardModel | None, name: str | None, metrics: Sequence[str] | None, device: str
+) -> dict[str, Judge]:
     judges: dict[str, Judge] = {}
-    fingerprint = None
     if model is not None:
-        from finpercep.models import RewardModel
-
-        reward = RewardModel.from_pretrained(model).eval()
-        judges[Path(model).name] = baselines.reward_judge(reward)
-        fingerprint = reward.fingerprint
-    if piqe or (piqe is None and baselines.piqe_available()):
-        judges["PIQE"] = baselines.piqe()
+        judges[Path(name or "model").name] = baselines.reward_judge(model)
+    if metrics is None:
+        metrics = ["piqe"] if baselines.pyiqa_available() else []
+    for metric in metrics:
+        judges[metric.upper()] = baselines.pyiqa_metric(metric, device)
     judges["random map"] = baselines.random_map()
     judges["center map"] = baselines.center_map
     judges["minus local variance"] = baselines.flatness_map
     judges["|SR - GT| oracle"] = baselines.difference_oracle
-    return judges, fingerprint
+    return judges
 
 
 def _evaluate(
@@ -146,11 +159,12 @@ def _evaluate(
         )
 
 
-def _print(console: Console, done: list[Evaluation], model: str | None, without: Sequence[str]) -> None:
+def _print(console: Console, done: list[Evaluation], without: Sequence[str]) -> None:
+    """The table of all judges, then one of each that scores."""
     console.print(overall_table(done, without))
-    detailed = [e for i, e in enumerate(done) if (model is not None and i == 0) or e.name == "PIQE"]
-    for evaluation in detailed:
-        console.print(source_table(evaluation))
+    for evaluation in done:
+        if evaluation.overall["gt_over_sr"] is not None:
+            console.print(source_table(evaluation))
 
 
 def _table(title: str, first: str) -> Table:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,11 @@ from rich.console import Console
 from torch import Tensor
 
 from finpercep.data import SYNTHETIC_SOURCES, load_scenes
+from finpercep.data.stored import StoredScene
+from finpercep.models import RewardModel
 from finpercep.training import baselines, report
 from finpercep.training.evaluate import evaluate, evaluate_all
+from finpercep.training.fingerprints import scenes_fingerprint
 from finpercep.training.metrics import MAP_METRICS
 from finpercep.training.trials import iterate_trials, parse_shift, trial_seed
 
@@ -170,8 +175,6 @@ def test_reward_judge_scores_a_batch() -> None:
 
 
 def test_reward_judge_takes_a_reward_model(scenes: list) -> None:
-    from finpercep.models import RewardModel
-
     torch.manual_seed(0)
     model = RewardModel(encoder={"type": "conv"}, decoder={"width": "light"}).eval()
     images = [scenes[0].gt.float() / 255, scenes[0].sr("smooth").float() / 255]
@@ -249,14 +252,17 @@ def test_a_bad_judge_is_named(scenes: list) -> None:
 def test_run_prints_the_tables_and_writes_json(data: Path, tmp_path: Path) -> None:
     buffer = io.StringIO()
     evaluations = report.run(
-        data, model=None, shifts=["none", "resize0.7"], piqe=False, without=["grain"],
+        data, model=None, shifts=["none", "resize0.7"], metrics=[], without=["grain"],
         json_file=tmp_path / "table.json", console=Console(file=buffer, width=130),
     )  # fmt: skip
     text = buffer.getvalue()
     assert "shift none: 4 scenes, 8 pairs" in text
     assert "shift resize0.7" in text
     assert "random map, no grain" in text
-    written = json.loads((tmp_path / "table.json").read_text())["evaluations"]
+    figures = json.loads((tmp_path / "table.json").read_text())
+    assert (figures["model"], figures["fingerprint"]) == (None, None)
+    assert figures["data_fingerprint"] == scenes_fingerprint(load_scenes(data, "val"))
+    written = figures["evaluations"]
     assert [e["name"] for e in written[:4]] == [e.name for e in evaluations[:4]]
     oracle = next(e for e in written if e["name"].startswith("|SR"))
     assert oracle["overall"]["gt_over_sr"] is None
@@ -266,13 +272,35 @@ def test_run_prints_the_tables_and_writes_json(data: Path, tmp_path: Path) -> No
     assert f"{oracle['overall']['auc']:.3f}" in row
 
 
-def test_run_shows_each_source_of_the_model(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_judges", lambda model, piqe: ({"tiny": constant}, "f00d"))
+def test_run_shows_each_source_of_the_model(
+    data: Path, small_model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "reward_judge", lambda model: constant)
     buffer = io.StringIO()
-    report.run(data, model="tiny", console=Console(file=buffer, width=130))
+    report.run(data, model=small_model, name="runs/tiny", console=Console(file=buffer, width=130))
     assert "tiny, shift none: each source alone" in buffer.getvalue()
     row = next(line for line in buffer.getvalue().splitlines() if line.startswith("smooth (4)"))
     assert row.split()[2:7] == ["0.500", "0.500", "0.500", "0.000", "0.500"]
+
+
+def test_json_names_what_was_measured_and_appears_whole(
+    data: Path, small_model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "table.json"
+    options = {"model": small_model, "name": "small", "metrics": [], "console": Console(file=io.StringIO())}
+    report.run(data, json_file=file, **options)
+    figures = json.loads(file.read_text())
+    assert (figures["model"], figures["fingerprint"]) == ("small", small_model.fingerprint)
+    before = file.read_bytes()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        report.run(data, json_file=file, seed=1, **options)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +315,7 @@ def test_run_shows_each_source_of_the_model(data: Path, monkeypatch: pytest.Monk
 )
 def test_run_bad_arguments(data: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        report.run(data, model=None, piqe=False, **options)
+        report.run(data, model=None, metrics=[], **options)
 
 
 def test_run_without_data(tmp_path: Path) -> None:
@@ -298,16 +326,110 @@ def test_run_without_data(tmp_path: Path) -> None:
         report.run(tmp_path / "nowhere", model=None)
 
 
-def test_piqe_without_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_that_is_not_finite_is_named(scenes: list) -> None:
+    def broken(images: list[Tensor]) -> tuple[list[float], None]:
+        return [float("nan")] * len(images), None
+
+    with pytest.raises(ValueError, match=r"^broken: scene s0: expected finite scores, got \(nan, nan, nan\)"):
+        evaluate_all({"broken": broken}, scenes)
+
+
+def test_metric_without_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"piqe: expected the package pyiqa.*finpercep\[eval\]"):
-        baselines.piqe()
+        baselines.pyiqa_metric("piqe")
+
+
+class FakeMetric:
+    """The mean of an image, as a metric of pyiqa gives it."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name == "musiq":
+            raise OSError("musiq.pth: no such file\nand no network")
+        self.name, self.lower_better = name, name == "piqe"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert images.shape[0] == 1
+        if self.name == "fid":
+            raise AssertionError("expected two folders")
+        return images.mean((1, 2, 3))
+
+
+@pytest.fixture
+def fake_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"NR": ["piqe", "niqe", "musiq", "fid"], "FR": ["psnr"]}
+    module = SimpleNamespace(list_models=known.get, create_metric=FakeMetric)
+    monkeypatch.setitem(sys.modules, "pyiqa", module)  # type: ignore[arg-type]
+    monkeypatch.setattr(baselines, "pyiqa_available", lambda: True)
+
+
+@pytest.mark.usefixtures("fake_pyiqa")
+def test_metrics_are_higher_where_better() -> None:
+    images = [torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.75)]
+    assert baselines.pyiqa_metric("piqe")(images) == ([-0.25, -0.75], None)
+    assert baselines.pyiqa_metric("niqe")(images) == ([0.25, 0.75], None)
+
+
+@pytest.mark.usefixtures("fake_pyiqa")
+def test_metrics_that_cannot_be_used(scenes: list) -> None:
+    with pytest.raises(ValueError, match=r"no-reference metric of pyiqa, got 'nique'; did you mean 'niqe'"):
+        baselines.pyiqa_metric("nique")
+    with pytest.raises(ValueError, match=r"no-reference metric of pyiqa, got 'psnr'$"):
+        baselines.pyiqa_metric("psnr")
+    with pytest.raises(RuntimeError, match=r"^musiq: pyiqa cannot make it: musiq\.pth: no such file$"):
+        baselines.pyiqa_metric("musiq")
+    with pytest.raises(
+        ValueError, match=r"^FID: scene s0: expected a score of .*, got expected two folders$"
+    ):
+        evaluate_all({"FID": baselines.pyiqa_metric("fid")}, scenes)
+
+
+@pytest.mark.usefixtures("fake_pyiqa")
+@pytest.mark.parametrize(
+    ("metrics", "rows"), [(None, ["PIQE"]), ([], []), (["niqe", "piqe"], ["NIQE", "PIQE"])]
+)
+def test_run_sets_the_metrics_beside(data: Path, metrics: list[str] | None, rows: list[str]) -> None:
+    buffer = io.StringIO()
+    done = report.run(data, metrics=metrics, console=Console(file=buffer, width=130))
+    assert [e.name for e in done] == [
+        *rows, "random map", "center map", "minus local variance", "|SR - GT| oracle"
+    ]  # fmt: skip
+    for name in rows:
+        assert f"{name}, shift none: each source alone" in buffer.getvalue()
 
 
 def test_piqe_prefers_the_photo() -> None:
     pytest.importorskip("pyiqa")
     photo = synthetic_photo(128, 128)
     blurred = torch.nn.functional.avg_pool2d(photo, 5, 1, 2)
-    scores, maps = baselines.piqe()([photo, blurred])
+    scores, maps = baselines.pyiqa_metric("piqe")([photo, blurred])
     assert maps is None
     assert scores[0] > scores[1]
+
+
+def test_scenes_fingerprint(data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "moved")
+    scenes = load_scenes(data, "val")
+    same = scenes_fingerprint(scenes)
+    assert len(same) == 16
+    assert same == scenes_fingerprint(load_scenes(copy, "val"))
+    others = [scenes[:3], scenes[::-1], load_scenes(data, "val", leave_out=["grain"])]
+    (copy / "val" / "s0" / "grain.png").write_bytes(b"another file")
+    others.append(load_scenes(copy, "val"))
+    assert len({same, *map(scenes_fingerprint, others)}) == 5
+    (copy / "val" / "s0" / "gt.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"s0/gt\.png"):
+        scenes_fingerprint(others[-1])
+
+
+def test_fingerprint_of_stored_scenes(tmp_path: Path) -> None:
+    """Scenes of one file differ by their rows."""
+    file = tmp_path / "train-00000.parquet"
+    file.write_bytes(b"rows")
+
+    def fingerprint(group: int, rows: list[int]) -> str:
+        scene = StoredScene("s", file, {"a": file}, group=group, rows={"a": rows})
+        return scenes_fingerprint([scene])
+
+    assert fingerprint(0, [0]) == fingerprint(0, [0])
+    assert len({fingerprint(0, [0]), fingerprint(1, [0]), fingerprint(0, [0, 1])}) == 3
