@@ -47,7 +47,7 @@ class FPNDecoder(nn.Module):
         self.conv2 = nn.Conv2d(width, 1, 3, padding=1)
         assert self.conv2.bias is not None
         nn.init.constant_(self.conv2.bias, -2.0)  # at first the map is near clean
-        nn.init.normal_(self.conv2.weight, std=0.01)  # and nearly flat, whatever the scale of the features
+        nn.init.normal_(self.conv2.weight, std=0.01)  # and nearly flat
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = [

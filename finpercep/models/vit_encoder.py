@@ -12,6 +12,12 @@ from torch import Tensor, nn
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ATTENTION = ("sdpa", "flash_attention_2", "xformers", "eager")
+MODEL_TYPES = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit",
+               "deit", "ijepa")  # fmt: skip
+"""Plain vision transformers: one resolution, tokens row by row after those that are no patches."""
+# Where `transformers` keeps the layers and the final norm: by model, and by its own version.
+_LAYERS = ("encoder.layers", "encoder.layer", "model.layer", "layers", "layer")
+_FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
 
 
 class ViTEncoder(nn.Module):
@@ -24,14 +30,22 @@ class ViTEncoder(nn.Module):
     `transformers` gives it (`hidden_states`): the decoder's lateral convolutions scale them.
 
     Args:
-        config: the transformer's configuration as `transformers` writes it, with its "model_type" (CLIP:
-            "clip_vision_model"; DINOv2: "dinov2").
+        config: the transformer's configuration as `transformers` writes it, with its "model_type", one of
+            `MODEL_TYPES`.
         taps: layers, counted from 1, increasing. CLIP ViT-L/14 in the paper: 6, 12, 18, 24.
         attn_implementation: "sdpa", "flash_attention_2" (needs flash-attn), "xformers" (needs xformers), "eager".
         mean, std: normalization of RGB in [0, 1]; CLIP's by default.
 
     Shape: images (B,3,H,W) in [0, 1], sides multiples of `stride` -> list of (B,C,H/stride,W/stride), early to late.
-    Position embeddings are interpolated to the grid (bicubic, as `transformers` does).
+    Position embeddings are interpolated to the grid (bicubic, as `transformers` does); DINOv3's follow from it.
+
+    Inside a layer, tensors have the names that `transformers` gives them, and so have saved weights. CLIP's, SigLIP's
+    and DINOv3's are the same in its versions 4.56 and 5.24; those of "dinov2", "dinov2_with_registers", "vit", "deit"
+    and "ijepa" are not: such a model loads only in a version with the names that it was saved with.
+
+    Raises:
+        ValueError: another model type, a configuration that `transformers` cannot build, or bad taps.
+        ImportError: an attention implementation whose package is missing.
     """
 
     def __init__(
@@ -50,12 +64,13 @@ class ViTEncoder(nn.Module):
         tower = _build_tower({**config, "num_hidden_layers": self.taps[-1]}, attn_implementation)
         self.embeddings = tower.embeddings
         self.pre_norm = getattr(tower, "pre_layrnorm", nn.Identity())  # CLIP's; the spelling is transformers'
-        self.layers: nn.ModuleList = (
-            tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
-        )
-        post_norm = getattr(tower, "post_layernorm" if hasattr(tower, "post_layernorm") else "layernorm")
-        self.post_norm: nn.Module = post_norm if self.taps[-1] == depth else nn.Identity()
-        # CLIP interpolates on request, others always do; older transformers want the unused masks by position.
+        self.rotary = getattr(tower, "rope_embeddings", None)  # DINOv3's
+        if self.rotary is not None:  # in training it would move positions at random, from no seed of ours
+            for change in ("shift", "jitter", "rescale"):
+                setattr(self.rotary.config, f"pos_embed_{change}", None)
+        self.layers: nn.ModuleList = _part(tower, _LAYERS)
+        self.post_norm = _part(tower, _FINAL_NORMS) if self.taps[-1] == depth else nn.Identity()
+        # Some interpolate on request, DINOv2 always does; older transformers want the unused masks by position.
         self._embedding_options = _accepted(self.embeddings, {"interpolate_pos_encoding": True})
         self._layer_options = _accepted(
             self.layers[0], dict.fromkeys(("attention_mask", "causal_attention_mask"))
@@ -80,12 +95,18 @@ class ViTEncoder(nn.Module):
         return maps
 
     def tokens(self, images: Tensor) -> list[Tensor]:
-        """Token sequences (B,1+h·w,C) at the taps, class token first; the last one normalized (see the class)."""
-        x = self.embeddings((images - self.mean) / self.std, **self._embedding_options)
-        x = self.pre_norm(x)
+        """Token sequences (B,n+h·w,C) at the taps; the last one normalized (see the class).
+
+        First come the n that are no patches: CLIP's class token; none in "siglip_vision_model" and "ijepa".
+        """
+        pixels = (images - self.mean) / self.std
+        x = self.pre_norm(self.embeddings(pixels, **self._embedding_options))
+        options = self._layer_options
+        if self.rotary is not None:
+            options = {**options, "position_embeddings": self.rotary(pixels)}
         found = []
         for number, layer in enumerate(self.layers, 1):
-            x = layer(x, **self._layer_options)
+            x = layer(x, **options)
             x = x[0] if isinstance(x, tuple) else x  # older transformers return (hidden states, attentions)
             if number in self.taps:
                 found.append(x)
@@ -98,6 +119,10 @@ def _check(config: dict[str, Any], taps: Sequence[int]) -> int:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(
             f'config: expected a vision transformer\'s configuration with "model_type", got {config!r}'
+        )
+    if config["model_type"] not in MODEL_TYPES:
+        raise ValueError(
+            f"encoder: expected one of the model types {', '.join(MODEL_TYPES)}, got {config['model_type']!r}"
         )
     depth = config.get("num_hidden_layers", 12)
     if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= depth:
@@ -125,6 +150,16 @@ def _build_tower(config: dict[str, Any], attn_implementation: str) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise kind(f"encoder: transformers cannot build {config['model_type']!r}: {reason}") from error
     return getattr(model, "vision_model", model)  # transformers 4 wraps CLIP's tower once more
+
+
+def _part(tower: nn.Module, names: Sequence[str]) -> Any:
+    """The first part of these names that there is."""
+    for name in names:
+        try:
+            return tower.get_submodule(name)
+        except AttributeError:
+            continue
+    raise ValueError(f"encoder: none of {', '.join(names)} in {type(tower).__name__} of this transformers")
 
 
 def _accepted(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:

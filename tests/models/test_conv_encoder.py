@@ -45,6 +45,20 @@ def test_features_form_a_pyramid():
     assert encoder.stride == 16
 
 
+def test_features_move_with_the_image():
+    """By one stride, away from the borders: each feature belongs to the pixels at its place."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder((8, 16), (1, 1)).eval()
+    wide = torch.rand(1, 3, 32, 128 + encoder.stride)
+    left, right = encoder(wide[..., :128]), encoder(wide[..., encoder.stride :])
+    for a, b in zip(left, right, strict=True):
+        cell = 128 // a.shape[-1]
+        step, border = encoder.stride // cell, -(-encoder.radius // cell)
+        inside, moved = a[..., border + step : -border], b[..., border : -border - step]
+        assert torch.allclose(inside, moved, atol=1e-5)
+        assert inside.std() > 0.01
+
+
 def test_radius_bounds_what_a_pixel_moves():
     """A changed pixel moves no feature farther away than `radius`, and some feature near that distance."""
     encoder = ConvEncoder((8, 16), (1, 1)).double()

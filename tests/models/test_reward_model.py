@@ -29,8 +29,14 @@ def model() -> RewardModel:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 50), (64, 96), (33, 17)])
-def test_shapes_and_ranges(model: RewardModel, make_photo: Photo, height: int, width: int) -> None:
-    out = model(torch.stack([make_photo(height, width, seed) for seed in range(2)]))
+def test_any_size_is_scored_as_with_its_border_repeated(
+    model: RewardModel, make_photo: Photo, height: int, width: int
+) -> None:
+    images = torch.stack([make_photo(height, width, seed) for seed in range(2)])
+    out = model(images)
+    padded = model(F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate"))
+    assert torch.allclose(out.score, padded.score, atol=1e-6)
+    assert torch.allclose(out.map, padded.map[..., :height, :width], atol=1e-6)
     assert out.score.shape == (2,)
     assert out.map.shape == (2, 1, height, width)
     for part in out:
