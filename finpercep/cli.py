@@ -14,9 +14,9 @@ import typer
 from finpercep.cli_data import make_dataset
 from finpercep.cli_training import (
     DeviceOption,
+    check_device,
     evaluate_reward,
     one_line_errors,
-    pick_device,
     train_reward,
 )
 
@@ -169,11 +169,9 @@ def _load_model(name: str, device: str, threads: int) -> RewardModel:
 
     if threads:
         torch.set_num_threads(threads)
-    device = pick_device(device)
-    with one_line_errors(
-        2, ValueError, OSError, RuntimeError, AssertionError
-    ):  # torch asserts that it has CUDA
-        return RewardModel.from_pretrained(name).to(torch.device(device)).eval()
+    device = check_device(device)
+    with one_line_errors(2, ValueError, OSError, RuntimeError):
+        return RewardModel.from_pretrained(name).to(device)
 
 
 def _json_line(result: FileScore, first: bool) -> None:
