@@ -11,33 +11,35 @@ namespace {
 
 // ---- features: moments and cosine distance --------------------------------------------------------------------------
 
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) target_cosine_kernel(TargetParams p) {
+template <class T, class A> __global__ void __launch_bounds__(kThreads, 4) target_cosine_kernel(TargetParams p) {
   constexpr int N = kPack<T>, kBatch = 2;
   FINPERCEP_SHARED(A, parts, kThreads * N);
   const FeatureTile tile = feature_tile<N>(p, blockIdx.x);
   const int64_t pixels = p.h * p.w, left = pixels - tile.first, start = tile.b * p.channels * pixels + tile.first;
   const T *f = static_cast<const T*>(p.reference_features) + start, *g = static_cast<const T*>(p.distorted_features) + start;
+  const bool all_whole = pixels % N == 0 && aligned<N>(f, g);
   A sums[3][N] = {};
-  for (int64_t c = tile.group; c < p.channels && left > 0; c += kBatch * tile.groups) {
+  const auto add = [&](const Pack<T, N>& fs, const Pack<T, N>& gs) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {  // rounded alike: for identical features all three are equal
+      const A x = A(widen(fs.at[k])), y = A(widen(gs.at[k]));
+      sums[0][k] = multiply_add(x, y, sums[0][k]);
+      sums[1][k] = multiply_add(x, x, sums[1][k]);
+      sums[2][k] = multiply_add(y, y, sums[2][k]);
+    }
+  };
+  for (int64_t c = tile.group; c < p.channels && left > 0 && !all_whole; c += tile.groups)
+    add(load_pack<N>(f + c * pixels, left), load_pack<N>(g + c * pixels, left));
+  for (int64_t c = tile.group; c < p.channels && left > 0 && all_whole; c += kBatch * tile.groups) {
     Pack<T, N> fs[kBatch], gs[kBatch];
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
       const int64_t channel = c + u * tile.groups;
-      if (channel >= p.channels) continue;
-      fs[u] = load_pack<N>(f + channel * pixels, left);
-      gs[u] = load_pack<N>(g + channel * pixels, left);
+      if (channel < p.channels) fs[u] = load_whole<N>(f + channel * pixels), gs[u] = load_whole<N>(g + channel * pixels);
     }
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      if (c + u * tile.groups >= p.channels) continue;
-#pragma unroll
-      for (int k = 0; k < N; ++k) {  // rounded alike: for identical features all three are equal
-        const A x = A(widen(fs[u].at[k])), y = A(widen(gs[u].at[k]));
-        sums[0][k] = multiply_add(x, y, sums[0][k]);
-        sums[1][k] = multiply_add(x, x, sums[1][k]);
-        sums[2][k] = multiply_add(y, y, sums[2][k]);
-      }
-    }
+    for (int u = 0; u < kBatch; ++u)
+      if (c + u * tile.groups < p.channels) add(fs[u], gs[u]);
   }
   A* moments = static_cast<A*>(p.moments) + tile.b * 3 * pixels + tile.first;
 #pragma unroll
@@ -93,7 +95,7 @@ template <class A> class Upsampled {
   A left_ = 0, right_ = 0;
 };
 
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) target_raw_kernel(TargetParams p) {
+template <class T, class A> __global__ void __launch_bounds__(kThreads, 3) target_raw_kernel(TargetParams p) {
   constexpr int N = kPack<T>;
   const Chunk chunk(p);
   const int64_t pixels = p.height * p.width;
@@ -103,24 +105,31 @@ template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) targe
   const A unit = sizeof(T) == 1 ? A(1.0 / 255) : A(1);
   const bool features = p.channels > 0;
   const A weight = (features ? A(p.alpha) : A(1)) * unit / A(3), scale = A(p.scale);
+  const bool all_whole = pixels % N == 0 && aligned<N>(f, g);
   Upsampled<A> upsampled(p, chunk.b);
   A low = infinity<A>(), high = -infinity<A>();
   for (int64_t at = chunk.begin + threadIdx.x * N; at < chunk.end; at += kThreads * N) {
     const int64_t left = chunk.end - at;
-    Pack<T, N> fs[3], gs[3];
+    A sums[N] = {};
+    const auto add = [&](const Pack<T, N>& fs, const Pack<T, N>& gs) {
 #pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      fs[c] = load_pack<N>(f + c * pixels + at, left);
-      gs[c] = load_pack<N>(g + c * pixels + at, left);
+      for (int k = 0; k < N; ++k) sums[k] += magnitude(A(widen(fs.at[k])) - A(widen(gs.at[k])));
+    };
+    if (all_whole) {
+      Pack<T, N> fs[3], gs[3];
+#pragma unroll
+      for (int c = 0; c < 3; ++c) fs[c] = load_whole<N>(f + c * pixels + at), gs[c] = load_whole<N>(g + c * pixels + at);
+#pragma unroll
+      for (int c = 0; c < 3; ++c) add(fs[c], gs[c]);
+    } else {
+#pragma unroll 1  // registers are for the other branch
+      for (int c = 0; c < 3; ++c) add(load_pack<N>(f + c * pixels + at, left), load_pack<N>(g + c * pixels + at, left));
     }
     if (features) upsampled.move_to(at);
     A values[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      A sum = 0;
-#pragma unroll
-      for (int c = 0; c < 3; ++c) sum += magnitude(A(widen(fs[c].at[k])) - A(widen(gs[c].at[k])));
-      A value = weight * sum;
+      A value = weight * sums[k];
       if (features && k < left) value += upsampled.next();
       if (p.normalize == Normalize::scale) value = value >= scale ? A(1) : value / scale;
       if (k < left) low = Lowest()(low, value), high = Highest()(high, value);
@@ -195,7 +204,7 @@ template <class A> __device__ Standing standing_before(const TargetParams& p, in
 }
 
 // Counts the next digit of the keys that start as the low or the high bound does.
-template <class A> __global__ void __launch_bounds__(kThreads, 1) target_digit_kernel(TargetParams p, int pass) {
+template <class A> __global__ void __launch_bounds__(kThreads, 4) target_digit_kernel(TargetParams p, int pass) {
   constexpr int N = kPack<A>;
   FINPERCEP_SHARED(unsigned, counts, 2 * kTargetBins);
   const Chunk chunk(p);
@@ -229,7 +238,7 @@ template <class A> __global__ void __launch_bounds__(kThreads, 1) target_digit_k
 }
 
 // out = (raw - low) / range, clamped for percentile; counts the pixels that share the gradient of the bounds.
-template <class A, bool kClamp> __global__ void __launch_bounds__(kThreads, 1) target_rescale_kernel(TargetParams p) {
+template <class A, bool kClamp> __global__ void __launch_bounds__(kThreads, 4) target_rescale_kernel(TargetParams p) {
   constexpr int N = kPack<A>;
   using Key = decltype(order_key(A(0)));
   const Chunk chunk(p);
@@ -268,7 +277,7 @@ template <class A, bool kClamp> __global__ void __launch_bounds__(kThreads, 1) t
 }
 
 // bounds[2], bounds[3]: the ties of all chunks; a block per image.
-template <class A> __global__ void __launch_bounds__(kThreads, 1) target_ties_kernel(TargetParams p) {
+template <class A> __global__ void __launch_bounds__(kThreads, 3) target_ties_kernel(TargetParams p) {
   const int64_t chunks = target_chunks(p.height * p.width), b = blockIdx.x;
   const int64_t* ties = Scratch<A>(p).ties + 2 * b * chunks;
   int64_t low = 0, high = 0;

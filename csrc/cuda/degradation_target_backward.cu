@@ -20,21 +20,27 @@ template <class A> struct Saved {
     raw = p.normalize == Normalize::percentile ? static_cast<const A*>(p.raw) + offset : nullptr;
     bounds = static_cast<const A*>(p.bounds) + 4 * b;
   }
+  // The raw map, or out once more: loads behind a branch would come after the others.
+  __device__ const A* raw_or_out() const { return raw != nullptr ? raw : out; }
 };
 
 // Per chunk: Σ grad and Σ grad·out over the pixels that are not clamped.
-template <class A> __global__ void __launch_bounds__(kThreads, 1) target_sums_bwd_kernel(TargetBackwardParams q) {
+template <class A> __global__ void __launch_bounds__(kThreads, 4) target_sums_bwd_kernel(TargetBackwardParams q) {
   constexpr int N = kPack<A>;
   const TargetParams& p = q.forward;
   const Chunk chunk(p);
   const Saved<A> saved(q, chunk.b);
   const Slope<A> slope = slope_of(p, saved.bounds);
+  const A* raw_map = saved.raw_or_out();
+  const bool all_aligned = aligned<N>(saved.grad, saved.out, raw_map);
   A total = 0, product = 0;
   for (int64_t at = chunk.begin + threadIdx.x * N; at < chunk.end; at += kThreads * N) {
     const int64_t left = chunk.end - at;
-    const Pack<A, N> grad = load_pack<N>(saved.grad + at, left), out = load_pack<N>(saved.out + at, left);
-    Pack<A, N> raw = out;
-    if (saved.raw != nullptr) raw = load_pack<N>(saved.raw + at, left);
+    Pack<A, N> grad, out, raw;
+    read_batch(all_aligned && left >= N, [&](auto whole) {
+      grad = load_pack<N>(saved.grad + at, left, whole), out = load_pack<N>(saved.out + at, left, whole);
+      raw = load_pack<N>(raw_map + at, left, whole);
+    });
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       if (k >= left || (saved.raw != nullptr && !inside(raw.at[k], slope))) continue;
@@ -72,7 +78,8 @@ template <class A> __device__ inline A raw_gradient(Normalize kind, A grad, A ou
   }
 }
 
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) target_image_bwd_kernel(TargetBackwardParams q) {
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == sizeof(double) ? 2 : 3) target_image_bwd_kernel(TargetBackwardParams q) {
   constexpr int N = kPack<T>;
   const TargetParams& p = q.forward;
   const Chunk chunk(p);
@@ -81,28 +88,22 @@ template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) targe
   const int64_t pixels = p.height * p.width, image = chunk.b * 3 * pixels;
   const T *f = static_cast<const T*>(p.reference) + image, *g = static_cast<const T*>(p.distorted) + image;
   T *grad_f = static_cast<T*>(q.grad_reference), *grad_g = static_cast<T*>(q.grad_distorted);
+  const A* raw_map = saved.raw_or_out();
+  const bool all_whole = pixels % N == 0 && aligned<N>(f, g) && aligned<N>(saved.grad, saved.out, raw_map);
   const A weight = (p.channels > 0 ? A(p.alpha) : A(1)) / A(3);
   for (int64_t at = chunk.begin + threadIdx.x * N; at < chunk.end; at += kThreads * N) {
     const int64_t left = chunk.end - at;
-    Pack<T, N> fs[3], gs[3];
-#pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      fs[c] = load_pack<N>(f + c * pixels + at, left);
-      gs[c] = load_pack<N>(g + c * pixels + at, left);
-    }
-    const Pack<A, N> grad = load_pack<N>(saved.grad + at, left), out = load_pack<N>(saved.out + at, left);
-    Pack<A, N> raw = out;
-    if (saved.raw != nullptr) raw = load_pack<N>(saved.raw + at, left);
     A values[N];
+    const auto through_bounds = [&](const Pack<A, N>& grad, const Pack<A, N>& out, const Pack<A, N>& raw) {
 #pragma unroll
-    for (int k = 0; k < N; ++k)
-      values[k] = weight * raw_gradient(p.normalize, grad.at[k], out.at[k], raw.at[k], slope);
-#pragma unroll
-    for (int c = 0; c < 3; ++c) {
+      for (int k = 0; k < N; ++k)
+        values[k] = weight * raw_gradient(p.normalize, grad.at[k], out.at[k], raw.at[k], slope);
+    };
+    const auto store = [&](const Pack<T, N>& fs, const Pack<T, N>& gs, int c) {
       A results[N];
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        const A difference = A(widen(fs[c].at[k])) - A(widen(gs[c].at[k]));
+        const A difference = A(widen(fs.at[k])) - A(widen(gs.at[k]));
         results[k] = difference > 0 ? values[k] : (difference < 0 ? -values[k] : A(0));
       }
       const int64_t to = image + c * pixels + at;
@@ -110,12 +111,25 @@ template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) targe
 #pragma unroll
       for (int k = 0; k < N; ++k) results[k] = -results[k];
       if (grad_g != nullptr) store_pack<N>(grad_g + to, left, results);
+    };
+    if (all_whole) {
+      Pack<T, N> fs[3], gs[3];
+#pragma unroll
+      for (int c = 0; c < 3; ++c) fs[c] = load_whole<N>(f + c * pixels + at), gs[c] = load_whole<N>(g + c * pixels + at);
+      through_bounds(load_whole<N>(saved.grad + at), load_whole<N>(saved.out + at), load_whole<N>(raw_map + at));
+#pragma unroll
+      for (int c = 0; c < 3; ++c) store(fs[c], gs[c], c);
+    } else {
+      through_bounds(load_pack<N>(saved.grad + at, left), load_pack<N>(saved.out + at, left), load_pack<N>(raw_map + at, left));
+#pragma unroll 1  // registers are for the other branch
+      for (int c = 0; c < 3; ++c)
+        store(load_pack<N>(f + c * pixels + at, left), load_pack<N>(g + c * pixels + at, left), c);
     }
   }
 }
 
 // Horizontal half of the adjoint of upsampling: reduced[b, y, j], a thread each. Blocks do not cross images.
-template <class A> __global__ void __launch_bounds__(kThreads, 1) target_columns_bwd_kernel(TargetBackwardParams q) {
+template <class A> __global__ void __launch_bounds__(kThreads, 3) target_columns_bwd_kernel(TargetBackwardParams q) {
   const TargetParams& p = q.forward;
   const int64_t cells = p.height * p.w, blocks = ceil_div(cells, kThreads), b = blockIdx.x / blocks;
   const int64_t cell = blockIdx.x % blocks * kThreads + threadIdx.x;
@@ -136,7 +150,7 @@ template <class A> __global__ void __launch_bounds__(kThreads, 1) target_columns
 }
 
 // Vertical half, then the factors of the cosine's gradient; a thread per cell.
-template <class A> __global__ void __launch_bounds__(kThreads, 1) target_cells_bwd_kernel(TargetBackwardParams q) {
+template <class A> __global__ void __launch_bounds__(kThreads, 4) target_cells_bwd_kernel(TargetBackwardParams q) {
   const TargetParams& p = q.forward;
   const int64_t pixels = p.h * p.w, index = blockIdx.x * int64_t(kThreads) + threadIdx.x, b = index / pixels;
   if (b >= p.batch) return;
@@ -156,7 +170,7 @@ template <class A> __global__ void __launch_bounds__(kThreads, 1) target_cells_b
 
 constexpr int64_t kChannelSlab = 256;  // channels of one block
 
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) target_cosine_bwd_kernel(TargetBackwardParams q) {
+template <class T, class A> __global__ void __launch_bounds__(kThreads, 3) target_cosine_bwd_kernel(TargetBackwardParams q) {
   constexpr int N = kPack<T>;
   const TargetParams& p = q.forward;
   const int64_t slabs = ceil_div(p.channels, kChannelSlab), pixels = p.h * p.w;
@@ -169,8 +183,12 @@ template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) targe
   const A* factors = static_cast<const A*>(q.coefficients) + tile.b * 3 * pixels + tile.first;
   const Pack<A, N> other = load_pack<N>(factors, left);
   const Pack<A, N> own_f = load_pack<N>(factors + pixels, left), own_g = load_pack<N>(factors + 2 * pixels, left);
+  const bool all_whole = pixels % N == 0 && aligned<N>(f, g);
   for (int64_t c = begin + tile.group; c < end; c += tile.groups) {
-    const Pack<T, N> x = load_pack<N>(f + c * pixels, left), y = load_pack<N>(g + c * pixels, left);
+    Pack<T, N> x, y;
+    read_batch(all_whole, [&](auto whole) {
+      x = load_pack<N>(f + c * pixels, left, whole), y = load_pack<N>(g + c * pixels, left, whole);
+    });
     A results[N];
     if (grad_f != nullptr) {
 #pragma unroll

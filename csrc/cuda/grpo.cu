@@ -20,23 +20,41 @@ template <class A> struct Region {  // where the ratio is trusted
 };
 
 template <class T, class A> struct Inputs {
-  Array<T, A> log_prob, old_log_prob, advantages;
+  Array<T, A> log_prob, old_log_prob, advantages, kl;
+  // What is read as packs. In the place of what is not there, or not one number an element: the log-probabilities once
+  // more. Loads behind a branch would come after the others, one of what is on its way costs no traffic.
+  Array<T, A> packed_advantages, packed_kl;
   int64_t steps;
   __device__ explicit Inputs(const GrpoParams& p)
       : log_prob(p.log_prob, p.log_prob_type), old_log_prob(p.old_log_prob, p.old_type),
-        advantages(p.advantages, p.advantage_type), steps(p.steps) {}
-  template <int N> __device__ void load(int64_t at, int64_t left, A (&log_ratio)[N], A (&advantage)[N]) const {
-    const auto fresh = log_prob.template load<N>(at, left), old = old_log_prob.template load<N>(at, left);
-    if (steps == 1) {
-      const auto pack = advantages.template load<N>(at, left);
+        advantages(p.advantages, p.advantage_type), kl(p.kl, p.kl_type),
+        packed_advantages(p.steps == 1 ? advantages : log_prob), packed_kl(p.kl != nullptr ? kl : log_prob),
+        steps(p.steps) {}
+  template <int N> __device__ bool aligned_for() const {
+    return log_prob.template aligned_at<N>(0) && old_log_prob.template aligned_at<N>(0) &&
+           packed_advantages.template aligned_at<N>(0) && packed_kl.template aligned_at<N>(0);
+  }
+  // divergence: what stands there when there is no KL means nothing
+  template <int N>
+  __device__ void load(int64_t at, int64_t left, bool all_whole, A (&log_ratio)[N], A (&advantage)[N],
+                       A (&divergence)[N]) const {
+    Pack<typename Array<T, A>::Element, N> fresh, old, given, apart;
+    read_batch(all_whole, [&](auto whole) {
+      fresh = log_prob.template load<N>(at, left, whole), old = old_log_prob.template load<N>(at, left, whole);
+      given = packed_advantages.template load<N>(at, left, whole), apart = packed_kl.template load<N>(at, left, whole);
+    });
 #pragma unroll
-      for (int k = 0; k < N; ++k) advantage[k] = A(widen(pack.at[k]));
-    } else {
-#pragma unroll
-      for (int k = 0; k < N; ++k) advantage[k] = k < left ? advantages.one((at + k) / steps) : A(0);
+    for (int k = 0; k < N; ++k) {
+      log_ratio[k] = A(widen(fresh.at[k])) - A(widen(old.at[k]));
+      advantage[k] = A(widen(given.at[k])), divergence[k] = A(widen(apart.at[k]));
     }
+    if (steps == 1) return;
+    int64_t sample = at / steps, step = at - sample * steps;
 #pragma unroll
-    for (int k = 0; k < N; ++k) log_ratio[k] = A(widen(fresh.at[k])) - A(widen(old.at[k]));
+    for (int k = 0; k < N; ++k) {
+      advantage[k] = k < left ? advantages.one(sample) : A(0);
+      if (++step == steps) step = 0, ++sample;
+    }
   }
 };
 
@@ -60,22 +78,21 @@ template <class A> __device__ void finish(const GrpoParams& p) {
   *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total[0] + p.beta * total[1] : total[0]);
 }
 
-template <class A> __global__ void __launch_bounds__(kThreads, 1) grpo_finish_kernel(GrpoParams p) { finish<A>(p); }
+template <class A> __global__ void __launch_bounds__(kThreads, 3) grpo_finish_kernel(GrpoParams p) { finish<A>(p); }
 
-template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 1) grpo_fwd_kernel(GrpoParams p) {
+template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 3) grpo_fwd_kernel(GrpoParams p) {
   const Inputs<T, A> in(p);
-  const Array<T, A> kl(p.kl, p.kl_type);
+  const bool all_aligned = in.template aligned_for<N>();
   const Region<A> region(p);
   const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
   A policy = 0, divergence = 0, ratios = 0, low = infinity<A>(), high = 0, below = 0, above = 0, squares = 0;
   for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
     const int64_t left = end - at;
-    A log_ratio[N], advantage[N];
-    in.load(at, left, log_ratio, advantage);
+    A log_ratio[N], advantage[N], apart[N];
+    in.load(at, left, all_aligned && left >= N, log_ratio, advantage, apart);
     if (p.kl != nullptr) {
-      const auto pack = kl.template load<N>(at, left);
 #pragma unroll
-      for (int k = 0; k < N; ++k) divergence += A(widen(pack.at[k]));  // zero beyond the end
+      for (int k = 0; k < N; ++k) divergence += apart[k];  // zero beyond the end
     }
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -103,17 +120,18 @@ template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 1
   finish<A>(p);
 }
 
-template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 1) grpo_bwd_kernel(GrpoBackwardParams q) {
+template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 4) grpo_bwd_kernel(GrpoBackwardParams q) {
   const GrpoParams& p = q.forward;
   const Inputs<T, A> in(p);
   const Array<T, A> grad(q.grad_log_prob, p.log_prob_type);
   const Region<A> region(p);
   const A scale = A(-double(*static_cast<const A*>(q.grad_loss)) / double(p.count));
+  const bool all_aligned = in.template aligned_for<N>();
   const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
   for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
     const int64_t left = end - at;
-    A log_ratio[N], advantage[N], results[N];
-    in.load(at, left, log_ratio, advantage);
+    A log_ratio[N], advantage[N], unused[N], results[N];
+    in.load(at, left, all_aligned && left >= N, log_ratio, advantage, unused);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const A ratio = exponential(log_ratio[k]), free = advantage[k] * ratio;

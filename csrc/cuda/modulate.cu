@@ -69,7 +69,7 @@ template <class M, class A> __device__ void downsample(const ModulateParams& p, 
   }
 }
 
-template <class T, class M, class A> __global__ void __launch_bounds__(kThreads, 1) modulate_fwd_kernel(ModulateParams p) {
+template <class T, class M, class A> __global__ void __launch_bounds__(kThreads, 4) modulate_fwd_kernel(ModulateParams p) {
   constexpr int N = kPack<T>, kBatch = 4;  // loads on the way at once
   const Tile tile(p);
   downsample<M, A>(p, tile);
@@ -77,30 +77,36 @@ template <class T, class M, class A> __global__ void __launch_bounds__(kThreads,
   const T* features = static_cast<const T*>(p.features);
   T* out = static_cast<T*>(p.out);
   const int lanes = lanes_for(p.channels, N, kWarp), lane = int(threadIdx.x) % lanes, step = lanes * N;
+  const bool all_whole = p.channels % N == 0 && aligned<N>(features);
   for (int i = tile.i0; i < tile.i1; ++i)
     for (int j = tile.j0 + int(threadIdx.x) / lanes; j < tile.j1; j += kThreads / lanes) {
       const int64_t token = (tile.b * p.h + i) * p.w + j, row = token * p.channels;
       const A weight = gate_weight(p.gate, static_cast<const A*>(p.d)[token]);
+      const auto scale = [&](const Pack<T, N>& pack, int64_t c) {
+        A values[N];
+#pragma unroll
+        for (int k = 0; k < N; ++k) values[k] = A(widen(pack.at[k])) * weight;
+        store_pack<N>(out + row + c, p.channels - c, values);
+      };
+      if (!all_whole) {
+        for (int64_t c = lane * N; c < p.channels; c += step) scale(load_pack<N>(features + row + c, p.channels - c), c);
+        continue;
+      }
       for (int64_t c = lane * N; c < p.channels; c += kBatch * step) {
         Pack<T, N> packs[kBatch];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u)
-          if (c + u * step < p.channels) packs[u] = load_pack<N>(features + row + c + u * step, p.channels - c - u * step);
+          if (c + u * step < p.channels) packs[u] = load_whole<N>(features + row + c + u * step);
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
-          if (c + u * step >= p.channels) break;
-          A values[N];
-#pragma unroll
-          for (int k = 0; k < N; ++k) values[k] = A(widen(packs[u].at[k])) * weight;
-          store_pack<N>(out + row + c + u * step, p.channels - c - u * step, values);
-        }
+        for (int u = 0; u < kBatch; ++u)
+          if (c + u * step < p.channels) scale(packs[u], c + u * step);
       }
     }
 }
 
 // partial[b, tile, c] = Σ over the tile's tokens of weight · feature
 template <class T, class M, class A>
-__global__ void __launch_bounds__(kThreads, 1) modulate_pool_fwd_kernel(ModulateParams p) {
+__global__ void __launch_bounds__(kThreads, 3) modulate_pool_fwd_kernel(ModulateParams p) {
   constexpr int N = kPack<T>, kBatch = 4;
   FINPERCEP_SHARED(A, sums, N * kThreads);
   const Tile tile(p);
@@ -110,27 +116,36 @@ __global__ void __launch_bounds__(kThreads, 1) modulate_pool_fwd_kernel(Modulate
   A* partial = static_cast<A*>(p.partial) + (tile.b * modulate_splits(p.h, p.w) + tile.index) * p.channels;
   const int lanes = lanes_for(p.channels, N, kThreads), lane = int(threadIdx.x) % lanes, groups = kThreads / lanes;
   const int group = int(threadIdx.x) / lanes;
+  const bool all_whole = p.channels % N == 0 && aligned<N>(features);
   for (int64_t first = 0; first < p.channels; first += lanes * N) {
     const int64_t c = first + lane * N, left = p.channels - c;
     A sum[N] = {};
-    for (int i = tile.i0; i < tile.i1 && left > 0; ++i)
+    const auto weight_of = [&](int64_t token) { return gate_weight(p.gate, static_cast<const A*>(p.d)[token]); };
+    const auto add = [&](const Pack<T, N>& pack, A weight) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) sum[k] += A(widen(pack.at[k])) * weight;
+    };
+    for (int i = tile.i0; i < tile.i1 && left > 0; ++i) {
+      const int64_t tokens = (tile.b * p.h + i) * p.w;  // of the row
+      if (!all_whole) {
+        for (int j = tile.j0 + group; j < tile.j1; j += groups)
+          add(load_pack<N>(features + (tokens + j) * p.channels + c, left), weight_of(tokens + j));
+        continue;
+      }
       for (int j = tile.j0 + group; j < tile.j1; j += kBatch * groups) {
-        const int64_t token = (tile.b * p.h + i) * p.w + j;
         Pack<T, N> packs[kBatch];
         A weights[kBatch];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
-          if (j + u * groups >= tile.j1) continue;
-          packs[u] = load_pack<N>(features + (token + u * groups) * p.channels + c, left);
-          weights[u] = gate_weight(p.gate, static_cast<const A*>(p.d)[token + u * groups]);
+          const int64_t token = tokens + j + u * groups;
+          if (j + u * groups < tile.j1)
+            packs[u] = load_whole<N>(features + token * p.channels + c), weights[u] = weight_of(token);
         }
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
-          if (j + u * groups >= tile.j1) continue;
-#pragma unroll
-          for (int k = 0; k < N; ++k) sum[k] += A(widen(packs[u].at[k])) * weights[u];
-        }
+        for (int u = 0; u < kBatch; ++u)
+          if (j + u * groups < tile.j1) add(packs[u], weights[u]);
       }
+    }
 #pragma unroll
     for (int k = 0; k < N; ++k) sums[k * kThreads + threadIdx.x] = sum[k];
     __syncthreads();
@@ -145,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1) modulate_pool_fwd_kernel(Modulate
 }
 
 // out[b, c] = mean: a warp's width of channels, each by eight threads.
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) modulate_pool_finish_kernel(ModulateParams p) {
+template <class T, class A> __global__ void __launch_bounds__(kThreads, 4) modulate_pool_finish_kernel(ModulateParams p) {
   FINPERCEP_SHARED(A, sums, kThreads);
   const int64_t slabs = ceil_div(p.channels, kWarp), b = blockIdx.x / slabs, splits = modulate_splits(p.h, p.w);
   const int64_t c = blockIdx.x % slabs * kWarp + threadIdx.x % kWarp;

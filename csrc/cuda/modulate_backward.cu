@@ -10,42 +10,43 @@ namespace FINPERCEP_ARCH {
 namespace {
 
 // grad_features = grad · weight, grad_d = slope · Σ_c grad · feature; a warp, or less of one, per token.
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 1) modulate_bwd_kernel(ModulateBackwardParams p) {
+template <class T, class A> __global__ void __launch_bounds__(kThreads, 4) modulate_bwd_kernel(ModulateBackwardParams p) {
   constexpr int N = kPack<T>, kBatch = 2;
   const ModulateParams& q = p.forward;
   const int64_t tokens = q.h * q.w;
   const int lanes = lanes_for(q.channels, N, kWarp), lane = int(threadIdx.x) % lanes, step = lanes * N;
   const int64_t token = blockIdx.x * int64_t(kThreads / lanes) + threadIdx.x / lanes, row = token * q.channels;
   const bool mine = token < q.batch * tokens;  // no early return: all lanes take part in the sum
-  const T* features = static_cast<const T*>(q.features) + row;
   const T* grad = static_cast<const T*>(p.grad) + (q.pool ? token / tokens * q.channels : row);
   T* grad_features = static_cast<T*>(p.grad_features) + row;
   const A share = q.pool ? A(1) / A(tokens) : A(1);
   const A weight = mine ? gate_weight(q.gate, static_cast<const A*>(q.d)[token]) * share : A(0);
   const bool need_features = p.grad_features != nullptr, need_d = p.grad_d != nullptr;
+  // Not wanted: grad once more. Loads behind a branch would come after the others, one of what is on its way costs nothing.
+  const T* features = need_d ? static_cast<const T*>(q.features) + row : grad;
+  const bool all_whole = q.channels % N == 0 && aligned<N>(static_cast<const T*>(q.features), static_cast<const T*>(p.grad));
   A sum = 0;
-  for (int64_t c = lane * N; mine && c < q.channels; c += kBatch * step) {
+  const auto pass = [&](const Pack<T, N>& upstream, const Pack<T, N>& values, int64_t c) {
+    A result[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const A g = A(widen(upstream.at[k]));
+      result[k] = g * weight;
+      sum += g * A(widen(values.at[k]));
+    }
+    if (need_features) store_pack<N>(grad_features + c, q.channels - c, result);
+  };
+  for (int64_t c = lane * N; mine && !all_whole && c < q.channels; c += step)
+    pass(load_pack<N>(grad + c, q.channels - c), load_pack<N>(features + c, q.channels - c), c);
+  for (int64_t c = lane * N; mine && all_whole && c < q.channels; c += kBatch * step) {
     Pack<T, N> grads[kBatch], values[kBatch];
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int64_t at = c + u * step;
-      if (at >= q.channels) continue;
-      grads[u] = load_pack<N>(grad + at, q.channels - at);
-      if (need_d) values[u] = load_pack<N>(features + at, q.channels - at);
-    }
+    for (int u = 0; u < kBatch; ++u)
+      if (c + u * step < q.channels)
+        grads[u] = load_whole<N>(grad + c + u * step), values[u] = load_whole<N>(features + c + u * step);
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int64_t at = c + u * step;
-      if (at >= q.channels) continue;
-      A result[N];
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const A g = A(widen(grads[u].at[k]));
-        result[k] = g * weight;
-        if (need_d) sum += g * A(widen(values[u].at[k]));
-      }
-      if (need_features) store_pack<N>(grad_features + at, q.channels - at, result);
-    }
+    for (int u = 0; u < kBatch; ++u)
+      if (c + u * step < q.channels) pass(grads[u], values[u], c + u * step);
   }
   if (!need_d) return;
   sum = team_reduce(sum, lanes, Sum());
@@ -87,7 +88,8 @@ template <class A, int N> __device__ void bilinear_gradient(const Sides& s, cons
   }
 }
 
-template <class M, class A> __global__ void __launch_bounds__(kThreads, 1) modulate_map_bwd_kernel(ModulateBackwardParams p) {
+template <class M, class A>
+__global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3) modulate_map_bwd_kernel(ModulateBackwardParams p) {
   constexpr int N = kPack<M>;
   const ModulateParams& q = p.forward;
   const Sides s(q);

@@ -29,7 +29,9 @@ namespace FINPERCEP_ARCH {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 256;  // of every block, except where a kernel says otherwise
+// Of every block, except where a kernel says otherwise. The other number in a kernel's __launch_bounds__ is how many blocks
+// a multiprocessor must have registers for: as many as the compiler can give without spilling, in any dtype.
+constexpr int kThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // ---- numbers ------------------------------------------------------------------------------------------------------
@@ -78,6 +80,29 @@ template <int N, class T> __device__ inline Pack<T, N> load_pack(const T* from, 
   return pack;
 }
 
+// The same where the caller knows that all are there and aligned.
+template <int N, class T> __device__ inline Pack<T, N> load_whole(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+template <int N, class T> __device__ inline Pack<T, N> load_pack(const T* from, int64_t, std::true_type) {
+  return load_whole<N>(from);
+}
+template <int N, class T> __device__ inline Pack<T, N> load_pack(const T* from, int64_t left, std::false_type) {
+  return load_pack<N>(from, left);
+}
+
+// read(whole) makes a batch of loads, `whole` being true_type where every pack is there and aligned. One branch for all of
+// them: with a branch per load nvcc waits for each before it issues the next, as it does for elements of 16 bits.
+template <class F> __device__ inline void read_batch(bool whole, const F& read) {
+  if (whole) read(std::true_type());
+  else read(std::false_type());
+}
+
+// Whether packs of N can be read at once from all of these addresses, and from any number of packs further on.
+template <int N, class... T> __device__ inline bool aligned(const T*... from) {
+  return (... && (reinterpret_cast<uintptr_t>(from) % alignof(Pack<T, N>) == 0));
+}
+
 template <int N, class T, class A> __device__ inline void store_pack(T* to, int64_t left, const A (&values)[N]) {
   Pack<T, N> pack;
 #pragma unroll
@@ -111,9 +136,14 @@ __host__ __device__ inline int lanes_for(int64_t count, int pack, int most) {
 struct Any {};  // mixtures of dtypes that nobody is in a hurry with: element by element
 
 template <class T, class A> struct Array {
+  using Element = T;  // of a pack
   T* data;
   __device__ Array(const void* memory, DType) : data(static_cast<T*>(const_cast<void*>(memory))) {}
-  template <int N> __device__ Pack<T, N> load(int64_t i, int64_t left) const { return load_pack<N>(data + i, left); }
+  template <int N> __device__ bool aligned_at(int64_t i) const { return aligned<N>(data + i); }
+  template <int N, class Whole = std::false_type>
+  __device__ Pack<T, N> load(int64_t i, int64_t left, Whole whole = {}) const {
+    return load_pack<N>(data + i, left, whole);
+  }
   template <int N> __device__ void store(int64_t i, int64_t left, const A (&values)[N]) const {
     store_pack<N>(data + i, left, values);
   }
@@ -122,6 +152,7 @@ template <class T, class A> struct Array {
 };
 
 template <class A> struct Array<Any, A> {
+  using Element = A;
   void* data;
   DType type;
   __device__ Array(const void* memory, DType t) : data(const_cast<void*>(memory)), type(t) {}
@@ -143,7 +174,9 @@ template <class A> struct Array<Any, A> {
     with_type([&](auto* memory) { value = A(widen(narrow<std::remove_pointer_t<decltype(memory)>>(x))); });
     return value;
   }
-  template <int N> __device__ Pack<A, N> load(int64_t i, int64_t left) const {
+  template <int N> __device__ bool aligned_at(int64_t) const { return false; }
+  template <int N, class Whole = std::false_type>
+  __device__ Pack<A, N> load(int64_t i, int64_t left, Whole = {}) const {
     Pack<A, N> pack;
 #pragma unroll
     for (int k = 0; k < N; ++k) pack.at[k] = k < left ? one(i + k) : A(0);

@@ -19,6 +19,15 @@ struct Part {
   }
 };
 
+// The statistics of a sample from its sums Σ (x' - mean)² and Σ (v - v_reference)².
+template <class A>
+__device__ void write_scores(const SdeParams& p, const Step& step, int64_t sample, double square, double gap) {
+  const Score score = score_of(p, step, square, gap);
+  static_cast<A*>(p.log_prob)[sample] = A(score.log_prob);
+  static_cast<A*>(p.std)[sample] = A(step.std);
+  if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(score.kl);
+}
+
 // Merges the sums of a sample's chunks, in a fixed order. By one warp.
 template <class A> __device__ void finish(const SdeParams& p, int64_t sample) {
   const int64_t chunks = sde_chunks(p.size);
@@ -26,38 +35,48 @@ template <class A> __device__ void finish(const SdeParams& p, int64_t sample) {
   double square = 0, gap = 0;
   for (int64_t c = threadIdx.x % kWarp; c < chunks; c += kWarp) square += partial[2 * c], gap += partial[2 * c + 1];
   square = team_reduce(square, kWarp, Sum()), gap = team_reduce(gap, kWarp, Sum());
-  if (threadIdx.x % kWarp > 0) return;
-  const Step step = coefficients(p, sample);
-  const Score score = score_of(p, step, square, gap);
-  static_cast<A*>(p.log_prob)[sample] = A(score.log_prob);
-  static_cast<A*>(p.std)[sample] = A(step.std);
-  if (p.kl != nullptr) static_cast<A*>(p.kl)[sample] = A(score.kl);
+  if (threadIdx.x % kWarp == 0) write_scores<A>(p, coefficients(p, sample), sample, square, gap);
 }
 
-template <class A> __global__ void __launch_bounds__(kThreads, 1) sde_finish_kernel(SdeParams p) {
+template <class A> __global__ void __launch_bounds__(kThreads, 4) sde_finish_kernel(SdeParams p) {
   const int64_t sample = blockIdx.x * int64_t(kThreads / kWarp) + threadIdx.x / kWarp;
   if (sample < p.batch) finish<A>(p, sample);
 }
 
+// The reference, or in its absence the velocity: loads that all threads make are in flight together, those behind a branch
+// come later; one more of what is on its way costs no traffic.
+template <class V, class A> __device__ Array<V, A> reference_of(const SdeParams& p, bool wanted) {
+  const Image& image = wanted ? p.reference : p.velocity;
+  return {image.data, image.type};
+}
+
+template <class T, class A, int N> using PackOf = Pack<typename Array<T, A>::Element, N>;
+
 // V: dtype of velocity and reference; X: of sample, noise, next_sample and what is written.
-template <class V, class X, class A, int N> __global__ void __launch_bounds__(kThreads, 1) sde_step_fwd_kernel(SdeParams p) {
+template <class V, class X, class A, int N> __global__ void __launch_bounds__(kThreads, 4) sde_step_fwd_kernel(SdeParams p) {
   FINPERCEP_SHARED(Step, shared_step, 1);
   const Part part(p);
   if (threadIdx.x == 0) shared_step[0] = coefficients(p, part.sample);
   __syncthreads();
   const A a = A(shared_step[0].a), b = A(shared_step[0].b), spread = A(shared_step[0].spread);
-  const Array<V, A> velocity(p.velocity.data, p.velocity.type), reference(p.reference.data, p.reference.type);
+  const Array<V, A> velocity(p.velocity.data, p.velocity.type), reference = reference_of<V, A>(p, p.kl != nullptr);
   const Array<X, A> sample(p.sample.data, p.sample.type), drawn(p.drawn, p.sample.type), mean(p.mean, p.sample.type);
   const bool draws = p.noise.data != nullptr;
   const Array<X, A> other(draws ? p.noise.data : p.next_sample.data, draws ? p.noise.type : p.next_sample.type);
+  const int64_t base = part.sample * p.size;
+  const bool all_aligned = velocity.template aligned_at<N>(base) && sample.template aligned_at<N>(base) &&
+                           other.template aligned_at<N>(base) && reference.template aligned_at<N>(base);
   A square = 0, gap = 0;
   for (int64_t i = part.first + threadIdx.x * N; i < part.end; i += kThreads * N) {
-    const int64_t at = part.sample * p.size + i, left = part.end - i;
-    const auto vs = velocity.template load<N>(at, left);
-    const auto xs = sample.template load<N>(at, left);
-    const auto others = other.template load<N>(at, left);
-    auto references = vs;
-    if (p.kl != nullptr) references = reference.template load<N>(at, left);
+    const int64_t at = base + i, left = part.end - i;
+    PackOf<V, A, N> vs, references;
+    PackOf<X, A, N> xs, others;
+    read_batch(all_aligned && left >= N, [&](auto whole) {
+      vs = velocity.template load<N>(at, left, whole);
+      xs = sample.template load<N>(at, left, whole);
+      others = other.template load<N>(at, left, whole);
+      references = reference.template load<N>(at, left, whole);
+    });
     A means[N], outcomes[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -74,14 +93,14 @@ template <class V, class X, class A, int N> __global__ void __launch_bounds__(kT
     if (p.mean != nullptr) mean.store(at, left, means);
   }
   square = block_reduce(square, Sum()), gap = block_reduce(gap, Sum());
-  if (threadIdx.x == 0) p.partial[2 * int64_t(blockIdx.x)] = double(square), p.partial[2 * int64_t(blockIdx.x) + 1] = double(gap);
-  if (sde_chunks(p.size) > 1) return;  // a launch of its own merges them
-  __syncthreads();
-  if (threadIdx.x < kWarp) finish<A>(p, part.sample);
+  if (threadIdx.x > 0) return;
+  if (sde_chunks(p.size) == 1) return write_scores<A>(p, shared_step[0], part.sample, double(square), double(gap));
+  double* partial = p.partial + 2 * int64_t(blockIdx.x);  // a launch of its own merges them
+  partial[0] = double(square), partial[1] = double(gap);
 }
 
 template <class V, class X, class A, int N>
-__global__ void __launch_bounds__(kThreads, 1) sde_step_bwd_kernel(SdeBackwardParams q) {
+__global__ void __launch_bounds__(kThreads, std::is_same_v<V, Any> ? 3 : 4) sde_step_bwd_kernel(SdeBackwardParams q) {
   FINPERCEP_SHARED(Weights<A>, shared_weights, 1);
   FINPERCEP_SHARED(A, shared_mean, 2);
   const SdeParams& p = q.forward;
@@ -94,28 +113,39 @@ __global__ void __launch_bounds__(kThreads, 1) sde_step_bwd_kernel(SdeBackwardPa
   __syncthreads();
   const A a = shared_mean[0], b = shared_mean[1];
   const Weights<A> w = shared_weights[0];
-  const Array<V, A> velocity(p.velocity.data, p.velocity.type), reference(p.reference.data, p.reference.type);
+  const bool scores = q.grad_log_prob != nullptr, diverges = q.grad_kl != nullptr;
+  const Array<V, A> velocity(p.velocity.data, p.velocity.type), reference = reference_of<V, A>(p, diverges);
   const Array<V, A> grad(q.grad_velocity, p.velocity.type);
   const Array<X, A> sample(p.sample.data, p.sample.type), next_sample(p.next_sample.data, p.next_sample.type);
   const Array<X, A> grad_drawn(q.grad_drawn.data, q.grad_drawn.type), grad_mean(q.grad_mean.data, q.grad_mean.type);
-  const bool scores = q.grad_log_prob != nullptr, diverges = q.grad_kl != nullptr;
+  const int64_t base = part.sample * p.size;
+  const bool all_aligned = velocity.template aligned_at<N>(base) && reference.template aligned_at<N>(base) &&
+                           sample.template aligned_at<N>(base) && next_sample.template aligned_at<N>(base);
   for (int64_t i = part.first + threadIdx.x * N; i < part.end; i += kThreads * N) {
-    const int64_t at = part.sample * p.size + i, left = part.end - i;
+    const int64_t at = base + i, left = part.end - i;
+    const bool all_whole = all_aligned && left >= N;
     A results[N] = {};
-    if (scores || diverges) {
-      const auto vs = velocity.template load<N>(at, left);
-      if (scores) {
-        const auto xs = sample.template load<N>(at, left);
-        const auto outcomes = next_sample.template load<N>(at, left);
+    PackOf<V, A, N> vs, references;
+    if (scores) {
+      PackOf<X, A, N> xs, outcomes;
+      read_batch(all_whole, [&](auto whole) {
+        vs = velocity.template load<N>(at, left, whole);
+        xs = sample.template load<N>(at, left, whole);
+        outcomes = next_sample.template load<N>(at, left, whole);
+        references = reference.template load<N>(at, left, whole);
+      });
 #pragma unroll
-        for (int k = 0; k < N; ++k)
-          results[k] = w.outcome * (A(widen(outcomes.at[k])) - mean_of(A(widen(xs.at[k])), A(widen(vs.at[k])), a, b));
-      }
-      if (diverges) {
-        const auto references = reference.template load<N>(at, left);
+      for (int k = 0; k < N; ++k)
+        results[k] = w.outcome * (A(widen(outcomes.at[k])) - mean_of(A(widen(xs.at[k])), A(widen(vs.at[k])), a, b));
+    } else if (diverges) {
+      read_batch(all_whole, [&](auto whole) {
+        vs = velocity.template load<N>(at, left, whole);
+        references = reference.template load<N>(at, left, whole);
+      });
+    }
+    if (diverges) {
 #pragma unroll
-        for (int k = 0; k < N; ++k) results[k] += w.gap * (A(widen(vs.at[k])) - A(widen(references.at[k])));
-      }
+      for (int k = 0; k < N; ++k) results[k] += w.gap * (A(widen(vs.at[k])) - A(widen(references.at[k])));
     }
     if (q.grad_drawn.data != nullptr) {
       const auto pack = grad_drawn.template load<N>(at, left);

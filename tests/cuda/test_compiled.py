@@ -32,10 +32,19 @@ WIDE_STORES = {
     "sde_step_fwd_kernel", "target_cosine_bwd_kernel", "target_image_bwd_kernel", "target_raw_kernel",
     "target_rescale_kernel",
 }  # fmt: skip
+# How many packs a thread of theirs asks for before it waits for the first.
+IN_FLIGHT = {
+    "grpo_bwd_kernel": 3, "grpo_fwd_kernel": 4, "modulate_bwd_kernel": 4, "modulate_fwd_kernel": 4,
+    "modulate_pool_fwd_kernel": 4, "sde_step_bwd_kernel": 4, "sde_step_fwd_kernel": 4, "target_cosine_bwd_kernel": 2,
+    "target_cosine_kernel": 4, "target_image_bwd_kernel": 9, "target_raw_kernel": 6, "target_sums_bwd_kernel": 3,
+}  # fmt: skip
 # In the names of the kernels for mixtures of dtypes, element by element; for uint8 images, which load packs of eight;
 # and for half-precision velocities beside fp32 images, whose gradients are stored by four.
 ELEMENTWISE, EIGHT_BYTES = "3AnyE", "kernelIh"
-FOUR_HALVES = re.compile("sde_step_bwd_kernelI(6__half|13__nv_bfloat16)ffLi4E")
+FOUR_HALVES = re.compile("sde_step_(?:fwd|bwd)_kernelI(6__half|13__nv_bfloat16)ffLi4E")
+# Loads of the tensors; CONSTANT are those of the tables in CUDA's cospi.
+WIDE_LOAD = re.compile(r"\bLDG\.E(?!\S*CONSTANT)\S*\.128")
+PACK_LOAD = re.compile(r"\bLDG\.E(?!\S*CONSTANT)\S*\.(64|128)")
 
 
 def find_tool(name: str) -> str | None:
@@ -134,26 +143,89 @@ def test_registers_are_within_budget(resources) -> None:
     assert {name: count for name, count in used.items() if count > budget[name]} == {}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_memory_is_accessed_128_bits_at_a_time(library: Path, cuobjdump: str, arch: str) -> None:
-    loads: dict[str, bool] = {}
-    stores: dict[str, bool] = {}
+@pytest.fixture(scope="session", params=ARCHS)
+def machine_code(request: pytest.FixtureRequest, library: Path, cuobjdump: str) -> dict[str, list[str]]:
+    """Mangled name -> instructions, of one architecture."""
+    code: dict[str, list[str]] = {}
     name = ""
-    for line in lines(cuobjdump, "-sass", "-arch", f"sm_{arch}", str(library)):
+    for line in lines(cuobjdump, "-sass", "-arch", f"sm_{request.param}", str(library)):
         if "Function : " in line:
             name = line.split("Function : ")[1].strip()
-            loads[name] = stores[name] = False
-        elif re.search(r"\bLDG\.E\S*\.128", line):
-            loads[name] = True
-        elif re.search(r"\bSTG\.E\S*\.128", line):
-            stores[name] = True
-        assert not re.search(r"\b(LDL|STL)\b", line), f"local memory in {name}"
-    assert loads
-    plain = [n for n in loads if ELEMENTWISE not in n]
-    narrow_loads = [n for n in plain if short_name(n) in WIDE_LOADS and EIGHT_BYTES not in n and not loads[n]]
+            code[name] = []
+        elif (found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)) is not None:
+            code[name].append(found[1])
+    assert code
+    return code
+
+
+def test_memory_is_accessed_128_bits_at_a_time(machine_code) -> None:
+    narrow_loads, narrow_stores = [], []
+    for name, code in machine_code.items():
+        text, kernel = "\n".join(code), short_name(name)
+        assert not re.search(r"\b(LDL|STL)\b", text), f"local memory in {name}"
+        if ELEMENTWISE in name:
+            continue
+        if kernel in WIDE_LOADS and EIGHT_BYTES not in name and not WIDE_LOAD.search(text):
+            narrow_loads.append(name)
+        four_halves = FOUR_HALVES.search(name) and "bwd" in name
+        if kernel in WIDE_STORES and not four_halves and not re.search(r"\bSTG\.E\S*\.128", text):
+            narrow_stores.append(name)
     assert not narrow_loads
-    narrow_stores = [n for n in plain if short_name(n) in WIDE_STORES and not stores[n]]
-    assert not [n for n in narrow_stores if not FOUR_HALVES.search(n)]
+    assert not narrow_stores
+
+
+INSTRUCTION = re.compile(r"(?P<predicate>@\S+\s+)?(?P<name>\S+)\s*(?P<operands>.*)")
+LEAVES = ("EXIT", "RET", "BAR")
+
+
+def registers(operands: str) -> set[int]:
+    named = re.findall(r"\bR(\d+)(\.64)?", operands)
+    return {int(first) for first, _ in named} | {int(first) + 1 for first, pair in named if pair}
+
+
+def most_in_flight(code: list[str], load: re.Pattern[str]) -> int:
+    """The most loads that are issued one after the other before any register of theirs is touched."""
+    waiting: list[set[int]] = []
+    most = 0
+    for instruction in code:
+        found = INSTRUCTION.match(instruction)
+        assert found is not None
+        name, operands = found["name"], found["operands"]
+        jumps = name.startswith("BRA") and not found["predicate"]
+        if jumps or name.split(".")[0] in LEAVES:  # what follows is reached from elsewhere
+            waiting = []
+            continue
+        touched, loaded = registers(operands), set[int]()
+        if load.search(name):
+            first = min(registers(operands.split(",")[0]))
+            loaded = set(range(first, first + int(name.rsplit(".", 1)[1]) // 32))
+        waiting = [one for one in waiting if not one & (touched | loaded)]
+        if loaded:
+            waiting.append(loaded)
+        most = max(most, len(waiting))
+    return most
+
+
+def test_loads_are_in_flight_together(machine_code) -> None:
+    """A branch per load, for its alignment, makes a thread wait for each before it asks for the next."""
+    waits = {}
+    for name, code in machine_code.items():
+        wanted = IN_FLIGHT.get(short_name(name), 0)
+        if ELEMENTWISE in name or not wanted:
+            continue
+        load = PACK_LOAD if EIGHT_BYTES in name or FOUR_HALVES.search(name) else WIDE_LOAD
+        found = most_in_flight(code, load)
+        if found < wanted:
+            waits[name] = found
+    assert not waits
+
+
+def test_the_count_of_loads_in_flight_can_fail() -> None:
+    load = "LDG.E.128 R{}, desc[UR6][R{}.64]".format
+    together = [load(8, 2), load(12, 4), load(16, 6), "FADD R0, R8, R12"]
+    one_by_one = [load(8, 2), "PRMT R20, R8, 0x7610, R20", load(8, 4), "PRMT R21, R9, 0x7632, R21"]
+    assert most_in_flight(together, WIDE_LOAD) == 3
+    assert most_in_flight(one_by_one, WIDE_LOAD) == 1
 
 
 def test_library_loads_without_a_gpu(library: Path) -> None:
