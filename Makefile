@@ -12,7 +12,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 .DEFAULT_GOAL := help
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## score photos and their faults; ends with demo/index.html to look at
 	@$(BIN)/finpercep demo --out demo
@@ -26,8 +26,9 @@ test: .venv/installed  ## lint, formatting, types and every test
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-gpu-check:  ## on a CUDA machine: build for its card, check and measure every backend, with $(PYTHON) as it is
-	$(PYTHON) -m benchmarks.gpu
+# In two commands: GPU_CHECK=--no-checks (measure), then GPU_CHECK=--checks-only, which adds to its results.
+gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend, with $(PYTHON) as it is
+	$(PYTHON) -m benchmarks.gpu $(GPU_CHECK)
 
 wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +cu<version>) where nvcc is found
 	FINPERCEP_CUDA_ARCHS=$(WHEEL_ARCHS) FINPERCEP_REQUIRE_CUDA=$(if $(NVCC),1,0) FINPERCEP_NO_CUDA=$(if $(NVCC),0,1) \

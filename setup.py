@@ -195,7 +195,9 @@ class BuildExtension(build_ext):
             target = objects_dir / f"{unit.object_name}.o"
             if self.force or not up_to_date(target):
                 depends = ["-MF", str(target.with_suffix(".d"))]
-                run([*command, *unit.flags, *depends, str(unit.source), "-o", str(target)])
+                half = target.with_suffix(".part.o")  # a compiler that is killed leaves no half of an object
+                run([*command, *unit.flags, *depends, str(unit.source), "-o", str(half)])
+                half.replace(target)
             return target
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
@@ -206,8 +208,16 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "c++"))
 
 
+def pybind11_headers() -> list[str]:
+    """The package's own come before torch's, which are older; without the package (a bare GPU machine) torch's do."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [f"-isystem{pybind11.get_include()}"]
+
+
 def cpp_flags() -> list[str]:
-    import pybind11
     import torch
 
     return [
@@ -216,7 +226,7 @@ def cpp_flags() -> list[str]:
         "-Wno-psabi",  # vectors are passed within one file only
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         f'-DFINPERCEP_TORCH_VERSION="{torch.__version__}"',
-        f"-isystem{pybind11.get_include()}",  # the package's own: torch bundles an older one
+        *pybind11_headers(),
         f"-isystem{Path(torch.__file__).parent / 'include'}",
         f"-isystem{sysconfig.get_path('include')}",
     ]  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.measure import EXECUTORS, best
+from benchmarks.cases import Case
 
-RESULTS = Path(__file__).parent.parent / "results"
+EXECUTORS = ("eager", "compile", "compile-max", "triton", "cuda")
+RIVALS = ("compile", "compile-max")
 BAR_BYTES, BAR_SHARE, BAR_LAUNCH = 256e6, 0.85, 1.3
 COLUMNS = ("operator", "direction", "dtype", "size", "MB", *EXECUTORS, "GB/s", "% copy", "× compile", "memory ÷ eager",
            "bar")  # fmt: skip
@@ -16,13 +18,50 @@ COLUMNS = ("operator", "direction", "dtype", "size", "MB", *EXECUTORS, "GB/s", "
 Row = dict[str, Any]
 
 
-def write(result: Row, name: str, folder: Path = RESULTS) -> Path:
-    """Write both files, return the Markdown's path."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    path = folder / f"{name}.md"
-    path.write_text(markdown(result))
-    return path
+def load(path: Path, machine: Row) -> Row:
+    """What an earlier command found with the same sources on the same machine, to be added to; else a new result."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, ValueError):
+        result = {}
+    if result.get("machine") == machine:
+        return result
+    return {"machine": machine, "checks": [], "ceilings": {}, "rows": [], "model": {}}
+
+
+def write(result: Row, path: Path) -> Path:
+    """Write both files whole or not at all, however the process ends; return the Markdown's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = path.with_suffix(".md")
+    for target, text in (
+        (page, markdown(result)),
+        (path, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
+    ):
+        half = target.with_name(f".{target.name}.part")
+        half.write_text(text)
+        os.replace(half, target)
+    return page
+
+
+def put_check(result: Row, check: Row) -> None:
+    """Add a check, in the place of an earlier one of its name."""
+    names = [other["name"] for other in result["checks"]]
+    if check["name"] in names:
+        result["checks"][names.index(check["name"])] = check
+    else:
+        result["checks"].append(check)
+
+
+def row_for(result: Row, case: Case) -> Row:
+    """The row of a case, made if there is none."""
+    dtype = str(case.dtype).removeprefix("torch.")
+    key = {"operator": case.operator, "direction": case.direction, "dtype": dtype, "size": case.size}
+    for row in result["rows"]:
+        if key.items() <= row.items():
+            return row
+    row = {**key, "seconds": {}, "peak": {}, "errors": {}}
+    result["rows"].append(row)
+    return row
 
 
 def markdown(result: Row) -> str:
@@ -30,7 +69,7 @@ def markdown(result: Row) -> str:
     lines = [f"# {result['machine']['gpu']}", ""]
     lines += [", ".join(f"{key} {value}" for key, value in result["machine"].items()), ""]
     lines += ["| check | result |", "|---|---|"]
-    lines += [f"| {check['name']} | {check['result']} |" for check in result["checks"]]
+    lines += [row_of([check["name"], check["result"]]) for check in result["checks"]]
     if ceiling := result.get("ceilings"):
         lines += ["", f"Ceilings: copy {ceiling['copy_gbps']:.0f} GB/s, bf16 matrix product "
                   f"{ceiling['matmul_tflops']:.0f} TFLOP/s, empty launch {ceiling['launch_seconds'] * 1e6:.1f} µs. "
@@ -38,23 +77,53 @@ def markdown(result: Row) -> str:
         lines += ["", row_of(COLUMNS), "|---" * len(COLUMNS) + "|"]
         lines += [row_of(cells(row, ceiling)) for row in result["rows"]]
     if model := result.get("model"):
-        times = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in model.items())
-        lines += ["", f"ViT-L/14, 16 x 448², bf16, compiled: {times}."]
+        lines += ["", f"ViT-L/14, 16 x 448², bf16, compiled: {times_of_model(model['seconds'])}."]
+    if notes := errors(result):
+        lines += ["", "Not measured:", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
+def times_of_model(seconds: dict[str, float]) -> str:
+    """Times, and what the head adds to the bare encoder."""
+    encoder = seconds.get("encoder")
+
+    def one(name: str) -> str:
+        ratio = f" ({seconds[name] / encoder:.3f} × encoder)" if encoder and name != "encoder" else ""
+        return f"{name} {seconds[name] * 1e3:.2f} ms{ratio}"
+
+    return ", ".join(map(one, seconds)) or "not measured"
+
+
+def errors(result: Row) -> list[str]:
+    """Why cells are empty, one line each."""
+    notes = [
+        f"{row['operator']} {row['direction']} {row['dtype']} {row['size']}, {name}: {why}"
+        for row in result.get("rows", [])
+        for name, why in row["errors"].items()
+    ]
+    model = result.get("model") or {}
+    return notes + [f"ViT-L/14, {name}: {why}" for name, why in model.get("errors", {}).items()]
+
+
 def row_of(values: tuple[str, ...] | list[str]) -> str:
-    return "| " + " | ".join(values) + " |"
+    return "| " + " | ".join(value.replace("|", "¦") for value in values) + " |"
+
+
+def best(row: Row) -> str | None:
+    """The faster of our two backends, or None where neither ran."""
+    ours = {name: row["seconds"][name] for name in ("triton", "cuda") if name in row["seconds"]}
+    return min(ours, key=lambda name: ours[name]) if ours else None
 
 
 def cells(row: Row, ceiling: dict[str, float]) -> list[str]:
     seconds, name = row["seconds"], best(row)
-    out = [row["operator"], row["direction"], row["dtype"], row["size"], f"{row['bytes'] / 1e6:.1f}"]
+    megabytes = f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else ""
+    out = [row["operator"], row["direction"], row["dtype"], row["size"], megabytes]
     out += [f"{seconds[e] * 1e6:.1f}" if e in seconds else "" for e in EXECUTORS]
     if name is None:
         return [*out, "", "", "", "", ""]
     speed = row["bytes"] / seconds[name] / 1e9
-    rival = min((seconds[e] for e in ("compile", "compile-max") if e in seconds), default=None)
+    rival = min((seconds[e] for e in RIVALS if e in seconds), default=None)
     memory = row["peak"][name] / row["peak"]["eager"] if row["peak"].get("eager") else None
     return [*out, f"{speed:.0f}", f"{100 * speed / ceiling['copy_gbps']:.0f}",
             "" if rival is None else f"{rival / seconds[name]:.2f}",
@@ -69,10 +138,13 @@ def bar(row: Row, ceiling: dict[str, float]) -> str:
     if row["bytes"] >= BAR_BYTES and row["bytes"] / ours / 1e9 < BAR_SHARE * ceiling["copy_gbps"]:
         missed.append("copy")
     if (
-        row["operator"] == "group_advantage"
+        row["operator"].startswith("group_advantage")
         and row["bytes"] < 1e5
         and ours > BAR_LAUNCH * ceiling["launch_seconds"]
     ):
         missed.append("launch")
-    missed += [other for other in ("compile", "compile-max") if seconds.get(other, ours) < ours]
-    return f"no: {', '.join(missed)}" if missed else "yes"
+    missed += [other for other in RIVALS if seconds.get(other, ours) < ours]
+    if missed:
+        return f"no: {', '.join(missed)}"
+    unknown = [other for other in RIVALS if other not in seconds]
+    return f"yes, without {', '.join(unknown)}" if unknown else "yes"

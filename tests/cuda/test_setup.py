@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from setuptools import Distribution, Extension
 
 from tests.cuda.build import REPOSITORY
@@ -86,6 +87,34 @@ def test_version(setup: ModuleType, nvcc: str, monkeypatch: pytest.MonkeyPatch) 
     assert setup.version() == __version__
     monkeypatch.setenv("FINPERCEP_REQUIRE_CUDA", "1")
     assert setup.version() == f"{__version__}+cu128"
+
+
+def test_headers_of_pybind11(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own, before torch's; torch's alone where the package is missing."""
+    flags = setup.cpp_flags()
+    assert flags.index(setup.pybind11_headers()[0]) < flags.index(f"-isystem{torch_headers()}")
+    monkeypatch.setitem(sys.modules, "pybind11", None)
+    assert setup.pybind11_headers() == []
+    assert f"-isystem{torch_headers()}" in setup.cpp_flags()
+    assert (torch_headers() / "pybind11" / "pybind11.h").exists()
+
+
+def torch_headers() -> Path:
+    return Path(torch.__file__).parent / "include"
+
+
+def test_a_killed_compiler_leaves_no_object(setup: ModuleType, tmp_path: Path) -> None:
+    """Half an object would pass for one that is up to date."""
+    compiler = tmp_path / "compiler"
+    script = 'for last; do :; done\necho half > "$last"\necho killed >&2\nexit 137\n'
+    compiler.write_text(f"#!/bin/sh\n{script}")
+    compiler.chmod(0o755)
+    command = setup.BuildExtension(Distribution())
+    command.initialize_options()
+    command.build_temp = str(tmp_path)
+    with pytest.raises(RuntimeError, match="killed"):
+        command._compile([(setup.Unit(Path("a.cpp"), "a", ()), [str(compiler)])], "objects")
+    assert not (tmp_path / "objects" / "a.o").exists()
 
 
 def test_what_is_built(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,38 +1,76 @@
-"""What needs a CUDA device; skipped, with the reason, where there is none. `make gpu-check` runs it."""
+"""Triton and CUDA on a GPU, in `make gpu-check`. Without one, the same tests run on the C++ operators if they can."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+import benchmarks.gpu  # noqa: F401  (finds finpercep.kernels in a tree that nobody installed)
 from finpercep.ops import _backend
 
-DEVICE = "cuda"
-BACKENDS = ("triton", "cuda")
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+BACKENDS = ("cuda", "triton") if GPU else ("cpp",)
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.path.parts:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", choices=BACKENDS, help="of tests/gpu: only this backend")
+    parser.addoption("--part", help='of tests/gpu: a share of the tests, "2/4"')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    backend, part = config.getoption("backend", None), config.getoption("part", None)
+    kept = [item for item in items if backend in (None, backend_of(item))]
+    if part is not None:
+        first, step = map(int, part.split("/"))
+        kept = kept[first - 1 :: step]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     reason = _backend.unavailable_reason(request.param)
     if reason is not None:
-        pytest.fail(f"{request.param}: {reason}")
+        pytest.fail(f"{request.param}: {reason}") if GPU else pytest.skip(reason)
     return request.param
 
 
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Memory that an operator allocates starts as NaN: an element that no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+@pytest.fixture(autouse=True)
+def device_works() -> Iterator[None]:
+    """An error of a kernel ends the run at the test that launched it: behind it, every test would fail of it."""
     yield
-    torch.use_deterministic_algorithms(False)
+    if GPU:
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            pytest.exit(f"a kernel broke the device: {error}", returncode=1)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that an operator allocates starts as NaN: an element that no kernel writes shows.
+
+    torch fills it in deterministic mode only, which for the rest should warn and not raise: not all that runs in here
+    is ours.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = fill

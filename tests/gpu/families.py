@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ class Call:
     run: Callable[..., list[Tensor]]
     inputs: Callable[[], list[Tensor]]  # fp64, on the CPU, fresh numbers
     differentiable: tuple[int, ...] = ()
+    partial: tuple[
+        int, ...
+    ] = ()  # outputs that take another output as a constant: their gradient is not their slope
 
     def __str__(self) -> str:
         return self.name
@@ -70,13 +74,20 @@ def _advantage(count: int, group_size: int | None, scale: str) -> Call:
 
 
 def _grpo(count: int, steps: int) -> Call:
+    low, high = 0.1, 0.2
+
     def run(op: Callable[..., Any], new: Tensor, old: Tensor, advantage: Tensor, kl: Tensor) -> list[Tensor]:
-        loss, stats = op(new, old, advantage, clip_low=0.1, clip_high=0.2, kl=kl, beta=0.3)
+        loss, stats = op(new, old, advantage, clip_low=low, clip_high=high, kl=kl, beta=0.3)
         return [loss, *stats]
 
-    return Call(f"grpo-{count}x{steps}", ops.grpo_loss, ops.grpo_loss_reference, run,
-                lambda: [rand(count, steps) - 1, rand(count, steps) - 1, rand(count) - 0.5, rand(count, steps)],
-                (0, 3))  # fmt: skip
+    def inputs() -> list[Tensor]:
+        """No ratio near a bound: rounding, of inputs to bfloat16 (0.004) or of the ratio, would carry it across."""
+        new, old = rand(count, steps) - 1, rand(count, steps) - 1
+        for bound in (math.log(1 - low), math.log(1 + high)):
+            new = torch.where((new - old - bound).abs() < 0.01, new + 0.03, new)
+        return [new, old, rand(count) - 0.5, rand(count, steps)]
+
+    return Call(f"grpo-{count}x{steps}", ops.grpo_loss, ops.grpo_loss_reference, run, inputs, (0, 3))
 
 
 def _sde(shape: tuple[int, ...], kind: str, draw: bool) -> Call:
@@ -87,24 +98,33 @@ def _sde(shape: tuple[int, ...], kind: str, draw: bool) -> Call:
         return [step.next_sample, step.log_prob, step.mean, step.std, step.kl]
 
     return Call(f"sde-{shape}-{kind}-{'draw' if draw else 'score'}", ops.sde_step, ops.sde_step_reference, run,
-                lambda: [rand(*shape) - 0.5 for _ in range(4)], (0,))  # fmt: skip
+                lambda: [rand(*shape) - 0.5 for _ in range(4)], (0,), (1,) if draw else ())  # fmt: skip
 
 
-CALLS: Sequence[Call] = [
+# One of every kind, small: for views, gradients, registration, compilation, capture, streams and the sanitizer.
+SMALL: Sequence[Call] = [
     _modulate(2, (4, 4), 64, (16, 24), gate="degradation", resample="area", pool=None),
     _modulate(3, (3, 5), 7, (10, 13), gate="quality", resample="bilinear", pool="mean"),
+    _target(2, (33, 47), (5, 4), 19, "minmax"),
+    _target(2, (33, 47), (5, 4), 19, "percentile"),
+    _advantage(96, 24, "group"),
+    _advantage(500, None, "group"),
+    _grpo(48, 10),
+    _sde((4, 3, 17, 19), "flow", True),
+    _sde((4, 3, 17, 19), "flow", False),
+]
+CALLS: Sequence[Call] = [
+    *SMALL,
     _modulate(2, (9, 7), 33, (5, 4), gate="residual", resample="area", pool="mean"),
     _modulate(1, (32, 32), 129, (448, 448), gate="residual", resample="area", pool=None),
-    *(_target(2, (33, 47), (5, 4), 19, normalize) for normalize in ("none", "scale", "minmax", "percentile")),
+    *(_target(2, (33, 47), (5, 4), 19, normalize) for normalize in ("none", "scale")),
     _target(1, (128, 96), (8, 6), 64, "minmax"),
-    *(_advantage(96, 24, scale) for scale in ("group", "batch", "none")),
+    *(_advantage(96, 24, scale) for scale in ("batch", "none")),
     _advantage(4096, None, "group"),
     _advantage(96 * 1024, 24, "group"),
     _advantage(50_000, None, "batch"),
-    _grpo(48, 10),
     _grpo(3, 1),
     _grpo(70_001, 3),
-    *(_sde((4, 3, 17, 19), kind, draw) for kind in ("flow", "cps", "dance") for draw in (True, False)),
+    *(_sde((4, 3, 17, 19), kind, draw) for kind in ("cps", "dance") for draw in (True, False)),
     _sde((3, 16, 64, 64), "flow", True),
 ]
-SMALL = [CALLS[1], CALLS[6], CALLS[9], CALLS[14], CALLS[17]]

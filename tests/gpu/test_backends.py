@@ -1,4 +1,4 @@
-"""Triton and CUDA on a GPU: values, gradients, dispatch, capture."""
+"""Triton and CUDA on a GPU (the C++ operators without one): values, gradients, dispatch, capture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.gpu.conftest import DEVICE
+from tests.gpu.conftest import DEVICE, needs_gpu, poisoned
 from tests.gpu.families import CALLS, SMALL, Call
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -36,11 +36,12 @@ def assert_near(ours: list[Tensor], truth: list[Tensor], tolerance: float) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("call", CALLS, ids=str)
-def test_against_fp64(poisoned: None, backend: str, call: Call, dtype: torch.dtype) -> None:
-    torch.manual_seed(torch.seed() % 2**31)
+def test_against_fp64(backend: str, call: Call, dtype: torch.dtype) -> None:
+    print("seed", torch.seed())  # fresh numbers in every run
     inputs = [t.to(DEVICE, dtype) for t in call.inputs()]  # the rounded numbers, for both
     truth = results(call, call.definition, [t.double() for t in inputs])
-    ours = results(call, partial(call.operator, backend=backend), inputs)
+    with poisoned():
+        ours = results(call, partial(call.operator, backend=backend), inputs)
     if dtype in (torch.float64, torch.float32):
         assert_near(ours, truth, TOLERANCE[dtype])
         return
@@ -76,7 +77,8 @@ def test_gradcheck(backend: str, call: Call) -> None:
     inputs = [t.to(DEVICE).requires_grad_(i in call.differentiable) for i, t in enumerate(call.inputs())]
 
     def function(*tensors: Tensor) -> list[Tensor]:
-        return [o for o in call.run(partial(call.operator, backend=backend), *tensors) if o.requires_grad]
+        outputs = call.run(partial(call.operator, backend=backend), *tensors)
+        return [out for i, out in enumerate(outputs) if out.requires_grad and i not in call.partial]
 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True, atol=1e-5)
 
@@ -104,6 +106,7 @@ def test_opcheck(backend: str, call: Call) -> None:
         torch.library.opcheck(func, [a.detach() if isinstance(a, Tensor) else a for a in args])
 
 
+@needs_gpu
 @pytest.mark.parametrize("call", SMALL, ids=str)
 def test_compiles_without_a_break(backend: str, call: Call) -> None:
     inputs = [t.to(DEVICE, torch.float32) for t in call.inputs()]
@@ -113,6 +116,7 @@ def test_compiles_without_a_break(backend: str, call: Call) -> None:
     torch._dynamo.reset()
 
 
+@needs_gpu
 @pytest.mark.parametrize("call", SMALL, ids=str)
 def test_graph_capture(backend: str, call: Call) -> None:
     """A captured call replays on new numbers: nothing in it waits for the host."""
@@ -131,6 +135,7 @@ def test_graph_capture(backend: str, call: Call) -> None:
     assert_near(outputs, function(*inputs), 1e-6)
 
 
+@needs_gpu
 @pytest.mark.parametrize("call", SMALL, ids=str)
 def test_runs_on_the_current_stream(backend: str, call: Call) -> None:
     inputs = [t.to(DEVICE, torch.float32) for t in call.inputs()]
@@ -151,7 +156,7 @@ def test_runs_on_the_current_stream(backend: str, call: Call) -> None:
 @pytest.mark.parametrize("call", SMALL, ids=str)
 def test_small_calls_for_the_sanitizer(backend: str, call: Call) -> None:
     """What `compute-sanitizer` watches: forward and backward of every operator, odd sizes."""
-    inputs = [t.to(DEVICE, torch.float32) for t in call.inputs()]
-    outputs = results(call, partial(call.operator, backend=backend), inputs)
-    torch.cuda.synchronize()
-    assert len(outputs) > 0
+    # Converted on the host: the checker takes long for every kernel that is loaded.
+    inputs = [t.to(torch.float32).to(DEVICE) for t in call.inputs()]
+    for value in results(call, partial(call.operator, backend=backend), inputs):
+        assert value.isfinite().all()
