@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> group_advantage(
   p.rewards = r.const_data_ptr(), p.advantages = advantages.mutable_data_ptr();
   p.counts = static_cast<int64_t*>(counts.mutable_data_ptr()), p.moments = moments.mutable_data_ptr();
 #ifdef FINPERCEP_CUDA
-  Tensor order, scratch = allocate({advantage_scratch_bytes()}, ScalarType::Byte, r);
+  Tensor order, scratch = allocate({p.count > kAdvantageSmall ? advantage_scratch_bytes() : 0}, ScalarType::Byte, r);
   p.scratch = scratch.mutable_data_ptr();
   if (p.ids != nullptr && p.count > kAdvantageSmall) {
     std::tie(ids, order) = stable_sort(ids);

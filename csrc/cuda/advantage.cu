@@ -17,10 +17,17 @@ template <class A> struct Group {
   bool varied = false;               // by comparison: a rounded mean would lie about equal rewards
 };
 
-// By a team of `lanes` threads: up to a warp, or kTeam = kThreads for a whole block. reward(k): the group's k-th of n. All
-// threads of the warp (block) take part, those without a group with n = 0.
-template <int kTeam, class A, class F>
-__device__ Group<A> summarise(const F& reward, int64_t n, int lane, int lanes, int64_t correction) {
+// Of the rewards that a thread of a team takes: f(reward) for every `lanes`-th of n, from `lane` on.
+template <class F> __device__ auto every(int64_t n, int lane, int lanes, const F& reward) {
+  return [=](const auto& f) {
+#pragma unroll 4
+    for (int64_t k = lane; k < n; k += lanes) f(reward(k));
+  };
+}
+
+// By a team of `lanes` threads: up to a warp, or kTeam = kThreads for a whole block. each(f): f of every reward of this
+// thread. All threads of the warp (block) take part, those without a group with no rewards.
+template <int kTeam, class A, class F> __device__ Group<A> summarise(const F& each, int lanes, int64_t correction) {
   const auto reduce = [&](auto value, const auto& merge) {
     if constexpr (kTeam > kWarp) return block_reduce<kTeam>(value, merge);
     else return team_reduce(value, lanes, merge);
@@ -28,19 +35,17 @@ __device__ Group<A> summarise(const F& reward, int64_t n, int lane, int lanes, i
   Group<A> group;
   A sum = 0, low = infinity<A>(), high = -infinity<A>();
   int finite = 0;
-  for (int64_t k = lane; k < n; k += lanes) {
-    const A r = reward(k);
-    if (!is_finite(r)) continue;
-    sum += r, finite += 1, low = min_of(low, r), high = max_of(high, r);
-  }
+  each([&](A r) {
+    if (is_finite(r)) sum += r, finite += 1, low = min_of(low, r), high = max_of(high, r);
+  });
   sum = reduce(sum, Sum()), finite = reduce(finite, Sum()), low = reduce(low, Lowest()), high = reduce(high, Highest());
   group.finite = finite, group.varied = high > low;
   if (finite > 0) group.mean = sum / A(finite);
   A squares = 0;
-  for (int64_t k = lane; k < n; k += lanes) {
-    const A r = reward(k), away = r - group.mean;
+  each([&](A r) {
+    const A away = r - group.mean;
     if (is_finite(r)) squares += away * away;
-  }
+  });
   squares = reduce(squares, Sum());
   if (group.varied) group.squares = squares, group.std = root(squares / A(max_of(finite - correction, int64_t(1))));
   return group;
@@ -84,16 +89,23 @@ template <class A> __device__ Totals totals_of(const Group<A>& g) {
           double(g.std), double(comparable)};
 }
 
-// Over a block, through shared memory: too large to shuffle. parts: kCount of them
-template <int kCount> __device__ Totals block_totals(const Totals& mine, Totals* parts, bool together) {
+__device__ inline Totals shuffled(const Totals& t, int step) {
+  const auto from = [&](auto x) { return __shfl_xor_sync(kAllLanes, x, step); };
+  return {from(t.groups), from(t.zero_variance), from(t.single), from(t.finite),
+          from(t.sum), from(t.squares), from(t.std), from(t.comparable)};
+}
+
+// Over a block of kCount threads, of which every `apart`-th holds something; for its first warp. Once per kernel.
+template <int kCount> __device__ Totals block_totals(Totals total, int apart, bool together) {
+  FINPERCEP_SHARED(Totals, parts, kCount / kWarp);
+  for (int step = kWarp / 2; step >= apart; step /= 2) total = merged(total, shuffled(total, step), together);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = total;
   __syncthreads();
-  parts[threadIdx.x] = mine;
-  for (int step = kCount / 2; step > 0; step /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < step) parts[threadIdx.x] = merged(parts[threadIdx.x], parts[threadIdx.x + step], together);
-  }
-  __syncthreads();
-  return parts[0];
+  if (threadIdx.x >= kWarp) return total;
+  total = threadIdx.x < kCount / kWarp ? parts[threadIdx.x] : Totals{};
+#pragma unroll
+  for (int step = kCount / kWarp / 2; step > 0; step /= 2) total = merged(total, shuffled(total, step), together);
+  return total;
 }
 
 // (std + eps) over all rewards
@@ -121,8 +133,7 @@ struct SmallLayout {
   __host__ __device__ int ids() const { return 0; }                          // int64, then rewards as A
   __host__ __device__ int order() const { return 8 * padded; }               // uint16: where a sorted id comes from
   __host__ __device__ int starts() const { return order() + 2 * padded; }    // uint16: first of each group, and the end
-  __host__ __device__ int totals() const { return (starts() + 2 * (padded + 1) + 15) / 16 * 16; }
-  __host__ __device__ int bytes() const { return totals() + 64 * kSmallThreads; }
+  __host__ __device__ int bytes() const { return starts() + 2 * (padded + 1); }
 };
 
 // Bitonic sort by id, equal ids by position.
@@ -169,7 +180,10 @@ __device__ inline int find_starts(const int64_t* ids, uint16_t* starts, int coun
   return total;
 }
 
-template <class T, class A> __global__ void __launch_bounds__(kSmallThreads, 1) advantage_small_kernel(AdvantageParams p) {
+// together: of scale batch, which needs every group before it can write any.
+template <class T, class A, bool together>
+__global__ void __launch_bounds__(kSmallThreads, 1) advantage_small_kernel(AdvantageParams p) {
+  FINPERCEP_SHARED(A, shared_divisor, 1);
   FINPERCEP_DYNAMIC_SHARED(memory);
   const SmallLayout layout(p.count);
   uint16_t* order = reinterpret_cast<uint16_t*>(memory + layout.order());
@@ -194,12 +208,9 @@ template <class T, class A> __global__ void __launch_bounds__(kSmallThreads, 1) 
   int lanes = kWarp;  // per group: as many as keep all threads busy
   while (lanes > 1 && lanes * groups > kSmallThreads) lanes /= 2;
   const int lane = int(threadIdx.x) % lanes, slots = kSmallThreads / lanes, rounds = (groups + slots - 1) / slots;
-  const bool together = p.scale == AdvantageScale::batch;
   A* out = static_cast<A*>(p.advantages);
   Totals total{};
-  A divisor = 1;
-  for (int pass = together ? 0 : 1; pass < 2; ++pass) {  // scale batch needs every group before it can write any
-    const Writer<A> writer(p, divisor);
+  const auto for_groups = [&](const auto& f) {  // f(group, begin, n); all threads take part
     for (int round = 0; round < rounds; ++round) {
       const int g = round * slots + int(threadIdx.x) / lanes;
       int begin = 0, n = 0;
@@ -207,17 +218,31 @@ template <class T, class A> __global__ void __launch_bounds__(kSmallThreads, 1) 
         begin = labelled ? starts[g] : g * int(p.group_size);
         n = labelled ? starts[g + 1] - begin : int(p.group_size);
       }
-      const auto group = summarise<kWarp, A>([&](int64_t k) { return rewards[begin + k]; }, n, lane, lanes, p.correction);
-      if (g < groups && lane == 0 && pass == (together ? 0 : 1)) total = merged(total, totals_of(group), together);
-      if (pass == 0) continue;
-      for (int k = begin + lane; k < begin + n; k += lanes) out[labelled ? order[k] : k] = writer(group, rewards[k]);
+      const auto reward = [&](int64_t k) { return rewards[begin + k]; };
+      f(summarise<kWarp, A>(every(n, lane, lanes, reward), lanes, p.correction), begin, n);
     }
-    if (pass == (together ? 0 : 1)) {
-      total = block_totals<kSmallThreads>(total, reinterpret_cast<Totals*>(memory + layout.totals()), together);
-      if (threadIdx.x == 0) write_stats<A>(p, total);
-      if (together) divisor = batch_divisor<A>(p, total);
-    }
+  };
+  const auto count_group = [&](const Group<A>& group, int n) {
+    if (n > 0 && lane == 0) total = merged(total, totals_of(group), together);
+  };
+  const auto finish_totals = [&] {
+    total = block_totals<kSmallThreads>(total, lanes, together);
+    if (threadIdx.x == 0) write_stats<A>(p, total);
+  };
+  A divisor = 1;
+  if constexpr (together) {
+    for_groups([&](const Group<A>& group, int, int n) { count_group(group, n); });
+    finish_totals();
+    if (threadIdx.x == 0) shared_divisor[0] = batch_divisor<A>(p, total);
+    __syncthreads();
+    divisor = shared_divisor[0];
   }
+  const Writer<A> writer(p, divisor);
+  for_groups([&](const Group<A>& group, int begin, int n) {
+    if (!together) count_group(group, n);
+    for (int k = begin + lane; k < begin + n; k += lanes) out[labelled ? order[k] : k] = writer(group, rewards[k]);
+  });
+  if (!together) finish_totals();
 }
 
 // ---- many rewards ---------------------------------------------------------------------------------------------------
@@ -232,16 +257,53 @@ template <class A> __device__ Writer<A> stage_writer(const AdvantageParams& p, S
   return Writer<A>(p, stage == Stage::write ? batch_divisor<A>(p, *merged_totals(p)) : A(1));
 }
 
-__device__ inline void store_partial(const AdvantageParams& p, Stage stage, const Totals& total) {
-  FINPERCEP_SHARED(Totals, parts, kThreads);
+__device__ inline void store_partial(const AdvantageParams& p, Stage stage, const Totals& total, int apart) {
   if (stage == Stage::write) return;
-  const Totals sum = block_totals<kThreads>(total, parts, stage == Stage::count);
+  const Totals sum = block_totals<kThreads>(total, apart, stage == Stage::count);
   if (threadIdx.x == 0) partial_totals(p)[blockIdx.x] = sum;
 }
 
-// Groups of equal size: each by a warp or less (kTeam = kWarp), or by the block (kTeam = kThreads).
+constexpr int kHeld = 4;  // rewards in a thread's registers
+
+// Groups of equal size, at most kHeld for each of up to a warp of lanes: read once, while the groups before are worked on.
+template <class T, class A> __global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3)
+advantage_held_kernel(AdvantageParams p, Stage stage, int lanes, int blocks) {
+  const T* rewards = static_cast<const T*>(p.rewards);
+  A* out = static_cast<A*>(p.advantages);
+  const Writer<A> writer = stage_writer<A>(p, stage);
+  const int64_t n = p.group_size, groups = p.count / n, stride = int64_t(blocks) * (kThreads / lanes);
+  const int lane = int(threadIdx.x) % lanes;
+  const int64_t offset = lane * kHeld, left = n - offset;
+  int64_t g = int64_t(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes;
+  const auto load = [&](int64_t of) { return load_pack<kHeld>(rewards + of * n + offset, of < groups ? left : 0); };
+  Pack<T, kHeld> next = load(g);
+  Totals total{};
+  for (int64_t first = g - threadIdx.x / lanes; first < groups; first += stride, g += stride) {
+    A held[kHeld], results[kHeld];
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) held[k] = A(widen(next.at[k]));
+    next = load(g + stride);
+    const bool mine = g < groups;
+    const auto each = [&](const auto& f) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k)
+        if (mine && k < left) f(held[k]);
+    };
+    const auto group = summarise<kWarp, A>(each, lanes, p.correction);
+    if (!mine) continue;
+    if (lane == 0) total = merged(total, totals_of(group), stage == Stage::count);
+    if (stage == Stage::count) continue;
+#pragma unroll
+    for (int k = 0; k < kHeld; ++k) results[k] = writer(group, held[k]);
+    store_pack<kHeld>(out + g * n + offset, left, results);
+  }
+  store_partial(p, stage, total, lanes);
+}
+
+// Larger groups of equal size: each by a warp (kTeam = kWarp), or by the block (kTeam = kThreads).
 template <class T, class A, int kTeam>
-__global__ void __launch_bounds__(kThreads, 1) advantage_blocks_kernel(AdvantageParams p, Stage stage, int lanes, int blocks) {
+__global__ void __launch_bounds__(kThreads, 3) advantage_blocks_kernel(AdvantageParams p, Stage stage, int blocks) {
+  constexpr int lanes = kTeam;
   const T* rewards = static_cast<const T*>(p.rewards);
   A* out = static_cast<A*>(p.advantages);
   const Writer<A> writer = stage_writer<A>(p, stage);
@@ -252,18 +314,19 @@ __global__ void __launch_bounds__(kThreads, 1) advantage_blocks_kernel(Advantage
     const int64_t g = first + threadIdx.x / lanes;
     const bool mine = g < groups;
     const T* r = rewards + (mine ? g : 0) * n;
-    const auto group = summarise<kTeam, A>([&](int64_t k) { return A(widen(r[k])); }, mine ? n : 0, lane, lanes, p.correction);
+    const auto reward = [&](int64_t k) { return A(widen(r[k])); };
+    const auto group = summarise<kTeam, A>(every(mine ? n : 0, lane, lanes, reward), lanes, p.correction);
     if (!mine) continue;
     if (lane == 0) total = merged(total, totals_of(group), stage == Stage::count);
     if (stage == Stage::count) continue;
     for (int64_t k = lane; k < n; k += lanes) out[g * n + k] = writer(group, A(widen(r[k])));
   }
-  store_partial(p, stage, total);
+  store_partial(p, stage, total, kWarp);
 }
 
 // Sorted ids: each warp takes the groups that begin among its 32 positions, one after the other.
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, 1) advantage_labels_kernel(AdvantageParams p, Stage stage, int blocks) {
+__global__ void __launch_bounds__(kThreads, 3) advantage_labels_kernel(AdvantageParams p, Stage stage, int blocks) {
   const T* rewards = static_cast<const T*>(p.rewards);
   A* out = static_cast<A*>(p.advantages);
   const Writer<A> writer = stage_writer<A>(p, stage);
@@ -282,22 +345,24 @@ __global__ void __launch_bounds__(kThreads, 1) advantage_labels_kernel(Advantage
         n += equal == kAllLanes ? kWarp : __ffs(~equal) - 1;
       }
       const int64_t* order = p.order + begin;
-      const auto group =
-          summarise<kWarp, A>([&](int64_t k) { return A(widen(rewards[order[k]])); }, n, lane, kWarp, p.correction);
+      const auto reward = [&](int64_t k) { return A(widen(rewards[order[k]])); };
+      const auto group = summarise<kWarp, A>(every(n, lane, kWarp, reward), kWarp, p.correction);
       if (lane == 0) total = merged(total, totals_of(group), stage == Stage::count);
       if (stage == Stage::count) continue;
       for (int64_t k = lane; k < n; k += kWarp) out[order[k]] = writer(group, A(widen(rewards[order[k]])));
     }
   }
-  store_partial(p, stage, total);
+  store_partial(p, stage, total, kWarp);
 }
 
-template <class A> __global__ void __launch_bounds__(kThreads, 1) advantage_totals_kernel(AdvantageParams p, int blocks) {
-  static_assert(kAdvantageBlocks <= kThreads, "a partial result per thread");
-  FINPERCEP_SHARED(Totals, parts, kThreads);
+constexpr int kTotalsThreads = 512;
+
+template <class A> __global__ void __launch_bounds__(kTotalsThreads, 1) advantage_totals_kernel(AdvantageParams p, int blocks) {
+  const bool together = p.scale == AdvantageScale::batch;
   Totals total{};
-  if (int(threadIdx.x) < blocks) total = partial_totals(p)[threadIdx.x];
-  total = block_totals<kThreads>(total, parts, p.scale == AdvantageScale::batch);
+#pragma unroll 4
+  for (int c = int(threadIdx.x); c < blocks; c += kTotalsThreads) total = merged(total, partial_totals(p)[c], together);
+  total = block_totals<kTotalsThreads>(total, 1, together);
   if (threadIdx.x > 0) return;
   write_stats<A>(p, total);
   *merged_totals(p) = total;
@@ -307,27 +372,29 @@ template <class A> __global__ void __launch_bounds__(kThreads, 1) advantage_tota
 template <class A, class F> void two_stages(const AdvantageParams& p, const Stream& stream, int blocks, const F& launch_stage) {
   const bool together = p.scale == AdvantageScale::batch;
   launch_stage(together ? Stage::count : Stage::all);
-  launch(stream, advantage_totals_kernel<A>, 1, kThreads, 0, p, blocks);
+  launch(stream, advantage_totals_kernel<A>, 1, kTotalsThreads, 0, p, blocks);
   if (together) launch_stage(Stage::write);
 }
 
 template <class T, class A> void run(const AdvantageParams& p, const Stream& stream) {
-  if (p.count <= kAdvantageSmall)
-    return launch(stream, advantage_small_kernel<T, A>, 1, kSmallThreads, SmallLayout(p.count).bytes(), p);
+  if (p.count <= kAdvantageSmall) {
+    const bool together = p.scale == AdvantageScale::batch;
+    const auto kernel = together ? advantage_small_kernel<T, A, true> : advantage_small_kernel<T, A, false>;
+    return launch(stream, kernel, 1, kSmallThreads, SmallLayout(p.count).bytes(), p);
+  }
   if (p.ids != nullptr) {
     const int blocks = int(min_of(kAdvantageBlocks, ceil_div(p.count, kThreads)));
     return two_stages<A>(p, stream, blocks, [&](Stage stage) {
       launch(stream, advantage_labels_kernel<T, A>, blocks, kThreads, 0, p, stage, blocks);
     });
   }
-  const bool wide = p.group_size > 32 * kWarp;  // a block per group
-  int lanes = kThreads;
-  if (!wide)
-    for (lanes = 1; lanes < kWarp && lanes * 4 < p.group_size; lanes *= 2) continue;
+  const int lanes = lanes_for(p.group_size, kHeld, p.group_size > 32 * kWarp ? kThreads : kWarp);
   const int blocks = int(min_of(kAdvantageBlocks, ceil_div(p.count / p.group_size * lanes, kThreads)));
   two_stages<A>(p, stream, blocks, [&](Stage stage) {
-    const auto kernel = wide ? advantage_blocks_kernel<T, A, kThreads> : advantage_blocks_kernel<T, A, kWarp>;
-    launch(stream, kernel, blocks, kThreads, 0, p, stage, lanes, blocks);
+    if (p.group_size <= kHeld * lanes)
+      return launch(stream, advantage_held_kernel<T, A>, blocks, kThreads, 0, p, stage, lanes, blocks);
+    const auto kernel = lanes == kThreads ? advantage_blocks_kernel<T, A, kThreads> : advantage_blocks_kernel<T, A, kWarp>;
+    launch(stream, kernel, blocks, kThreads, 0, p, stage, blocks);
   });
 }
 

@@ -58,33 +58,56 @@ template <class T, class A> struct Inputs {
   }
 };
 
-// Merges the statistics of chunks, in a fixed order, and writes the results. By one block.
-template <class A> __device__ void finish(const GrpoParams& p) {
-  double total[kGrpoStats] = {0, 0, 0, infinity<double>(), 0, 0, 0, 0};
-  for (int64_t c = threadIdx.x; c < grpo_chunks(p.count); c += kThreads) {
-    const double* part = p.partial + c * kGrpoStats;
-#pragma unroll
-    for (int s = 0; s < kGrpoStats; ++s)
-      total[s] = s == 3 ? Lowest()(total[s], part[s]) : (s == 4 ? Highest()(total[s], part[s]) : total[s] + part[s]);
-  }
-#pragma unroll
-  for (int s = 0; s < kGrpoStats; ++s) {
-    total[s] = s == 3 ? block_reduce(total[s], Lowest()) : (s == 4 ? block_reduce(total[s], Highest()) : block_reduce(total[s], Sum()));
-    if (s != 3 && s != 4) total[s] /= double(p.count);
-  }
-  if (threadIdx.x > 0) return;
-#pragma unroll
-  for (int s = 0; s < kGrpoStats; ++s) static_cast<A*>(p.stats)[s] = A(total[s]);
-  *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total[0] + p.beta * total[1] : total[0]);
+enum : int { kPolicy, kDivergence, kRatio, kSmallest, kLargest, kBelow, kAbove, kSquares };  // as GrpoParams::stats
+
+template <class V> __device__ inline V merged(int stat, V a, V b) {
+  return stat == kSmallest ? Lowest()(a, b) : (stat == kLargest ? Highest()(a, b) : a + b);
 }
 
-template <class A> __global__ void __launch_bounds__(kThreads, 3) grpo_finish_kernel(GrpoParams p) { finish<A>(p); }
+// Merges the statistics of all threads, in a fixed order and with one barrier; thread s of the block gets statistic s.
+template <class V> __device__ V block_stats(V (&mine)[kGrpoStats]) {
+  constexpr int kWarps = kThreads / kWarp;
+  FINPERCEP_SHARED(V, parts, kGrpoStats * kWarps);
+#pragma unroll
+  for (int s = 0; s < kGrpoStats; ++s) {
+    mine[s] = team_reduce(mine[s], kWarp, [&](V a, V b) { return merged(s, a, b); });
+    if (threadIdx.x % kWarp == 0) parts[s * kWarps + threadIdx.x / kWarp] = mine[s];
+  }
+  __syncthreads();
+  const int stat = int(threadIdx.x);
+  if (stat >= kGrpoStats) return V(0);
+  V total = parts[stat * kWarps];
+#pragma unroll
+  for (int k = 1; k < kWarps; ++k) total = merged(stat, total, parts[stat * kWarps + k]);
+  return total;
+}
+
+// Writes loss and statistics from the sums over all elements, one each in the first threads of a warp.
+template <class A> __device__ void write_results(const GrpoParams& p, double total) {
+  const int stat = int(threadIdx.x);
+  if (stat != kSmallest && stat != kLargest) total /= double(p.count);
+  if (stat == kSquares) total /= 2;
+  const double divergence = __shfl_sync(kAllLanes, total, kDivergence);
+  if (stat < kGrpoStats) static_cast<A*>(p.stats)[stat] = A(total);
+  if (stat == kPolicy) *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total + p.beta * divergence : total);
+}
+
+// Merges the statistics of chunks, in a fixed order.
+template <class A> __global__ void __launch_bounds__(kThreads, 3) grpo_finish_kernel(GrpoParams p) {
+  double total[kGrpoStats] = {0, 0, 0, infinity<double>(), 0, 0, 0, 0};
+#pragma unroll 2
+  for (int64_t c = threadIdx.x; c < grpo_chunks(p.count); c += kThreads)
+#pragma unroll
+    for (int s = 0; s < kGrpoStats; ++s) total[s] = merged(s, total[s], p.partial[c * kGrpoStats + s]);
+  const double sum = block_stats(total);
+  if (threadIdx.x < kWarp) write_results<A>(p, sum);
+}
 
 template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 3) grpo_fwd_kernel(GrpoParams p) {
   const Inputs<T, A> in(p);
   const bool all_aligned = in.template aligned_for<N>();
   const Region<A> region(p);
-  const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
+  const int64_t chunk = grpo_chunk(p.count), begin = blockIdx.x * chunk, end = min_of(p.count, begin + chunk);
   A policy = 0, divergence = 0, ratios = 0, low = infinity<A>(), high = 0, below = 0, above = 0, squares = 0;
   for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
     const int64_t left = end - at;
@@ -106,18 +129,11 @@ template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 3
       squares += log_ratio[k] * log_ratio[k];
     }
   }
-  policy = block_reduce(policy, Sum()), divergence = block_reduce(divergence, Sum());
-  ratios = block_reduce(ratios, Sum()), squares = block_reduce(squares, Sum());
-  low = block_reduce(low, Lowest()), high = block_reduce(high, Highest());
-  below = block_reduce(below, Sum()), above = block_reduce(above, Sum());
-  if (threadIdx.x == 0) {
-    double* part = p.partial + blockIdx.x * kGrpoStats;
-    part[0] = double(policy), part[1] = double(divergence), part[2] = double(ratios), part[3] = double(low);
-    part[4] = double(high), part[5] = double(below), part[6] = double(above), part[7] = double(squares) / 2;
-  }
-  if (grpo_chunks(p.count) > 1) return;  // a launch of its own merges them
-  __syncthreads();
-  finish<A>(p);
+  A mine[kGrpoStats] = {policy, divergence, ratios, low, high, below, above, squares};
+  const double total = double(block_stats(mine));
+  if (threadIdx.x >= kWarp) return;
+  if (grpo_chunks(p.count) == 1) return write_results<A>(p, total);
+  if (threadIdx.x < kGrpoStats) p.partial[blockIdx.x * kGrpoStats + threadIdx.x] = total;  // a launch of its own merges them
 }
 
 template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 4) grpo_bwd_kernel(GrpoBackwardParams q) {
@@ -127,7 +143,7 @@ template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 4
   const Region<A> region(p);
   const A scale = A(-double(*static_cast<const A*>(q.grad_loss)) / double(p.count));
   const bool all_aligned = in.template aligned_for<N>();
-  const int64_t begin = blockIdx.x * kGrpoChunk, end = min_of(p.count, begin + kGrpoChunk);
+  const int64_t chunk = grpo_chunk(p.count), begin = blockIdx.x * chunk, end = min_of(p.count, begin + chunk);
   for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
     const int64_t left = end - at;
     A log_ratio[N], advantage[N], unused[N], results[N];

@@ -26,7 +26,7 @@ struct AdvantageParams {
 
 #ifdef FINPERCEP_CUDA
 constexpr int64_t kAdvantageSmall = 4096;     // up to here one block does everything in one launch
-constexpr int64_t kAdvantageBlocks = 256;     // else at most so many blocks, each with one partial result
+constexpr int64_t kAdvantageBlocks = 2048;    // else at most so many blocks, each with one partial result
 constexpr int64_t advantage_scratch_bytes() { return 64 * (kAdvantageBlocks + 1); }
 #endif
 

@@ -29,13 +29,20 @@ struct GrpoBackwardParams {
 };
 
 constexpr int64_t kGrpoStats = 8;
-// Elements summed into one partial result: a constant, so that results do not depend on the number of threads.
+// Elements summed into one partial result: by the count alone, so that results do not depend on the number of threads.
 #ifdef FINPERCEP_CUDA
 constexpr int64_t kGrpoChunk = 4096;
+// Chunks of many elements where they would be more than a block merges at once; 256 a thread at most, summed in float.
+constexpr int64_t kGrpoMostChunks = 1024, kGrpoLongest = 16 * kGrpoChunk;
+constexpr int64_t grpo_chunk(int64_t count) {
+  const int64_t units = (count + kGrpoChunk - 1) / kGrpoChunk, wanted = (units + kGrpoMostChunks - 1) / kGrpoMostChunks;
+  return wanted * kGrpoChunk < kGrpoLongest ? wanted * kGrpoChunk : kGrpoLongest;
+}
 #else
 constexpr int64_t kGrpoChunk = 16384;
+constexpr int64_t grpo_chunk(int64_t) { return kGrpoChunk; }
 #endif
-constexpr int64_t grpo_chunks(int64_t count) { return (count + kGrpoChunk - 1) / kGrpoChunk; }
+constexpr int64_t grpo_chunks(int64_t count) { return (count + grpo_chunk(count) - 1) / grpo_chunk(count); }
 
 FINPERCEP_KERNEL(grpo_loss_forward, GrpoParams)
 FINPERCEP_KERNEL(grpo_loss_backward, GrpoBackwardParams)
