@@ -56,24 +56,28 @@ def fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def build(seconds: float, measuring: bool) -> list[Command]:
-    """Both extensions at once, and beside them what compiles the measurements."""
+def build(seconds: float) -> list[Command]:
+    """Both extensions at once."""
     major, minor = torch.cuda.get_device_capability()
     env = {
         "FINPERCEP_REQUIRE_EXT": "1",
         "FINPERCEP_REQUIRE_CUDA": "1",
         "FINPERCEP_CUDA_ARCHS": f"{major}{minor}",
     }
-    setup = [PYTHON, "setup.py", "-q", "build_ext", "--inplace", "-j", "2"]
-    commands = [Command("build", setup, seconds, env)]
-    parts = min(8, (os.cpu_count() or 1) // 2) if measuring else 0
-    for part in range(parts):
-        arguments = [PYTHON, "-m", "benchmarks.gpu.warm", str(part), str(parts)]
-        env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        commands.append(
-            Command(f"compile ahead {part + 1}/{parts}", arguments, min(seconds, WARM_SECONDS), env)
-        )
-    return commands
+    return [Command("build", [PYTHON, "setup.py", "-q", "build_ext", "--inplace", "-j", "2"], seconds, env)]
+
+
+def compile_ahead(seconds: float) -> list[Command]:
+    """What needs no extension, in parts."""
+    parts = min(8, (os.cpu_count() or 1) // 2)
+    return [ahead(min(seconds, WARM_SECONDS), str(part), str(parts)) for part in range(parts)]
+
+
+def ahead(seconds: float, *arguments: str) -> Command:
+    """Compile measurements while nothing is timed."""
+    env = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    command = [PYTHON, "-m", "benchmarks.gpu.warm", *arguments]
+    return Command(f"compile ahead {' '.join(arguments)}", command, seconds, env)
 
 
 def pytest(backend: str, *arguments: str) -> list[str]:
@@ -115,9 +119,7 @@ def measured(part: str, path: Path, seconds: float) -> dict[str, str]:
         outcome = stages.run(Command(f"measure {part}", arguments, left))
         if outcome.status in (0, None) or end - time.monotonic() < 20:
             break
-    if (
-        outcome.status is None
-    ):  # no failure: the cell that ran then is noted as unfinished, those behind it are empty
+    if outcome.status is None:  # no failure: a cell is noted as unfinished, those behind it are empty
         return {"name": outcome.name, "result": f"its time was up, {outcome.seconds:.0f} s"}
     return outcome.check()
 
@@ -126,14 +128,18 @@ def run_stage(name: str, seconds: float, path: Path, measuring: bool) -> list[di
     """The checks of one stage."""
     if name in MEASUREMENTS:
         return [measured(name, path, seconds)]
-    if name == "build":
-        outcomes = stages.together(build(seconds, measuring))
-        warm.forget_tuning(CACHES)
-        return [outcomes[0].check()]  # what was not compiled ahead is compiled when it is measured
-    commands = tests(seconds) if name == "tests" else sanitizer(seconds)
-    if not commands:
-        return [{"name": "compute-sanitizer", "result": "not found, not run"}]
-    return [outcome.check() for outcome in stages.together(commands)]
+    if name == "sanitizer":
+        commands, extra = sanitizer(seconds), []
+        if not commands:
+            return [{"name": "compute-sanitizer", "result": "not found, not run"}]
+    elif name == "build":
+        commands, extra = build(seconds), compile_ahead(seconds) if measuring else []
+    else:
+        commands, extra = tests(seconds), [ahead(seconds, "built")] if measuring else []
+    outcomes = stages.together([*commands, *extra])
+    warm.forget_tuning(CACHES)
+    # What was not compiled ahead is compiled when it is measured: no failure.
+    return [outcome.check() for outcome in outcomes[: len(commands)]]
 
 
 def check(wanted: Sequence[str], path: Path, time_left: Callable[[], float]) -> report.Row:

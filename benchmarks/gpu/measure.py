@@ -29,6 +29,7 @@ from benchmarks.gpu.model import VARIANTS, variant
 DEVICE = "cuda"
 FLUSH = 1 << 30
 SLEEP = 4_000_000  # cycles, about 2 ms: longer than the host takes to enqueue any training step
+WAKE = 20 * SLEEP  # brings the clocks up after a compilation
 ROUNDS, WARMUP = 15, 3
 PARTS = {"rows": ("eager", "cuda", "triton", "compile"), "rest": ("compile-max",)}
 # The longest that a cell may take, compilation included.
@@ -55,6 +56,7 @@ class Timer:
 
     def __call__(self, call: Callable[[], object]) -> float:
         seconds = []
+        torch.cuda._sleep(WAKE)
         for index in range(WARMUP + ROUNDS):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self.buffer.sum()

@@ -15,7 +15,8 @@ import torch
 
 from finpercep.ops import modulate_reference
 
-VARIANTS = ("encoder", "reward, operator", "reward, reference")
+WITH_OPERATOR = "reward, operator"
+VARIANTS = ("encoder", WITH_OPERATOR, "reward, reference")
 SIDE, BATCH, LAYERS = 448, 16, 24
 
 
