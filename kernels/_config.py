@@ -11,8 +11,11 @@ The chunks also fix the order of every sum, so results depend on the shape alone
 
 WARPS = 4
 
-# modulate: a tile of [tokens, channels]. Fewer tokens per program when the batch would not fill the device.
-MODULATE_TILE = 2048
+# modulate: a tile of [tokens, channels], rows of 256 bytes or more in half precision. Fewer tokens per program when the
+# batch would not fill the device.
+MODULATE_TILE = 4096
+MODULATE_CHANNELS = 128
+MODULATE_WARPS = 8
 MODULATE_TOKENS = (64, 32, 16, 8)
 MODULATE_PROGRAMS = 512  # about four per multiprocessor of the largest devices
 MODULATE_WINDOW = 32  # pixels of a map row that are read at once for one token
@@ -32,6 +35,9 @@ ADVANTAGE_ONE_LAUNCH = 4096
 ADVANTAGE_TILE = 2048
 
 PARTIALS = 256  # partial results that a finishing program reads at once
+# The same where a single program finishes a whole tensor: its rounds come one after the other while nothing else runs.
+ALL_PARTIALS = 1024
+ALL_PARTIALS_WARPS = 16
 
 
 def power_of_two(n: int) -> int:

@@ -371,8 +371,8 @@ def group_advantage(
     if totals is not None:
         divisor = rewards.new_empty(1, dtype=compute) if scale == BATCH else None
         advantage_finish_kernel[(1,)](
-            totals, counts, moments, divisor, programs, n, eps, correction, A=A, BLOCK=config.PARTIALS,
-            num_warps=config.WARPS,
+            totals, counts, moments, divisor, programs, n, eps, correction, A=A, BLOCK=config.ALL_PARTIALS,
+            num_warps=config.ALL_PARTIALS_WARPS,
         )  # fmt: skip
         if divisor is not None:
             advantage_divide_kernel[(config.ceil_div(n, config.FLAT_BLOCK),)](

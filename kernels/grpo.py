@@ -174,8 +174,8 @@ def grpo_loss(
     )  # fmt: skip
     if partial is not None:
         grpo_finish_kernel[(1,)](
-            partial, loss, stats, chunks, count, beta, A=triton_type(compute), BLOCK=config.PARTIALS,
-            num_warps=config.WARPS,
+            partial, loss, stats, chunks, count, beta, A=triton_type(compute), BLOCK=config.ALL_PARTIALS,
+            num_warps=config.ALL_PARTIALS_WARPS,
         )  # fmt: skip
     return loss, stats
 

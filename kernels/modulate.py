@@ -213,7 +213,8 @@ def _tile(batch: int, tokens: int) -> tuple[int, int, int]:
     for rows in config.MODULATE_TOKENS:
         if batch * config.ceil_div(tokens, rows) >= config.MODULATE_PROGRAMS:
             break
-    return rows, config.MODULATE_TILE // rows, config.ceil_div(tokens, rows)
+    columns = max(config.MODULATE_TILE // rows, config.MODULATE_CHANNELS)
+    return rows, columns, config.ceil_div(tokens, rows)
 
 
 def modulate(
@@ -238,7 +239,7 @@ def modulate(
         blocks, GATE=gate, IS_BILINEAR=resample == BILINEAR,
         POOL=PARTIAL if two_stages else WHOLE if pool else NO_POOL, A=triton_type(compute),
         BLOCK_N=rows, BLOCK_C=columns, BLOCK_X=min(config.power_of_two(span_x), config.MODULATE_WINDOW),
-        num_warps=config.WARPS,
+        num_warps=config.MODULATE_WARPS,
     )  # fmt: skip
     if two_stages:
         columns = 64
@@ -268,7 +269,7 @@ def modulate_backward(
     modulate_bwd_kernel[(batch * blocks,)](
         grad, features, d, grad_features if need_features else None, grad_d, tokens, channels, blocks, GATE=gate,
         POOL=pool, A=compute, BLOCK_N=rows, BLOCK_C=min(columns, config.power_of_two(channels)),
-        num_warps=config.WARPS,
+        num_warps=config.MODULATE_WARPS,
     )  # fmt: skip
     if need_map:
         bilinear = resample == BILINEAR

@@ -55,6 +55,7 @@ def test_matches_reference(poisoned: None, shape_grid, options) -> None:
 def test_every_token_block_and_the_second_stage_of_the_pool(poisoned: None, monkeypatch) -> None:
     """Small tiles, so that small inputs take several programs per image and several blocks of channels."""
     monkeypatch.setattr(_config, "MODULATE_TILE", 64)
+    monkeypatch.setattr(_config, "MODULATE_CHANNELS", 1)
     monkeypatch.setattr(_config, "MODULATE_PROGRAMS", 10)
     tensors = inputs((2, 21, 6, 7), (5, 8))
     for options in VARIANTS[:3]:
