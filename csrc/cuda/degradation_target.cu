@@ -315,7 +315,7 @@ void target_forward(const TargetParams& p, const Stream& stream) {
   check_sides(p);
   const auto run = [&](auto tag) {
     using T = typename decltype(tag)::type;
-    target<T, accum_t<T>>(p, stream);
+    for_slices(p, [&](int64_t first, int64_t count) { target<T, accum_t<T>>(slice_of(p, first, count), stream); });
   };
   if (p.image_type == DType::u8) run(Tag<uint8_t>{});
   else for_float(p.image_type, run);

@@ -214,6 +214,31 @@ template <class A> void feature_gradients(const TargetBackwardParams& q, const S
   });
 }
 
+// Images [first, first + count).
+TargetBackwardParams slice_of(const TargetBackwardParams& q, int64_t first, int64_t count) {
+  const TargetParams& p = q.forward;
+  const int64_t pixels = p.height * p.width, cells = p.h * p.w, a = accumulator_bytes(p);
+  const int64_t image = 3 * pixels * bytes_of(p.image_type), features = p.channels * cells * bytes_of(p.feature_type);
+  TargetBackwardParams s = q;
+  s.forward = slice_of(p, first, count);
+  s.grad = advanced(q.grad, first * pixels * a);
+  s.grad_reference = advanced(q.grad_reference, first * image), s.grad_distorted = advanced(q.grad_distorted, first * image);
+  s.grad_reference_features = advanced(q.grad_reference_features, first * features);
+  s.grad_distorted_features = advanced(q.grad_distorted_features, first * features);
+  s.reduced = advanced(q.reduced, first * p.height * p.w * a);
+  s.coefficients = advanced(q.coefficients, first * 3 * cells * a);
+  return s;
+}
+
+template <class T, class A> void gradients(const TargetBackwardParams& q, const Stream& stream) {
+  const int64_t blocks = chunk_blocks(q.forward);
+  if (is_bounded(q.forward.normalize)) launch(stream, target_sums_bwd_kernel<A>, blocks, kThreads, 0, q);
+  if constexpr (sizeof(T) > 1)  // uint8 images have no gradient
+    if (q.grad_reference != nullptr || q.grad_distorted != nullptr)
+      launch(stream, target_image_bwd_kernel<T, A>, blocks, kThreads, 0, q);
+  if (q.reduced != nullptr) feature_gradients<A>(q, stream);
+}
+
 }  // namespace
 
 void target_backward(const TargetBackwardParams& q, const Stream& stream) {
@@ -221,13 +246,7 @@ void target_backward(const TargetBackwardParams& q, const Stream& stream) {
   check_sides(p);
   const auto run = [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = accum_t<T>;
-    const int64_t blocks = chunk_blocks(p);
-    if (is_bounded(p.normalize)) launch(stream, target_sums_bwd_kernel<A>, blocks, kThreads, 0, q);
-    if constexpr (sizeof(T) > 1)  // uint8 images have no gradient
-      if (q.grad_reference != nullptr || q.grad_distorted != nullptr)
-        launch(stream, target_image_bwd_kernel<T, A>, blocks, kThreads, 0, q);
-    if (q.reduced != nullptr) feature_gradients<A>(q, stream);
+    for_slices(p, [&](int64_t first, int64_t count) { gradients<T, accum_t<T>>(slice_of(q, first, count), stream); });
   };
   if (p.image_type == DType::u8) run(Tag<uint8_t>{});
   else for_float(p.image_type, run);

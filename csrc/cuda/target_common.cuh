@@ -1,6 +1,7 @@
 // Shared by degradation_target forward and backward: which pixels a block takes, and its scratch memory.
 #pragma once
 #include "../include/degradation_target.h"
+#include "../math/target_slope.h"
 #include "primitives.cuh"
 
 namespace finpercep {
@@ -34,6 +35,46 @@ template <class A> struct Scratch {
     partial = reinterpret_cast<A*>(memory);
   }
 };
+
+// ---- slices of the batch, for normalizations that read the map again ------------------------------------------------
+
+constexpr int64_t kSliceBytes = 16 << 20;  // of a one-channel map: it is still in L2 when it is read again
+
+inline int64_t bytes_of(DType type) {
+  switch (type) {
+    case DType::f64: return 8;
+    case DType::f32: return 4;
+    case DType::u8: return 1;
+    default: return 2;
+  }
+}
+template <class P> P* advanced(P* memory, int64_t bytes) {  // P: void or const void
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return memory == nullptr ? nullptr : static_cast<Byte*>(memory) + bytes;
+}
+inline int64_t accumulator_bytes(const TargetParams& p) { return p.image_type == DType::f64 ? 8 : 4; }
+
+// Images [first, first + count). The scratch memory is that of all: slices follow each other on one stream.
+inline TargetParams slice_of(const TargetParams& p, int64_t first, int64_t count) {
+  const int64_t pixels = p.height * p.width, cells = p.h * p.w, a = accumulator_bytes(p);
+  const int64_t image = 3 * pixels * bytes_of(p.image_type), features = p.channels * cells * bytes_of(p.feature_type);
+  TargetParams s = p;
+  s.batch = count;
+  s.reference = advanced(p.reference, first * image), s.distorted = advanced(p.distorted, first * image);
+  s.reference_features = advanced(p.reference_features, first * features);
+  s.distorted_features = advanced(p.distorted_features, first * features);
+  s.out = advanced(p.out, first * pixels * a), s.raw = advanced(p.raw, first * pixels * a);
+  s.bounds = advanced(p.bounds, first * 4 * a), s.moments = advanced(p.moments, first * 3 * cells * a);
+  s.distance = advanced(p.distance, first * cells * a);
+  return s;
+}
+
+// f(first, count) for each slice of the batch.
+template <class F> void for_slices(const TargetParams& p, const F& f) {
+  const int64_t fit = max_of(int64_t(1), kSliceBytes / max_of(int64_t(1), p.height * p.width * accumulator_bytes(p)));
+  const int64_t count = is_bounded(p.normalize) ? min_of(p.batch, fit) : p.batch;
+  for (int64_t first = 0; first < p.batch; first += count) f(first, min_of(count, p.batch - first));
+}
 
 // Sides are int in the kernels: their products divide faster in 32 bits.
 inline void check_sides(const TargetParams& p) {
