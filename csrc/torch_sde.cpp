@@ -19,15 +19,29 @@ struct Inputs {
     STD_TORCH_CHECK(sample.dim() >= 1, "sde_step: sample has no batch dimension");
     p.batch = sample.size(0);
     p.size = p.batch > 0 ? sample.numel() / p.batch : 0;
-    for (const Tensor* t : {&sigma, &sigma_next})
-      STD_TORCH_CHECK(t->scalar_type() == ScalarType::Double && t->numel() == p.batch,
-                      "sde_step: sigma and sigma_next must be float64, one per sample");
     p.velocity = image(velocity, "velocity"), p.sample = image(sample, "sample");
     p.wide = velocity.scalar_type() == ScalarType::Double || sample.scalar_type() == ScalarType::Double;
     p.kind = static_cast<SdeKind>(kind), p.exact_kl = exact_kl;
     p.noise_level = noise_level, p.sigma_max = sigma_max;
-    p.sigma = static_cast<const double*>(sigma.const_data_ptr());
-    p.sigma_next = static_cast<const double*>(sigma_next.const_data_ptr());
+    p.sigma = levels(sigma), p.sigma_next = levels(sigma_next);
+  }
+
+  Levels levels(const Tensor& tensor) const {
+    const ScalarType type = tensor.scalar_type();
+    STD_TORCH_CHECK((type == ScalarType::Double || type == ScalarType::Float) &&
+                        (tensor.numel() == p.batch || tensor.numel() == 1),
+                    "sde_step: sigma and sigma_next must be float32 or float64, one per sample or one for all");
+    Levels result{tensor.const_data_ptr(), dtype_of(tensor, "sigma"), tensor.numel() == 1 ? 0 : 1, 0};
+#ifdef FINPERCEP_CUDA
+    if (tensor.is_cpu() && tensor.numel() == 1) {  // goes along with the launch: nothing to copy, nothing to wait for
+      result.value = type == ScalarType::Float ? double(*static_cast<const float*>(result.data))
+                                               : *static_cast<const double*>(result.data);
+      result.data = nullptr;
+    }
+    STD_TORCH_CHECK(result.data == nullptr || tensor.is_cpu() == sample.is_cpu(),
+                    "sde_step: sigma and sigma_next must be on the device of sample");
+#endif
+    return result;
   }
 
   Image image(const Tensor& tensor, const char* name) const {

@@ -49,6 +49,20 @@ def _coefficients(sigma, sigma_next, noise_level, cosine, sine, sigma_max, KIND:
 
 
 @triton.jit
+def _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image):
+    """(sigma, sigma_next) of one sample in fp64: what the tensors hold, or without a tensor the value for all."""
+    if sigma is None:
+        now = tl.full((), sigma_value, tl.float64)
+    else:
+        now = tl.load(sigma + image * sigma_stride).to(tl.float64)
+    if sigma_next is None:
+        after = tl.full((), next_value, tl.float64)
+    else:
+        after = tl.load(sigma_next + image * next_stride).to(tl.float64)
+    return now, after
+
+
+@triton.jit
 def _mean(x, v, a, b):
     """The one expression for the mean, see the top of this file."""
     return tl.fma(v, tl.broadcast_to(b, v.shape), a * x)
@@ -88,7 +102,7 @@ def _finish(
 @triton.jit
 def sde_fwd_kernel(
     velocity, sample,  # [B, size]
-    sigma, sigma_next,  # [B] fp64
+    sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,  # see _levels
     noise, next_sample,  # [B, size], one of them None
     reference,  # [B, size] or None
     drawn, mean_out,  # [B, size] or None
@@ -100,9 +114,8 @@ def sde_fwd_kernel(
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
     first = program % chunks * CHUNK
-    a64, b64, std, spread64 = _coefficients(
-        tl.load(sigma + image), tl.load(sigma_next + image), noise_level, cosine, sine, sigma_max, KIND
-    )
+    now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
+    a64, b64, std, spread64 = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     a, b, spread = a64.to(A), b64.to(A), spread64.to(A)
     square, gap = tl.zeros([BLOCK], A), tl.zeros([BLOCK], A)
     for start in range(0, CHUNK, BLOCK):
@@ -136,7 +149,8 @@ def sde_fwd_kernel(
 
 @triton.jit
 def sde_finish_kernel(
-    partial, sigma, sigma_next, log_prob, std_out, kl,
+    partial, sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,
+    log_prob, std_out, kl,
     size, chunks, noise_level: tl.float64, cosine: tl.float64, sine: tl.float64, sigma_max: tl.float64,
     KIND: tl.constexpr, EXACT_KL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -147,9 +161,8 @@ def sde_finish_kernel(
         at = partial + (image * chunks + chunk) * 2
         square += tl.load(at, mask=chunk < chunks, other=0.0)
         gap += tl.load(at + 1, mask=chunk < chunks, other=0.0)
-    _, b, std, spread = _coefficients(
-        tl.load(sigma + image), tl.load(sigma_next + image), noise_level, cosine, sine, sigma_max, KIND
-    )
+    now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
+    _, b, std, spread = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     count = tl.full((), size, tl.float64)
     _finish(
         image, tl.sum(square, 0), tl.sum(gap, 0), b, std, spread, count, log_prob, std_out, kl, KIND, EXACT_KL
@@ -161,7 +174,8 @@ def sde_bwd_kernel(
     grad_drawn, grad_mean,  # [B, size] or None
     grad_log_prob, grad_kl,  # [B] or None
     velocity, sample, next_sample, reference,  # [B, size], reference may be None
-    sigma, sigma_next, grad_velocity,
+    sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,
+    grad_velocity,
     size, chunks, noise_level: tl.float64, cosine: tl.float64, sine: tl.float64, sigma_max: tl.float64,
     KIND: tl.constexpr, EXACT_KL: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -169,9 +183,8 @@ def sde_bwd_kernel(
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
     first = program % chunks * CHUNK
-    a64, b64, std, spread = _coefficients(
-        tl.load(sigma + image), tl.load(sigma_next + image), noise_level, cosine, sine, sigma_max, KIND
-    )
+    now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
+    a64, b64, std, spread = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     a, b = a64.to(A), b64.to(A)
     random = (spread <= 0) == 0
     count = tl.full((), size, tl.float64)
@@ -208,6 +221,16 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def _level_arguments(*levels: Tensor) -> list[Tensor | int | float | None]:
+    """(tensor or None, stride, value) of each. One number that is on the host goes along with the launch."""
+    arguments: list[Tensor | int | float | None] = []
+    for level in levels:
+        alone = level.numel() == 1
+        known = alone and level.device.type == "cpu"
+        arguments += [None if known else level.contiguous(), 0 if alone else 1, level.item() if known else 0.0]
+    return arguments
+
+
 def _level(noise_level: float, sigma_max: float) -> tuple[float, float, float, float]:
     angle = math.pi / 2 * noise_level
     return noise_level, math.cos(angle), math.sin(angle), sigma_max
@@ -219,7 +242,8 @@ def sde_step(
     noise_level: float, sigma_max: float, return_mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See `finpercep::sde_step`: (next_sample, mean, log_prob, std, kl), empty where not asked for."""
-    velocity, sample, sigma, sigma_next = (t.contiguous() for t in (velocity, sample, sigma, sigma_next))
+    velocity, sample = velocity.contiguous(), sample.contiguous()
+    levels = _level_arguments(sigma, sigma_next)
     batch, like = sample.shape[0], sample
     compute = accumulation_type(velocity.dtype, sample.dtype)
     drawn = like.new_empty((0,) if noise is None else like.shape)
@@ -234,14 +258,14 @@ def sde_step(
     level = _level(noise_level, sigma_max)
     kl_out = None if reference_velocity is None else kl
     sde_fwd_kernel[(batch * chunks,)](
-        velocity, sample, sigma, sigma_next, _contiguous(noise), _contiguous(next_sample),
+        velocity, sample, *levels, _contiguous(noise), _contiguous(next_sample),
         _contiguous(reference_velocity), None if noise is None else drawn, mean if return_mean else None, log_prob,
         std, kl_out, partial, size, chunks, *level, KIND=kind, EXACT_KL=exact_kl, A=triton_type(compute),
         BLOCK=config.FLAT_BLOCK, CHUNK=config.FLAT_CHUNK, num_warps=config.WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     if partial is not None:
         sde_finish_kernel[(batch,)](
-            partial, sigma, sigma_next, log_prob, std, kl_out, size, chunks, *level, KIND=kind, EXACT_KL=exact_kl,
+            partial, *levels, log_prob, std, kl_out, size, chunks, *level, KIND=kind, EXACT_KL=exact_kl,
             BLOCK=config.PARTIALS, num_warps=config.WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return drawn, mean, log_prob, std, kl
@@ -263,7 +287,7 @@ def sde_step_backward(
     chunks = config.ceil_div(size, config.FLAT_CHUNK)
     sde_bwd_kernel[(batch * chunks,)](
         _contiguous(grad_next_sample), _contiguous(grad_mean), _contiguous(grad_log_prob), _contiguous(grad_kl),
-        velocity, sample, next_sample, _contiguous(reference_velocity), sigma.contiguous(), sigma_next.contiguous(),
+        velocity, sample, next_sample, _contiguous(reference_velocity), *_level_arguments(sigma, sigma_next),
         grad, size, chunks, *_level(noise_level, sigma_max), KIND=kind, EXACT_KL=exact_kl,
         A=triton_type(accumulation_type(velocity.dtype, sample.dtype)), BLOCK=config.FLAT_BLOCK,
         CHUNK=config.FLAT_CHUNK, num_warps=config.WARPS, enable_fp_fusion=False,

@@ -15,6 +15,14 @@ struct Image {
   DType type;
 };
 
+// Noise levels: of sample i the number at data[i·stride], f32 or f64; without data, `value` for all.
+struct Levels {
+  const void* data;
+  DType type;
+  int64_t stride;  // 0 or 1
+  double value;
+};
+
 struct SdeParams {
   int64_t batch, size;
   SdeKind kind;
@@ -22,8 +30,7 @@ struct SdeParams {
   bool wide;             // accumulate in double, else in float: the type of log_prob, std and kl
   double noise_level;
   double sigma_max;      // 1 - sigma_max replaces 1 - sigma at sigma = 1; negative: sigma_next does
-  const double* sigma;   // (batch)
-  const double* sigma_next;
+  Levels sigma, sigma_next;
   Image velocity, sample, noise, next_sample, reference;  // exactly one of noise and next_sample
   void* drawn;           // like sample: written when noise is given
   void* mean;            // like sample, or null: not wanted

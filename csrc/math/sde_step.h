@@ -14,8 +14,15 @@ struct Step {
   double a, b, std, spread;
 };
 
+FINPERCEP_FN double level_of(const Levels& levels, int64_t sample) {
+  if (levels.data == nullptr) return levels.value;
+  const int64_t i = sample * levels.stride;
+  return levels.type == DType::f32 ? double(static_cast<const float*>(levels.data)[i]) : static_cast<const double*>(levels.data)[i];
+}
+
 FINPERCEP_FN Step coefficients(const SdeParams& p, int64_t sample) {
-  const double sigma = p.sigma[sample], next = p.sigma_next[sample], dt = next - sigma, level = p.noise_level;
+  const double sigma = level_of(p.sigma, sample), next = level_of(p.sigma_next, sample), dt = next - sigma;
+  const double level = p.noise_level;
   Step s;
   if (p.kind == SdeKind::cps) {  // x0 = x - σv, x1 = x + (1-σ)v; √(σ'² - std²) = σ'·cos
     const double along = next * cos_half_pi(level);

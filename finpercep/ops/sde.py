@@ -91,6 +91,24 @@ def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor:
     return torch.full((like.shape[0],), sigma, dtype=torch.float64, device=like.device)
 
 
+def _levels(name: str, sigma: Tensor | float, like: Tensor) -> Tensor:
+    """Noise levels as the kernels read them: fp32 or fp64, `(B,)` or one for all, which may be on the host."""
+    if not isinstance(sigma, Tensor):
+        # A number on the host goes along with the launch. In a compiled graph it would keep CUDA graphs off.
+        device = like.device if torch.compiler.is_compiling() else "cpu"
+        return torch.full((), sigma, dtype=torch.float64, device=device)
+    exact = constant(sigma)
+    if exact.device != like.device:
+        if like.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+            raise ValueError(
+                f"{name}: expected a float or a tensor on {like.device} while a graph is captured, "
+                f"got one on {exact.device}"
+            )
+        if exact.dim() or exact.device.type != "cpu":
+            exact = exact.to(like.device)
+    return exact if exact.dtype in (torch.float32, torch.float64) else exact.to(torch.float64)
+
+
 def sde_step_reference(
     velocity: Tensor,
     sample: Tensor,
@@ -240,8 +258,9 @@ def sde_step(
     Args:
         velocity: `(B, ...)`, the model's `v = ε - x_0`. The only input that receives gradient.
         sample: `(B, ...)`, `x_t`.
-        sigma, sigma_next: noise levels in [0, 1], falling; a float, `()` or `(B,)`. The values of tensors are
-            not checked, that would wait for the device; rising ones give NaN.
+        sigma, sigma_next: noise levels in [0, 1], falling; a float, `()` or `(B,)`. fp32 and fp64 are read as
+            they are. The values of tensors are not checked, that would wait for the device; rising ones give
+            NaN.
         noise_level: η, the amount of randomness.
         noise: standard normal, the shape of `sample`; or
         generator: draws it, one generator per sample. With neither, torch's default generator draws.
@@ -287,8 +306,8 @@ def sde_step(
     drawn, mean, log_prob, std, kl = _backend.operator(chosen, "sde_step")(
         velocity,
         constant(sample),
-        _per_sample(sigma, sample),
-        _per_sample(sigma_next, sample),
+        _levels("sigma", sigma, sample),
+        _levels("sigma_next", sigma_next, sample),
         constant(noise),
         constant(next_sample),
         constant(reference_velocity),

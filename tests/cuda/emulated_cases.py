@@ -144,6 +144,46 @@ def test_group_advantage_of_any_size(
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [300, 9001])
+def test_sigma_in_every_form_gives_the_same_bits(emulator, poisoned: None, size: int) -> None:
+    """A float, a number on the host, of each sample, fp32 or fp64: read as they are, computed in fp64."""
+    v, x, end, other = (randn(3, size, seed=k) for k in range(4))
+
+    def step(sigma, sigma_next) -> list[Tensor]:
+        def run(velocity: Tensor) -> Tensor:
+            one = ops.sde_step(
+                velocity, x, sigma, sigma_next, next_sample=end, reference_velocity=other, backend="cpp"
+            )
+            return torch.stack([one.log_prob, one.kl])
+
+        return with_gradients(run, [v])
+
+    exact = torch.full((3,), 0.625, dtype=torch.float64)
+    expected = step(exact, exact - 0.125)
+    for sigma in (0.625, exact.float(), exact[0], exact[0].float(), exact.bfloat16(), exact[:1].expand(3)):
+        assert all(torch.equal(a, b) for a, b in zip(expected, step(sigma, sigma - 0.125), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, step(exact.float(), 0.5), strict=True))
+
+
+def test_the_batch_in_slices_gives_the_same_bits(emulator) -> None:
+    """Maps that L2 does not hold together are normalised some images at a time."""
+    images = [randn(3, 3, 1500, 1500, seed=k) for k in (2, 3)]  # 9 MB a map: one image each
+    tensors = [*images, *(randn(3, 4, 5, 6, seed=k) for k in (4, 5))]
+    weight = randn(3, 1, 1500, 1500, seed=6)
+
+    def run(chosen: slice) -> list[Tensor]:
+        leaves = [t[chosen].clone().requires_grad_() for t in tensors]
+        out = ops.degradation_target(*leaves, backend="cpp")
+        return [out.detach(), *torch.autograd.grad(out, leaves, weight[chosen])]
+
+    before = emulator.launches()
+    together = run(slice(None))
+    assert emulator.launches() - before == 3 * (4 + 5)
+    for b in range(3):
+        for one, all_of_them in zip(run(slice(b, b + 1)), together, strict=True):
+            assert torch.equal(one[0], all_of_them[b])
+
+
 def test_launches(emulator) -> None:
     """Small calls take as few launches as promised."""
 

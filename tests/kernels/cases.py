@@ -104,10 +104,15 @@ def sde_launches() -> list[Launch]:
             grads = (image, image, rows, None) if noise is not None else (None, None, rows, rows)
             arguments = (*grads, image, image, image, sigma, sigma, reference, *level)
             launches += record(sde.sde_step_backward, *arguments)
-    small, sigma = meta(24, 4, 16, 16), meta(24, dtype=F64)  # one chunk: no second stage
-    return launches + record(
-        sde.sde_step, small, small, sigma, sigma, small, None, None, 0, True, 0.7, -1.0, True
-    )
+    small = meta(24, 4, 16, 16)  # one chunk: no second stage
+    for sigma in (
+        meta(24, dtype=F64),
+        meta(24),
+        torch.tensor(0.5),
+    ):  # of each sample in either type, and a number
+        options = (sigma, sigma, small, None, None, 0, True, 0.7, -1.0, True)
+        launches += record(sde.sde_step, small, small, *options)
+    return launches
 
 
 FAMILIES = {

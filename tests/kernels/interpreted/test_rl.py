@@ -30,6 +30,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(_config, "FLAT_BLOCK", 16)
     monkeypatch.setattr(_config, "FLAT_CHUNK", 64)
     monkeypatch.setattr(_config, "PARTIALS", 2)
+    monkeypatch.setattr(_config, "ALL_PARTIALS", 2)
     monkeypatch.setattr(_config, "ADVANTAGE_ONE_LAUNCH", 64)
     monkeypatch.setattr(_config, "ADVANTAGE_TILE", 64)
 
@@ -218,6 +219,19 @@ def test_sde_step(poisoned, kind, draw, kl_kind):
     ours = sde(sde_step, v, x, s, s_next, **options, backend="triton")
     expected = sde(sde_step_reference, v, x, s, s_next, **options)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [13, 203])
+def test_sigma_in_every_form_gives_the_same_bits(poisoned, small_blocks, size):
+    """A float, a number on the host, of each sample, fp32 or fp64: read as they are, computed in fp64."""
+    v, x, end, other, *_ = sde_inputs(3, size, dtype=torch.float32)
+    options = {"next_sample": end, "reference_velocity": other, "backend": "triton"}
+    s = torch.full((3,), 0.625, dtype=torch.float64)
+    expected = sde(sde_step, v, x, s, s - 0.125, **options)
+    forms = (0.625, s.float(), s[0], s[0].float(), s.bfloat16(), s[:1].expand(3))
+    for now, after in [*((form, form - 0.125) for form in forms), (s.float(), 0.5)]:
+        ours = sde(sde_step, v, x, now, after, **options)
+        assert all(torch.equal(a, b) for a, b in zip(expected, ours, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
