@@ -227,7 +227,11 @@ def _level_arguments(*levels: Tensor) -> list[Tensor | int | float | None]:
     for level in levels:
         alone = level.numel() == 1
         known = alone and level.device.type == "cpu"
-        arguments += [None if known else level.contiguous(), 0 if alone else 1, level.item() if known else 0.0]
+        arguments += [
+            None if known else level.contiguous(),
+            0 if alone else 1,
+            level.item() if known else 0.0,
+        ]
     return arguments
 
 
