@@ -32,7 +32,7 @@ FLAT_CHUNK = 4096
 
 # group_advantage: the largest fp32 call that is one program, and the tile of [groups, members] beyond it
 ADVANTAGE_ONE_LAUNCH = 4096
-ADVANTAGE_TILE = 2048
+ADVANTAGE_TILE = 1024
 
 PARTIALS = 256  # partial results that a finishing program reads at once
 # The same where a single program finishes a whole tensor: its rounds come one after the other while nothing else runs.
