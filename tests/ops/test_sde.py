@@ -302,3 +302,28 @@ def test_errors_name_the_argument(change, message):
     positional = [arguments.pop(name) for name in ("velocity", "sample", "sigma", "sigma_next")]
     with pytest.raises((ValueError, TypeError), match=message):
         ops.sde_step(*positional, **arguments)
+
+
+@pytest.mark.parametrize("form", ["float", "0-d float32", "0-d float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_levels_of_every_form_give_the_same_bits(form, backend):
+    """0.75 and 0.625 are exact in each; the form with one fp64 number per sample is the one to agree with."""
+    velocity, sample, noise = images(3, torch.float32)
+    levels = {
+        "float": [0.75, 0.625],
+        "0-d float32": [torch.tensor(0.75), torch.tensor(0.625)],
+        "0-d float64": [torch.tensor(0.75).double(), torch.tensor(0.625).double()],
+        "float32": [torch.full((3,), 0.75), torch.full((3,), 0.625)],
+        "bfloat16": [torch.full((3,), 0.75).bfloat16(), torch.full((3,), 0.625).bfloat16()],
+    }[form]
+    exact = [torch.full((3,), value, dtype=torch.float64) for value in (0.75, 0.625)]
+    gradients = []
+    for sigma, sigma_next in (levels, exact):
+        v = velocity.clone().requires_grad_()
+        step = ops.sde_step(
+            v, sample, sigma, sigma_next, noise=noise, reference_velocity=sample, backend=backend
+        )
+        (step.next_sample.sum() + step.log_prob.sum() + step.kl.sum()).backward()
+        gradients.append([v.grad, *step])
+    for ours, expected in zip(*gradients, strict=True):
+        assert torch.equal(ours, expected)
