@@ -45,7 +45,10 @@ def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        message = str(error).strip() or type(error).__name__
+        if "Traceback (most recent call last)" in message:  # of a worker process: what it raised comes last
+            message = message.splitlines()[-1].partition(": ")[2]
+        print(" ".join(message.split()), file=sys.stderr)
         raise typer.Exit(status) from None
 
 
@@ -108,7 +111,7 @@ def train_reward(
 
     First RM_0, which only scores (no --anchor); then the full model with its map, anchored to RM_0. Around CLIP, RM_0
     is CLIP-IQA and needs no training: --anchor finpercep-vit-b-16 --init finpercep-vit-b-16. The same command with the
-    same --out goes on where it was stopped, exactly.
+    same --out goes on where it was stopped, exactly; Ctrl-C saves the present step.
     """
     import torch
 

@@ -326,7 +326,7 @@ def _check_float(image: torch.Tensor, name: str) -> torch.Tensor:
             raise ImageError(
                 f"{name}: expected values in [0, 1], got NaN in {count} of {image.numel()} values"
             )
-        raise ImageError(f"{name}: expected values in [0, 1], got {low:.4g} to {high:.4g}")
+        raise ImageError(f"{name}: expected values in [0, 1], got {low:.7g} to {high:.7g}; clamp(0, 1) them")
     return image if low >= 0 and high <= 1 else image.clamp(0, 1)
 
 

@@ -46,7 +46,8 @@ def operator_lines() -> list[tuple[str, str]]:
 
 def _build_lines(title: str, build: dict[str, Any] | None) -> list[tuple[str, str]]:
     if build is None:
-        return [(title, "not built")]
+        return [(title, "not built (where nvcc is: FINPERCEP_CUDA_ARCHS=all builds it without a GPU)"
+                 if title.startswith("cuda") else "not built")]  # fmt: skip
     return [(f"{title} {key.replace('_', ' ')}", _text(value)) for key, value in build.items()]
 
 

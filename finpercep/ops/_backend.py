@@ -178,7 +178,7 @@ def _no_cuda_reason(operator: str | None) -> str | None:
         return (
             f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
         )
-    advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL}, or use 'triton'"
+    advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL} with FINPERCEP_CUDA_ARCHS=all, or on a GPU use 'triton'"
     if _cuda_extension is None:
         return f"the compiled extension finpercep._C_cuda did not load ({_cuda_load_error}); {advice}"
     if operator is not None and not has_cuda(operator):

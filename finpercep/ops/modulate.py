@@ -110,8 +110,9 @@ def _check(
         raise ValueError(
             f"degradation: expected batch {features.shape[0]} like features, got {degradation.shape[0]}"
         )
-    if len(grid) != 2 or grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] != features.shape[1]:
-        raise ValueError(f"grid: expected (h, w) with h*w = {features.shape[1]} tokens, got {tuple(grid)}")
+    pair = isinstance(grid, (tuple, list)) and len(grid) == 2
+    if not pair or grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] != features.shape[1]:
+        raise ValueError(f"grid: expected (h, w) with h*w = {features.shape[1]} tokens, got {grid}")
     if degradation.shape[2] < 1 or degradation.shape[3] < 1:
         raise ValueError(f"degradation: expected H, W >= 1, got shape {tuple(degradation.shape)}")
     return grid[0], grid[1]

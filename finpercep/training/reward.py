@@ -19,6 +19,7 @@ from finpercep.models import CLIPIQA, RewardModel, load_base
 from finpercep.models.norms import freeze_norms
 from finpercep.training.config import RewardTrainConfig, check_folders, comparable
 from finpercep.training.fingerprints import scenes_fingerprint
+from finpercep.training.interruption import Interruption, ignore_interrupts
 from finpercep.training.losses import (
     align_loss,
     entropy_loss,
@@ -92,6 +93,7 @@ class RewardTrainer:
             sampler=range(first, last),
             num_workers=self.config.workers,
             persistent_workers=False,
+            worker_init_fn=ignore_interrupts,
         )
 
     def losses(self, batch: Triplet) -> dict[str, Tensor]:
@@ -169,7 +171,8 @@ class RewardTrainer:
         changed = [f"{k}={was.get(k)!r} (now {now[k]!r})" for k in sorted(now) if was.get(k) != now[k]]
         if changed:
             raise ValueError(
-                f"{path}: made with {', '.join(changed)}; use another folder, or the same settings"
+                f"{path}: made with {', '.join(changed)}; use the same settings, or another folder "
+                "(with --init to go on from this model)"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -179,7 +182,10 @@ class RewardTrainer:
 
 
 def train(config: RewardTrainConfig) -> RewardModel:
-    """Train to the end, resuming what is in `config.out`; progress on stderr, losses to TensorBoard."""
+    """Train to the end, resuming what is in `config.out`; progress on stderr, losses to TensorBoard.
+
+    Ctrl-C ends it after the step that is being made, and saves that; a second one ends it at once.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -195,7 +201,11 @@ def train(config: RewardTrainConfig) -> RewardModel:
         settings = asdict(config) | trainer.model.config | trainer.fingerprints
         write_json(Path(config.out) / "train.json", settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress, _writer(config.out, trainer.done) as writer:
+    with (
+        Progress(*columns, console=console) as progress,
+        _writer(config.out, trainer.done) as writer,
+        Interruption() as interruption,
+    ):
         task = progress.add_task("training", total=config.steps, completed=trainer.done)
         started, first = time.perf_counter(), trainer.done
         for batch in trainer.batches():
@@ -207,9 +217,11 @@ def train(config: RewardTrainConfig) -> RewardModel:
                 text = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
                 progress.update(task, completed=trainer.done, description=f"{text}  {rate:.2f} steps/s")
                 if not console.is_terminal:
-                    console.print(f"step {trainer.done}: {text}  {rate:.2f} steps/s")
-            if trainer.done % config.save_every == 0 or trainer.done == config.steps:
+                    console.print(f"step {trainer.done}: {text}  {rate:.2f} steps/s", soft_wrap=True)
+            if trainer.done % config.save_every == 0 or trainer.done == config.steps or interruption.asked:
                 trainer.save()
+            if interruption.asked:
+                raise KeyboardInterrupt
     return trainer.model.fold_norms()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from finpercep.models import RewardModel
 
 STATE = "state.pt"
+_ADVICE = "; delete it to begin anew, or go on from the saved model with --init in another folder"
 _PARTS = {"step", "model", "optimizer", "schedule", "settings"}
 
 
@@ -48,7 +50,11 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         missing = sorted(_PARTS - (state.keys() if isinstance(state, dict) else set()))
         if missing:
             raise ValueError(f"one without {', '.join(missing)}")
-    except Exception as error:  # zip reader and unpickler raise many types
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: expected the state of a run, got a file that could run code{_ADVICE}"
+        ) from error
+    except Exception as error:  # the zip reader raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: expected the state of a run, got {reason[:200]}") from error
+        raise ValueError(f"{path}: expected the state of a run, got {reason[:200]}{_ADVICE}") from error
     return state

@@ -1,9 +1,13 @@
 import dataclasses
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finpercep.data.triplets import Triplet, TripletConfig
 from finpercep.models import CLIPIQA, RewardModel
@@ -192,6 +196,33 @@ def test_each_point_is_logged_once(config, tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "rm0"))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_saves_the_step_that_is_being_made(config, tmp_path, monkeypatch, workers):
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train(whole)
+    config = dataclasses.replace(config, workers=workers, save_every=100)
+    step = RewardTrainer.step
+
+    def interrupted(trainer, batch):
+        if trainer.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batch)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to ignore
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RewardTrainer, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert torch.load(tmp_path / "rm0" / "state.pt", weights_only=True)["step"] == 2
+    train(config)
+    model, expected = (load_file(Path(c.out) / "model.safetensors") for c in (config, whole))
+    assert all(torch.equal(model[name], expected[name]) for name in expected)
 
 
 def test_map_losses_weigh_restored_images_and_raise_the_odds(config):
