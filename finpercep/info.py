@@ -39,16 +39,18 @@ def operator_lines() -> list[tuple[str, str]]:
     lines += [(f"chosen on {device}", str(name)) for device, name in found["chosen"].items()]
     return (
         lines
-        + _build_lines("extension", found["build"])
-        + _build_lines("cuda extension", found["build_cuda"])
+        + _build_lines("extension", found["build"], found["load_error"])
+        + _build_lines("cuda extension", found["build_cuda"], found["load_error_cuda"])
     )
 
 
-def _build_lines(title: str, build: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if build is None:
-        return [(title, "not built (where nvcc is: FINPERCEP_CUDA_ARCHS=all builds it without a GPU)"
-                 if title.startswith("cuda") else "not built")]  # fmt: skip
-    return [(f"{title} {key.replace('_', ' ')}", _text(value)) for key, value in build.items()]
+def _build_lines(title: str, build: dict[str, Any] | None, error: str) -> list[tuple[str, str]]:
+    if build is not None:
+        return [(f"{title} {key.replace('_', ' ')}", _text(value)) for key, value in build.items()]
+    if not error.startswith("ModuleNotFoundError"):
+        return [(title, f"built, but it does not load: {error}")]
+    hint = "; FINPERCEP_CUDA_ARCHS=all builds it where nvcc is, without a GPU too" if "cuda" in title else ""
+    return [(title, f"not built{hint}")]
 
 
 def _text(value: Any) -> str:

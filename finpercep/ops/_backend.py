@@ -271,7 +271,8 @@ def backends() -> dict[str, Any]:
     """What was built, found and chosen, for `finpercep info`.
 
     Returns {"available": {name: True | reason}, "chosen": {device: name}, "build": build_info() or None,
-    "build_cuda": build_info() of the CUDA extension or None}.
+    "build_cuda": build_info() of the CUDA extension or None, "load_error", "load_error_cuda": why the extension did not
+    load, or ""}.
     """
     available = {name: _availability(name) for name in BACKENDS}
     chosen = {"cpu": "reference" if _extension is None else "cpp"}
@@ -282,4 +283,6 @@ def backends() -> dict[str, Any]:
         "chosen": chosen,
         "build": None if _extension is None else dict(_extension.build_info()),
         "build_cuda": None if _cuda_extension is None else dict(_cuda_extension.build_info()),
+        "load_error": _load_error,
+        "load_error_cuda": _cuda_load_error,
     }
