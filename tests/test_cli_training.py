@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from finpercep.cli import app
 from finpercep.cli_training import pick_device
+from tests.data.conftest import write_scenes
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
@@ -126,6 +127,26 @@ def test_a_run_does_not_overwrite_what_it_starts_from(
     expected = f"out: expected another folder than that of {option[2:]}, got {folder} for both\n"
     assert result.stderr == expected
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data", 1)
+    words = [
+        "train-reward",
+        str(data),
+        "--out",
+        str(tmp_path / "r0"),
+        "--crop",
+        "1000",
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+    ]
+    result = CliRunner().invoke(app, [*words, "--device", "cpu", "--workers", "1"])
+    assert result.exit_code == 2
+    expected = f"{data / 'train' / 'scene0' / 'gt.png'}: 72x64 is smaller than the crop of 1000"
+    assert result.stderr.splitlines()[-1] == expected
 
 
 def test_interrupted_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
+from finpercep.writing import atomic_write
 
 EXECUTORS = ("eager", "compile", "compile-max", "triton", "cuda")
 RIVALS = ("compile", "compile-max")
@@ -37,9 +37,8 @@ def write(result: Row, path: Path) -> Path:
         (page, markdown(result)),
         (path, json.dumps(result, indent=1, ensure_ascii=False) + "\n"),
     ):
-        half = target.with_name(f".{target.name}.part")
-        half.write_text(text)
-        os.replace(half, target)
+        with atomic_write(target) as file:
+            file.write(text.encode())
     return page
 
 

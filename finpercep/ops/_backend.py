@@ -35,7 +35,7 @@ _cuda_extension, _cuda_load_error = _load("finpercep._C_cuda")
 _oldest_gpu = 0 if _cuda_extension is None else min(map(int, _cuda_extension.build_info()["archs"]))
 # Triton is only looked for: importing it takes a while, and only its kernels need it.
 _has_triton = importlib.util.find_spec("triton") is not None
-# With it, it compiles what launches a kernel.
+# Triton compiles with it what launches a kernel.
 _has_compiler = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 # Under Triton's interpreter, which reads the same variable, its kernels run on CPU tensors: slow, for tests.
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"

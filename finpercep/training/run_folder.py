@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from finpercep.models import RewardModel
+from finpercep.models.checkpoint import share_weights
+from finpercep.writing import atomic_write, write_json
 
 STATE = "state.pt"
 _ADVICE = "; delete it to begin anew, or go on from the saved model with --init in another folder"
@@ -20,19 +21,17 @@ _PARTS = {"step", "model", "optimizer", "schedule", "settings"}
 
 def write_model(model: RewardModel, folder: Path) -> None:
     """`config.json` and `model.safetensors`, each replaced at once."""
-    config, weights = folder / "config.json.part", folder / "model.safetensors.part"
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(weights))
-    config.write_text(json.dumps(model.config, indent=1) + "\n")
-    weights.chmod(config.stat().st_mode & 0o777)  # safetensors writes for the owner alone
-    for part in (weights, config):
-        os.replace(part, part.with_suffix(""))
+    part = folder / "model.safetensors.part"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, str(part))
+    write_json(folder / "config.json", model.config)
+    os.replace(part, part.with_suffix(""))
+    share_weights(folder)
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
     """`state.pt`: step, model, optimizer, schedule and settings."""
-    part = folder / f"{STATE}.part"
-    torch.save(state, part)
-    os.replace(part, folder / STATE)
+    with atomic_write(folder / STATE) as file:
+        torch.save(state, file)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
