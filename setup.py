@@ -76,9 +76,7 @@ def enabled(variable: str) -> bool:
 def find_nvcc() -> str | None:
     """CUDA_HOME's, else the one on PATH, else /usr/local/cuda's."""
     home = os.environ.get("CUDA_HOME")
-    candidates = (
-        [str(Path(home, "bin", "nvcc"))] if home else [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
-    )
+    candidates = [str(Path(home, "bin", "nvcc"))] if home else [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
     return next((path for path in candidates if path and Path(path).exists()), None)
 
 
@@ -105,9 +103,7 @@ def cuda_archs(nvcc: str) -> list[str]:
     else:
         archs = set(asked.replace(";", " ").replace(",", " ").split())
     if not archs or not all(arch.isdigit() for arch in archs):
-        raise RuntimeError(
-            f"FINPERCEP_CUDA_ARCHS: expected capabilities ('80;90'), 'all' or 'native', got {asked!r}"
-        )
+        raise RuntimeError(f"FINPERCEP_CUDA_ARCHS: expected capabilities ('80;90'), 'all' or 'native', got {asked!r}")
     return sorted(archs, key=int)
 
 
@@ -148,9 +144,7 @@ class BuildExtension(build_ext):
         import torch
 
         compile_command = [*compiler(), *cpp_flags(), "-MMD", "-c"]
-        objects = self._compile(
-            [(unit, compile_command) for unit in cpu_units()], f"torch-{torch.__version__}"
-        )
+        objects = self._compile([(unit, compile_command) for unit in cpu_units()], f"torch-{torch.__version__}")
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         run([*compiler(), *shared, *map(str, objects), *torch_libraries(), "-o", str(library)])
 
@@ -176,9 +170,7 @@ class BuildExtension(build_ext):
         bindings = (f'-DFINPERCEP_CUDA="{version}"', f'-DFINPERCEP_CUDA_ARCHS="{" ".join(archs)}"')
         compile_binding = [*compiler(), *cpp_flags(), "-MMD", "-c"]
         compile_kernel = [nvcc, *kernel_flags, *host, *target, "-MMD", "-c"]
-        work = [
-            (Unit(path, f"{path.stem}_kernel", ()), compile_kernel) for path in sorted(CSRC.glob("cuda/*.cu"))
-        ]
+        work = [(Unit(path, f"{path.stem}_kernel", ()), compile_kernel) for path in sorted(CSRC.glob("cuda/*.cu"))]
         for path in [CSRC / "library_cuda.cpp", *sorted(CSRC.glob("torch_*.cpp"))]:
             work.append((Unit(path, path.stem, bindings), compile_binding))
         objects = self._compile(work, f"torch-{torch.__version__}-cuda-{version}-{'-'.join(archs)}")
@@ -221,7 +213,13 @@ def cpp_flags() -> list[str]:
     import torch
 
     return [
-        "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall",
+        "-std=c++17",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
         "-Wno-maybe-uninitialized",  # false alarms from inside GCC's own intrinsics
         "-Wno-psabi",  # vectors are passed within one file only
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
@@ -229,7 +227,7 @@ def cpp_flags() -> list[str]:
         *pybind11_headers(),
         f"-isystem{Path(torch.__file__).parent / 'include'}",
         f"-isystem{sysconfig.get_path('include')}",
-    ]  # fmt: skip
+    ]
 
 
 def torch_libraries() -> list[str]:

@@ -60,9 +60,7 @@ def ones_for(outputs: Outputs) -> list[Tensor]:
     return [torch.ones_like(out) for out in outputs if out.requires_grad]
 
 
-def differentiate(
-    outputs: Outputs, inputs: Sequence[Tensor], incoming: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def differentiate(outputs: Outputs, inputs: Sequence[Tensor], incoming: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradients of all differentiable outputs, with `incoming` coming in."""
     roots = [out for out in outputs if out.requires_grad]
     return torch.autograd.grad(roots, [x for x in inputs if x.requires_grad], incoming)
@@ -92,9 +90,14 @@ def modulate(dtype: torch.dtype, batch: int, grid: int, channels: int, side: int
 
     both = _bytes(features, degradation)
     return Work(
-        run, ops.modulate, ops.modulate_reference, (features, degradation), (0, 1),
-        forward_bytes=both + product, backward_bytes=2 * both + product,
-    )  # fmt: skip
+        run,
+        ops.modulate,
+        ops.modulate_reference,
+        (features, degradation),
+        (0, 1),
+        forward_bytes=both + product,
+        backward_bytes=2 * both + product,
+    )
 
 
 def degradation_target(dtype: torch.dtype, batch: int, side: int, grid: int, channels: int) -> Work:
@@ -109,9 +112,14 @@ def degradation_target(dtype: torch.dtype, batch: int, side: int, grid: int, cha
 
     reads = _bytes(a, b, fa, fb)
     return Work(
-        run, ops.degradation_target, ops.degradation_target_reference,
-        (a, b, fa, fb), (1, 3), forward_bytes=reads + target, backward_bytes=reads + target + _bytes(b, fb),
-    )  # fmt: skip
+        run,
+        ops.degradation_target,
+        ops.degradation_target_reference,
+        (a, b, fa, fb),
+        (1, 3),
+        forward_bytes=reads + target,
+        backward_bytes=reads + target + _bytes(b, fb),
+    )
 
 
 def group_advantage(dtype: torch.dtype, groups: int, size: int) -> Work:
@@ -123,9 +131,14 @@ def group_advantage(dtype: torch.dtype, groups: int, size: int) -> Work:
         return (advantages, *stats)
 
     return Work(
-        run, ops.group_advantage, ops.group_advantage_reference, (rewards,), (),
-        forward_bytes=_bytes(rewards) + groups * size * 4, backward_bytes=0,
-    )  # fmt: skip
+        run,
+        ops.group_advantage,
+        ops.group_advantage_reference,
+        (rewards,),
+        (),
+        forward_bytes=_bytes(rewards) + groups * size * 4,
+        backward_bytes=0,
+    )
 
 
 def grpo_loss(dtype: torch.dtype, count: int) -> Work:
@@ -140,9 +153,14 @@ def grpo_loss(dtype: torch.dtype, count: int) -> Work:
 
     reads = _bytes(new, old, advantages)
     return Work(
-        run, ops.grpo_loss, ops.grpo_loss_reference, (new, old, advantages), (0,),
-        forward_bytes=reads, backward_bytes=reads + _bytes(new),
-    )  # fmt: skip
+        run,
+        ops.grpo_loss,
+        ops.grpo_loss_reference,
+        (new, old, advantages),
+        (0,),
+        forward_bytes=reads,
+        backward_bytes=reads + _bytes(new),
+    )
 
 
 def _sde(dtype: torch.dtype, shape: tuple[int, ...], images: int) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -160,9 +178,14 @@ def sde_draw(dtype: torch.dtype, *shape: int) -> Work:
         return step.next_sample, step.log_prob, step.std
 
     return Work(
-        run, ops.sde_step, ops.sde_step_reference, tuple(images), (),
-        forward_bytes=_bytes(*images, images[0]), backward_bytes=0,
-    )  # fmt: skip
+        run,
+        ops.sde_step,
+        ops.sde_step_reference,
+        tuple(images),
+        (),
+        forward_bytes=_bytes(*images, images[0]),
+        backward_bytes=0,
+    )
 
 
 def sde_score(dtype: torch.dtype, *shape: int) -> Work:
@@ -170,17 +193,20 @@ def sde_score(dtype: torch.dtype, *shape: int) -> Work:
     reference velocity; backward reads the four and writes the velocity's gradient."""
     images, sigma, sigma_next = _sde(dtype, shape, 4)
 
-    def run(
-        operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, end: Tensor, other: Tensor
-    ) -> Outputs:
+    def run(operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, end: Tensor, other: Tensor) -> Outputs:
         step = operator(v, x, sigma, sigma_next, next_sample=end, reference_velocity=other, return_mean=False)
         assert step.kl is not None
         return step.log_prob, step.kl, step.std
 
     return Work(
-        run, ops.sde_step, ops.sde_step_reference, tuple(images), (0,),
-        forward_bytes=_bytes(*images), backward_bytes=_bytes(*images, images[0]),
-    )  # fmt: skip
+        run,
+        ops.sde_step,
+        ops.sde_step_reference,
+        tuple(images),
+        (0,),
+        forward_bytes=_bytes(*images),
+        backward_bytes=_bytes(*images, images[0]),
+    )
 
 
 @dataclass(frozen=True)

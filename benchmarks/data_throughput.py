@@ -6,7 +6,7 @@ In one run, what is compared taking turns, medians of the repeats:
 2. the stage "target" of the generator (a photo, its results and samples), by the compiled operator and plain PyTorch;
 3. a small data set from start to end: seconds and images of each stage.
 
-PHOTOS is a folder or pattern of photos (see `finpercep.data.pairs.find_images`). Writes
+PHOTOS is a folder or pattern of photos (see `finpercep.data.dataset.pairs.find_images`). Writes
 `benchmarks/results/data_throughput.json` and `.md`.
 """
 
@@ -33,13 +33,13 @@ from torch import Tensor
 from benchmarks.opencv_degradations import Pool, plain
 from benchmarks.report import RESULTS, device_name
 from finpercep import ops
-from finpercep.data.degradations import DegradationConfig, degrade, draw_parameters
-from finpercep.data.make import make_dataset
-from finpercep.data.make_config import MakeConfig
-from finpercep.data.maker import Maker
-from finpercep.data.pairs import find_images
-from finpercep.data.sources import parse_sources
-from finpercep.images import load_image
+from finpercep.data.dataset.config import MakeConfig
+from finpercep.data.dataset.make import make_dataset
+from finpercep.data.dataset.maker import Maker
+from finpercep.data.dataset.pairs import find_images
+from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
+from finpercep.data.sources.sources import parse_sources
+from finpercep.io.images import load_image
 
 BARS = {"degradations": 5.0, "targets": 3.0}
 SETTINGS = ((32, 256), (16, 512))  # photos in a batch, their side
@@ -131,9 +131,7 @@ def stages(pattern: str, photos: int) -> list[Row]:
     for report in made.reports:
         seconds.update(report.seconds)
         counts.update(report.counts)
-    rows = [
-        {"stage": name, "images": counts[name], "seconds": spent} for name, spent in seconds.most_common()
-    ]
+    rows = [{"stage": name, "images": counts[name], "seconds": spent} for name, spent in seconds.most_common()]
     rows.append(
         {
             "stage": "all",

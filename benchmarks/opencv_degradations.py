@@ -1,5 +1,5 @@
 """The degradations of design §5 as users of BasicSR and Real-ESRGAN run them on a CPU: NumPy and OpenCV, one photo at a
-time, in a pool of worker processes. What `finpercep.data.degradations` is measured against.
+time, in a pool of worker processes. What `finpercep.data.degradations.degradations` is measured against.
 
 It takes the parameters that `draw_parameters` drew, so both do the same work; only the noise values differ.
 """
@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finpercep.data.blur_kernels import KINDS, KernelParameters
-from finpercep.data.degradations import Order, Parameters
-from finpercep.data.ragged import MODES
+from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters
+from finpercep.data.degradations.degradations import Order, Parameters
+from finpercep.data.degradations.ragged import MODES
 
 Array = NDArray[np.float32]
 RESIZE = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -75,11 +75,16 @@ def plain(drawn: Parameters, final: tuple[int, int]) -> list[Sample]:
 
     return [
         Sample(
-            step(drawn.first, i), step(drawn.second, i), kernel(drawn.sinc, i), bool(drawn.sinc_before_jpeg[i]),
-            MODES[int(drawn.mode[i])], final, i,
+            step(drawn.first, i),
+            step(drawn.second, i),
+            kernel(drawn.sinc, i),
+            bool(drawn.sinc_before_jpeg[i]),
+            MODES[int(drawn.mode[i])],
+            final,
+            i,
         )
         for i in range(len(drawn.mode))
-    ]  # fmt: skip
+    ]
 
 
 def degrade_one(photo: Array, drawn: Sample, *, noisy: bool = True) -> Array:

@@ -15,8 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("operator", "direction", "dtype", "size", "MB", "eager", "compile", "ours", "GB/s", "% copy", "× eager",
-           "× compile", "bar")  # fmt: skip
+COLUMNS = (
+    "operator",
+    "direction",
+    "dtype",
+    "size",
+    "MB",
+    "eager",
+    "compile",
+    "ours",
+    "GB/s",
+    "% copy",
+    "× eager",
+    "× compile",
+    "bar",
+)
 BARS = {"share_of_copy": 0.70, "x_eager": 3.0, "x_compile": 1.2}
 BAR_NAMES = {"share_of_copy": "copy", "x_eager": "eager", "x_compile": "compile"}
 BAR_BYTES = 64 << 20
@@ -119,24 +132,45 @@ def cells(row: Row) -> list[str]:
     if "bytes" not in row:
         other = f"{row['rival']} {duration(row['rival_seconds'])}"
         ratio = f"{row['of_rival']:.2f} of {row['rival']}" if "of_rival" in row else ""
-        return [row["operator"], "forward", "float32", row["size"], "", other, "",
-                duration(row["cpp_seconds"]), "", "", ratio, "", row["bar"]]  # fmt: skip
+        return [
+            row["operator"],
+            "forward",
+            "float32",
+            row["size"],
+            "",
+            other,
+            "",
+            duration(row["cpp_seconds"]),
+            "",
+            "",
+            ratio,
+            "",
+            row["bar"],
+        ]
 
     def number(name: str, form: str, factor: float = 1) -> str:
         return form.format(row[name] * factor) if name in row else ""
 
     times = [duration(row.get(f"{executor}_seconds")) for executor in ("eager", "compile", "cpp")]
-    return [row["operator"], row["direction"], row["dtype"], row["size"], f"{row['bytes'] / 1e6:.1f}", *times,
-            number("gbps", "{:.1f}"), number("share_of_copy", "{:.0f}", 100), number("x_eager", "{:.1f}"),
-            number("x_compile", "{:.2f}"), row["bar"]]  # fmt: skip
+    return [
+        row["operator"],
+        row["direction"],
+        row["dtype"],
+        row["size"],
+        f"{row['bytes'] / 1e6:.1f}",
+        *times,
+        number("gbps", "{:.1f}"),
+        number("share_of_copy", "{:.0f}", 100),
+        number("x_eager", "{:.1f}"),
+        number("x_compile", "{:.2f}"),
+        row["bar"],
+    ]
 
 
 def header(rows: list[Row]) -> str:
     copies = sorted(v for row in rows for k, v in row.items() if k.endswith("copy_gbps"))
     ceiling = (
-        f"copy {copies[len(copies) // 2]:.1f} GB/s (median; {copies[0]:.1f} to {copies[-1]:.1f})"
-        if copies
-        else ""
+        f"copy {copies[len(copies) // 2]:.1f} GB/s (median; {copies[0]:.1f} to {copies[-1]:.1f})" if copies else ""
     )
     return (
         f"{device_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}; {ceiling}. "
@@ -163,8 +197,13 @@ def report(path: Path, write: bool = True) -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     device = device_name()
-    machine = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads(),
-               "cores": os.cpu_count(), "python": platform.python_version()}  # fmt: skip
+    machine = {
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     (RESULTS / f"{device}.json").write_text(
         json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from finpercep import RewardModel
 from finpercep.data import load_scenes
-from finpercep.data.synthetic import gaussian_blur, jpeg
-from finpercep.writing import write_json
+from finpercep.data.sources.synthetic import gaussian_blur, jpeg
+from finpercep.io.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 256  # of images that are no photos
@@ -39,9 +39,7 @@ def scores(model: RewardModel, images: list[Tensor]) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder with index.jsonl")
     parser.add_argument("--model", default="finpercep-tiny")
     args = parser.parse_args()
@@ -49,18 +47,26 @@ def main() -> None:
     photos = [scene.gt.float() / 255 for scene in load_scenes(args.data, "val")]
     clean = scores(model, photos)
     found: dict[str, object] = {
-        "model": args.model, "fingerprint": model.fingerprint, "photos": len(photos),
+        "model": args.model,
+        "fingerprint": model.fingerprint,
+        "photos": len(photos),
         "clean": {"lowest": clean.min().item(), "median": clean.median().item(), "highest": clean.max().item()},
-    }  # fmt: skip
+    }
     print(f"{len(photos)} photos score {clean.min():.2f} to {clean.max():.2f}, median {clean.median():.2f}")
     for name, damage in DAMAGE.items():
         drop = clean - scores(model, [damage(photo) for photo in photos])
-        found[name] = {"photo_above": (drop > 0).float().mean().item(), "mean_drop": drop.mean().item(),
-                       "largest_gain": -drop.min().item()}  # fmt: skip
+        found[name] = {
+            "photo_above": (drop > 0).float().mean().item(),
+            "mean_drop": drop.mean().item(),
+            "largest_gain": -drop.min().item(),
+        }
         print(f"{name}: photo above its copy in {(drop > 0).float().mean():.2f}; mean drop {drop.mean():.3f}")
     generator = torch.Generator().manual_seed(0)
-    flat = {"black": torch.zeros(3, SIDE, SIDE), "white": torch.ones(3, SIDE, SIDE),
-            "uniform noise": torch.rand(3, SIDE, SIDE, generator=generator)}  # fmt: skip
+    flat = {
+        "black": torch.zeros(3, SIDE, SIDE),
+        "white": torch.ones(3, SIDE, SIDE),
+        "uniform noise": torch.rand(3, SIDE, SIDE, generator=generator),
+    }
     found["no photos"] = dict(zip(flat, scores(model, list(flat.values())).tolist(), strict=True))
     print(found["no photos"])
     write_json(RESULTS / "slight_damage.json", found)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from finpercep import ops
 from finpercep.data import FilterBank, Scene, load_scenes
-from finpercep.data.make_config import MakeConfig
-from finpercep.data.maker import swap
-from finpercep.data.mask_kinds import MaskMaker, open_mask_kind
-from finpercep.data.preview import _outlined
+from finpercep.data.dataset.config import MakeConfig
+from finpercep.data.dataset.maker import swap
+from finpercep.data.dataset.preview import _outlined
+from finpercep.data.masks.kinds import MaskMaker, open_mask_kind
 from finpercep.data.randomness import seeded
-from finpercep.overlay import overlay, save_image
+from finpercep.io.pictures import overlay, save_image
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FAINT = 13  # of 255: how much of a result is left in an "almost perfect" one, 5 %
@@ -66,9 +66,14 @@ def target(fault: Fault, which: str, choice: Choice) -> Tensor:
     """The map (H,W) of one of a fault's images."""
     image, features = getattr(fault, which), fault.features[Fault._fields.index(which)]
     return ops.degradation_target(
-        fault.gt[None], image[None], fault.features[:1], features[None],
-        alpha=choice.alpha, normalize=choice.normalize, scale=MakeConfig.target_scale,
-    )[0, 0]  # fmt: skip
+        fault.gt[None],
+        image[None],
+        fault.features[:1],
+        features[None],
+        alpha=choice.alpha,
+        normalize=choice.normalize,
+        scale=MakeConfig.target_scale,
+    )[0, 0]
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -207,9 +212,7 @@ def main() -> None:
     parser.add_argument("data", help="folder with index.jsonl")
     parser.add_argument("--every", type=int, default=5, help="take every n-th training scene")
     parser.add_argument("--sheet", type=Path, default=Path("docs/targets.png"))
-    parser.add_argument(
-        "--shown", type=int, nargs="+", default=[1, 33, 62, 99, 134], help="faults on the sheet"
-    )
+    parser.add_argument("--shown", type=int, nargs="+", default=[1, 33, 62, 99, 134], help="faults on the sheet")
     arguments = parser.parse_args()
     scenes = load_scenes(arguments.data, "train")[:: arguments.every]
     with torch.no_grad():

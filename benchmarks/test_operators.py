@@ -43,9 +43,7 @@ class Ceiling:
     def share(self, size: int, seconds: list[float]) -> float:
         """Median over rounds that moved `size` bytes of their speed over that of the copy just before each."""
         copies = self.seconds[-len(seconds) :]  # the earlier ones belong to the warm-up
-        shares = [
-            size / own / (2 * self.source.nbytes / copy) for own, copy in zip(seconds, copies, strict=True)
-        ]
+        shares = [size / own / (2 * self.source.nbytes / copy) for own, copy in zip(seconds, copies, strict=True)]
         return statistics.median(shares)
 
 
@@ -123,7 +121,5 @@ def test_operator(benchmark, copy: Ceiling, case: Case, executor: str) -> None: 
         rounds=rounds,
         copy_gbps=copy.gbps(),
         gbps=size / seconds / 1e9,
-        share_of_copy=copy.share(size, benchmark.stats.stats.data)
-        if large
-        else size / seconds / 1e9 / copy.gbps(),
+        share_of_copy=copy.share(size, benchmark.stats.stats.data) if large else size / seconds / 1e9 / copy.gbps(),
     )

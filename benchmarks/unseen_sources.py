@@ -14,12 +14,12 @@ from typing import Any
 from finpercep.data import Scene, load_scenes
 from finpercep.data.scenes import split_dev
 from finpercep.data.triplets import TripletConfig
+from finpercep.evaluation.baselines import reward_judge
+from finpercep.evaluation.evaluate import evaluate
+from finpercep.evaluation.trials import SHIFTS
+from finpercep.io.files import write_json
 from finpercep.models import RewardModel
-from finpercep.training.baselines import reward_judge
-from finpercep.training.evaluate import evaluate
-from finpercep.training.reward import RewardTrainConfig, train
-from finpercep.training.trials import SHIFTS
-from finpercep.writing import write_json
+from finpercep.training.trainer import RewardTrainConfig, train
 
 RESULTS = Path(__file__).parent / "results"
 NOTHING = "none"  # the name of the run that leaves nothing out
@@ -30,14 +30,17 @@ DEV = 5  # with --dev: every fifth training scene is kept out of training and me
 def trained(args: argparse.Namespace, left_out: str) -> RewardModel:
     """The full model of one run, from nothing."""
     common: dict[str, Any] = {
-        "data": args.data, "leave_out": [] if left_out == NOTHING else [left_out], "warmup": 40, "lr_encoder": 2e-3,
-        "lr_new": 2e-3, "triplets": TripletConfig(crop=160), "dev_every": DEV if args.dev else 0,
-    }  # fmt: skip
+        "data": args.data,
+        "leave_out": [] if left_out == NOTHING else [left_out],
+        "warmup": 40,
+        "lr_encoder": 2e-3,
+        "lr_new": 2e-3,
+        "triplets": TripletConfig(crop=160),
+        "dev_every": DEV if args.dev else 0,
+    }
     base = args.runs / f"{left_out}-rm0"
     train(RewardTrainConfig(out=str(base), steps=args.base_steps, **common))
-    return train(
-        RewardTrainConfig(out=str(args.runs / left_out), anchor=str(base), steps=args.steps, **common)
-    )
+    return train(RewardTrainConfig(out=str(args.runs / left_out), anchor=str(base), steps=args.steps, **common))
 
 
 def measured_scenes(args: argparse.Namespace) -> list[Scene]:
@@ -67,9 +70,7 @@ def table(runs: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder with index.jsonl")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--base-steps", type=int, default=120, help="updates of RM_0")

@@ -18,12 +18,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from finpercep import ops
-    from finpercep.images import ImageError
+    from finpercep.io.images import ImageError
     from finpercep.models import CLIPIQA, RewardModel, RewardOutput, available_models, worst_mean
 
 _HOMES = {
     "CLIPIQA": "finpercep.models",
-    "ImageError": "finpercep.images",
+    "ImageError": "finpercep.io.images",
     "RewardModel": "finpercep.models",
     "RewardOutput": "finpercep.models",
     "available_models": "finpercep.models",

@@ -1,6 +1,6 @@
 """``python -m finpercep`` is the same as ``finpercep``."""
 
-from finpercep.cli import main
+from finpercep.cli.main import main
 
 if __name__ == "__main__":
     main()

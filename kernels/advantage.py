@@ -69,13 +69,22 @@ def _members(rewards, order, begin, length, start, A: tl.constexpr, BLOCK_S: tl.
 @triton.jit
 def advantage_rows_kernel(
     rewards,  # [count]
-    order, begins,  # ids: positions ordered by group; [groups + 1] where each group begins. Else None
+    order,
+    begins,  # ids: positions ordered by group; [groups + 1] where each group begins. Else None
     advantages,  # [count]; with totals and scale "batch": not yet divided
-    counts, moments,  # [4], [2]
+    counts,
+    moments,  # [4], [2]
     totals,  # [programs, 8] fp64, or None: then this is the only program
-    groups, group_size, eps: tl.float64, correction, clip: tl.float64,
-    SCALE: tl.constexpr, A: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
+    groups,
+    group_size,
+    eps: tl.float64,
+    correction,
+    clip: tl.float64,
+    SCALE: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
     group = tl.program_id(0).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
     valid = group < groups
     if begins is None:
@@ -118,9 +127,7 @@ def advantage_rows_kernel(
     batch_mean = tl.sum(sums.to(tl.float64), 0) / tl.maximum(n_finite, 1).to(tl.float64)
     # Around the common mean: the squares within the groups and those of the groups' means.
     apart = mean.to(tl.float64) - batch_mean
-    batch_squares = tl.sum(
-        squares.to(tl.float64) + tl.where(count > 0, count.to(tl.float64) * apart * apart, 0.0), 0
-    )
+    batch_squares = tl.sum(squares.to(tl.float64) + tl.where(count > 0, count.to(tl.float64) * apart * apart, 0.0), 0)
     if totals is None:
         _write_stats(
             counts,
@@ -160,9 +167,17 @@ def advantage_rows_kernel(
 
 @triton.jit
 def advantage_finish_kernel(
-    totals, counts, moments, divisor,  # divisor: one number for scale "batch", else None
-    programs, count, eps: tl.float64, correction, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    totals,
+    counts,
+    moments,
+    divisor,  # divisor: one number for scale "batch", else None
+    programs,
+    count,
+    eps: tl.float64,
+    correction,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     groups, zero = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     single, finite = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     sums, std, comparable = (
@@ -185,10 +200,17 @@ def advantage_finish_kernel(
     n_finite = tl.sum(finite, 0).to(tl.int64)
     mean = tl.sum(sums, 0) / tl.maximum(n_finite, 1).to(tl.float64)
     _write_stats(
-        counts, moments, tl.sum(groups, 0).to(tl.int64), tl.sum(zero, 0).to(tl.int64),
-        tl.sum(single, 0).to(tl.int64), count - n_finite, mean, tl.sum(std, 0), tl.sum(comparable, 0).to(tl.int64),
+        counts,
+        moments,
+        tl.sum(groups, 0).to(tl.int64),
+        tl.sum(zero, 0).to(tl.int64),
+        tl.sum(single, 0).to(tl.int64),
+        count - n_finite,
+        mean,
+        tl.sum(std, 0),
+        tl.sum(comparable, 0).to(tl.int64),
         A,
-    )  # fmt: skip
+    )
     if divisor is not None:
         squares = tl.zeros([BLOCK], tl.float64)
         for start in range(0, programs, BLOCK):
@@ -202,9 +224,7 @@ def advantage_finish_kernel(
 
 
 @triton.jit
-def advantage_divide_kernel(
-    advantages, divisor, count, clip: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr
-):
+def advantage_divide_kernel(advantages, divisor, count, clip: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     deviation = load(advantages + at, inside, A)
@@ -256,11 +276,20 @@ def _sorted(ids, count, BLOCK: tl.constexpr, LOG_BLOCK: tl.constexpr):
 
 @triton.jit
 def advantage_ids_kernel(
-    rewards, ids,  # [count]
-    advantages, counts, moments,  # [count], [4], [2]
-    count, eps: tl.float64, correction, clip: tl.float64,
-    SCALE: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, LOG_BLOCK: tl.constexpr,
-):  # fmt: skip
+    rewards,
+    ids,  # [count]
+    advantages,
+    counts,
+    moments,  # [count], [4], [2]
+    count,
+    eps: tl.float64,
+    correction,
+    clip: tl.float64,
+    SCALE: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LOG_BLOCK: tl.constexpr,
+):
     k = tl.arange(0, BLOCK)
     inside = k < count
     mine, order = _sorted(ids, count, BLOCK, LOG_BLOCK)
@@ -292,16 +321,22 @@ def advantage_ids_kernel(
     std_sum = tl.sum(tl.where(group, std, 0.0).to(tl.float64), 0)
     n_zero = tl.sum((comparable & (varied == 0)).to(tl.int64), 0)
     _write_stats(
-        counts, moments, n_groups, n_zero, n_groups - n_comparable, count - n_finite, batch_mean, std_sum,
-        n_comparable, A,
-    )  # fmt: skip
+        counts,
+        moments,
+        n_groups,
+        n_zero,
+        n_groups - n_comparable,
+        count - n_finite,
+        batch_mean,
+        std_sum,
+        n_comparable,
+        A,
+    )
     if SCALE == GROUP:
         divisor = std + tl.full((), eps, A)
     elif SCALE == BATCH:
         apart = tl.where(known, reward.to(tl.float64) - batch_mean, 0.0)
-        divisor = tl.zeros([BLOCK], A) + _batch_divisor(
-            tl.sum(apart * apart, 0), n_finite, correction, eps
-        ).to(A)
+        divisor = tl.zeros([BLOCK], A) + _batch_divisor(tl.sum(apart * apart, 0), n_finite, correction, eps).to(A)
     else:
         divisor = tl.full([BLOCK], 1.0, A)
     value = _scaled(deviation, divisor, known & varied, clip, A)
@@ -346,9 +381,19 @@ def group_advantage(
     if group_ids is not None and one_launch:
         block = max(config.power_of_two(n), 16)
         advantage_ids_kernel[(1,)](
-            rewards, group_ids.contiguous(), *outputs, n, eps, correction, clip, SCALE=scale, A=A, BLOCK=block,
-            LOG_BLOCK=block.bit_length() - 1, num_warps=min(8, _warps(block)),  # with 16, 128 registers are too few
-        )  # fmt: skip
+            rewards,
+            group_ids.contiguous(),
+            *outputs,
+            n,
+            eps,
+            correction,
+            clip,
+            SCALE=scale,
+            A=A,
+            BLOCK=block,
+            LOG_BLOCK=block.bit_length() - 1,
+            num_warps=min(8, _warps(block)),  # with 16, 128 registers are too few
+        )
         return outputs
 
     order, begins = (None, None) if group_ids is None else _runs(group_ids)
@@ -364,16 +409,37 @@ def group_advantage(
     totals = rewards.new_empty((programs, TOTALS), dtype=torch.float64) if programs > 1 else None
     late = totals is not None and scale == BATCH  # divided, and then clipped, by the third launch
     advantage_rows_kernel[(programs,)](
-        rewards, order, begins, *outputs, totals, groups, group_size, eps, correction,
-        float("inf") if late else clip, SCALE=scale, A=A, BLOCK_G=block_g, BLOCK_S=block_s,
+        rewards,
+        order,
+        begins,
+        *outputs,
+        totals,
+        groups,
+        group_size,
+        eps,
+        correction,
+        float("inf") if late else clip,
+        SCALE=scale,
+        A=A,
+        BLOCK_G=block_g,
+        BLOCK_S=block_s,
         num_warps=_warps(block_g * block_s),
-    )  # fmt: skip
+    )
     if totals is not None:
         divisor = rewards.new_empty(1, dtype=compute) if scale == BATCH else None
         advantage_finish_kernel[(1,)](
-            totals, counts, moments, divisor, programs, n, eps, correction, A=A, BLOCK=config.ALL_PARTIALS,
+            totals,
+            counts,
+            moments,
+            divisor,
+            programs,
+            n,
+            eps,
+            correction,
+            A=A,
+            BLOCK=config.ALL_PARTIALS,
             num_warps=config.ALL_PARTIALS_WARPS,
-        )  # fmt: skip
+        )
         if divisor is not None:
             advantage_divide_kernel[(config.ceil_div(n, config.FLAT_BLOCK),)](
                 advantages, divisor, n, clip, A=A, BLOCK=config.FLAT_BLOCK, num_warps=config.WARPS

@@ -34,11 +34,17 @@ COSINE_EPS = tl.constexpr(1e-24)  # on the product of the squared norms, as in t
 
 @triton.jit
 def target_cosine_kernel(
-    f, g,  # [B, channels, pixels]
+    f,
+    g,  # [B, channels, pixels]
     moments,  # [B, 3, pixels]: f·g, |f|², |g|²
     distance,  # [B, pixels]
-    channels, pixels, blocks, A: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    channels,
+    pixels,
+    blocks,
+    A: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // blocks
     pixel = program % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -75,12 +81,8 @@ def _upsampled(distance, y, x, mask, h, w, height, width, A: tl.constexpr):
     left, right, across = bilinear_tap(x, width, w, A)
     upper, lower = (top.to(tl.int64) * w)[:, None], (bottom.to(tl.int64) * w)[:, None]
     left, right, across, down = left[None, :], right[None, :], across[None, :], down[:, None]
-    above = (1 - across) * load(distance + upper + left, mask, A) + across * load(
-        distance + upper + right, mask, A
-    )
-    below = (1 - across) * load(distance + lower + left, mask, A) + across * load(
-        distance + lower + right, mask, A
-    )
+    above = (1 - across) * load(distance + upper + left, mask, A) + across * load(distance + upper + right, mask, A)
+    below = (1 - across) * load(distance + lower + left, mask, A) + across * load(distance + lower + right, mask, A)
     return (1 - down) * above + down * below
 
 
@@ -101,14 +103,26 @@ def _block_bounds(values, mask, partial):
 
 @triton.jit
 def target_raw_kernel(
-    reference, distorted,  # [B, 3, height, width]
+    reference,
+    distorted,  # [B, 3, height, width]
     distance,  # [B, h, w] or None
     out,  # [B, 1, height, width]
     bounds,  # [B, 4], written with zeros where NORMALIZE has none
     partial,  # [B, tiles, 4], for minmax
-    height, width, h, w, column_blocks, tiles, alpha: tl.float64, scale: tl.float64,
-    NORMALIZE: tl.constexpr, IS_BYTE: tl.constexpr, A: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    height,
+    width,
+    h,
+    w,
+    column_blocks,
+    tiles,
+    alpha: tl.float64,
+    scale: tl.float64,
+    NORMALIZE: tl.constexpr,
+    IS_BYTE: tl.constexpr,
+    A: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // tiles
     tile = (program % tiles).to(tl.int32)
@@ -138,9 +152,7 @@ def target_raw_kernel(
         _block_bounds(raw, mask, partial + program * 4)
     elif NORMALIZE != PERCENTILE:
         field = tl.arange(0, 4)
-        tl.store(
-            bounds + image * 4 + field, tl.zeros([4], A), mask=field + 4 * tile < 4
-        )  # the first tile only
+        tl.store(bounds + image * 4 + field, tl.zeros([4], A), mask=field + 4 * tile < 4)  # the first tile only
 
 
 @triton.jit
@@ -188,11 +200,16 @@ def _range(bounds, floor, A: tl.constexpr):
 
 @triton.jit
 def target_rescale_kernel(
-    raw, out,  # [B, pixels], may be the same
+    raw,
+    out,  # [B, pixels], may be the same
     bounds,  # [B, 4]
     ties,  # [B, tiles, 2] for percentile, else None
-    pixels, tiles, floor: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    pixels,
+    tiles,
+    floor: tl.float64,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // tiles
     pixel = program % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -238,10 +255,17 @@ def _unclamped(raw, low, divisor):
 
 @triton.jit
 def target_sums_kernel(
-    grad, out, raw,  # [B, pixels], raw for percentile, else None
-    bounds, partial,  # [B, 4], [B, tiles, 2]
-    pixels, tiles, floor: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    grad,
+    out,
+    raw,  # [B, pixels], raw for percentile, else None
+    bounds,
+    partial,  # [B, 4], [B, tiles, 2]
+    pixels,
+    tiles,
+    floor: tl.float64,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Σ grad and Σ grad·out over the pixels that are not clamped, per tile."""
     program = tl.program_id(0).to(tl.int64)
     image = program // tiles
@@ -257,9 +281,7 @@ def target_sums_kernel(
 
 
 @triton.jit
-def target_shares_kernel(
-    partial, bounds, shares, tiles, floor: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr
-):
+def target_shares_kernel(partial, bounds, shares, tiles, floor: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr):
     """What each pixel that equals a bound adds to its gradient: shares[b] = (low, high).
 
     d out / d low = (out - 1) / range, d out / d high = -out / range; below the floor there is no range.
@@ -276,8 +298,9 @@ def target_shares_kernel(
 
 
 @triton.jit
-def _raw_gradient(grad, out, raw, bounds, shares, image, at, inside, floor, scale,
-                  NORMALIZE: tl.constexpr, A: tl.constexpr):  # fmt: skip
+def _raw_gradient(
+    grad, out, raw, bounds, shares, image, at, inside, floor, scale, NORMALIZE: tl.constexpr, A: tl.constexpr
+):
     """The gradient of the raw map at the elements `at`."""
     upstream = load(grad + at, inside, A)
     if NORMALIZE == SCALE:
@@ -300,11 +323,24 @@ def _raw_gradient(grad, out, raw, bounds, shares, image, at, inside, floor, scal
 
 @triton.jit
 def target_image_bwd_kernel(
-    grad, out, raw, bounds, shares,  # raw, shares: None where NORMALIZE needs none
-    reference, distorted, grad_reference, grad_distorted,  # [B, 3, pixels], gradients may be None
-    pixels, tiles, weight: tl.float64, floor: tl.float64, scale: tl.float64,
-    NORMALIZE: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    grad,
+    out,
+    raw,
+    bounds,
+    shares,  # raw, shares: None where NORMALIZE needs none
+    reference,
+    distorted,
+    grad_reference,
+    grad_distorted,  # [B, 3, pixels], gradients may be None
+    pixels,
+    tiles,
+    weight: tl.float64,
+    floor: tl.float64,
+    scale: tl.float64,
+    NORMALIZE: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // tiles
     pixel = program % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -325,11 +361,25 @@ def target_image_bwd_kernel(
 
 @triton.jit
 def target_columns_bwd_kernel(
-    grad, out, raw, bounds, shares,
+    grad,
+    out,
+    raw,
+    bounds,
+    shares,
     reduced,  # [B, height, w]
-    height, width, w, span, column_blocks, alpha: tl.float64, floor: tl.float64, scale: tl.float64,
-    NORMALIZE: tl.constexpr, A: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_X: tl.constexpr,
-):  # fmt: skip
+    height,
+    width,
+    w,
+    span,
+    column_blocks,
+    alpha: tl.float64,
+    floor: tl.float64,
+    scale: tl.float64,
+    NORMALIZE: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
     """Horizontal half of the adjoint of the upsampling: each low-resolution column gathers the pixels that read it."""
     program = tl.program_id(0).to(tl.int64)
     row = program // column_blocks  # of all images
@@ -354,8 +404,14 @@ def target_factors_bwd_kernel(
     reduced,  # [B, height, w]
     moments,  # [B, 3, h, w]
     factors,  # [B, 3, h, w]: grad f = other·g + own_f·f, grad g = other·f + own_g·g
-    height, h, w, span, column_blocks, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    height,
+    h,
+    w,
+    span,
+    column_blocks,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Vertical half of the adjoint, then the three factors of the cosine's gradient."""
     program = tl.program_id(0).to(tl.int64)
     row = program // column_blocks
@@ -378,17 +434,24 @@ def target_factors_bwd_kernel(
     live = safe & (cosine <= 1)  # not where the distance was clamped
     tl.store(factors + at, tl.where(live, -grad / norm, 0.0), mask=inside)
     tl.store(factors + at + pixels, tl.where(live, grad * cosine / tl.where(live, ff, 1.0), 0.0), mask=inside)
-    tl.store(
-        factors + at + 2 * pixels, tl.where(live, grad * cosine / tl.where(live, gg, 1.0), 0.0), mask=inside
-    )
+    tl.store(factors + at + 2 * pixels, tl.where(live, grad * cosine / tl.where(live, gg, 1.0), 0.0), mask=inside)
 
 
 @triton.jit
 def target_feature_bwd_kernel(
-    f, g, factors, grad_f, grad_g,  # gradients may be None
-    channels, pixels, channel_blocks, pixel_blocks,
-    A: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    f,
+    g,
+    factors,
+    grad_f,
+    grad_g,  # gradients may be None
+    channels,
+    pixels,
+    channel_blocks,
+    pixel_blocks,
+    A: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     pixel = program % pixel_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     rest = program // pixel_blocks
@@ -417,10 +480,19 @@ def _cosine(f: Tensor, g: Tensor, compute: torch.dtype) -> tuple[Tensor, Tensor]
     distance = f.new_empty((batch, h, w), dtype=compute)
     blocks = config.ceil_div(h * w, config.TARGET_FEATURE_PIXELS)
     target_cosine_kernel[(batch * blocks,)](
-        f, g, moments, distance, channels, h * w, blocks, A=triton_type(compute),
-        BLOCK_C=config.TARGET_FEATURE_CHANNELS, BLOCK_P=config.TARGET_FEATURE_PIXELS, num_warps=config.WARPS,
+        f,
+        g,
+        moments,
+        distance,
+        channels,
+        h * w,
+        blocks,
+        A=triton_type(compute),
+        BLOCK_C=config.TARGET_FEATURE_CHANNELS,
+        BLOCK_P=config.TARGET_FEATURE_PIXELS,
+        num_warps=config.WARPS,
         enable_fp_fusion=False,
-    )  # fmt: skip
+    )
     return moments, distance
 
 
@@ -434,9 +506,16 @@ def _order_statistics(raw: Tensor, percentile: float, bounds: Tensor) -> None:
 
 
 def degradation_target(
-    reference: Tensor, distorted: Tensor, reference_features: Tensor | None, distorted_features: Tensor | None,
-    alpha: float, normalize: int, floor: float, percentile: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    reference: Tensor,
+    distorted: Tensor,
+    reference_features: Tensor | None,
+    distorted_features: Tensor | None,
+    alpha: float,
+    normalize: int,
+    floor: float,
+    percentile: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `finpercep::degradation_target`: (map, bounds, moments, raw)."""
     reference, distorted = reference.contiguous(), distorted.contiguous()
     batch, _, height, width = reference.shape
@@ -451,9 +530,7 @@ def degradation_target(
         h, w = reference_features.shape[2:]
         moments = out.new_empty((batch, 3, h, w))
         if batch > 0:
-            moments, distance = _cosine(
-                reference_features.contiguous(), distorted_features.contiguous(), compute
-            )
+            moments, distance = _cosine(reference_features.contiguous(), distorted_features.contiguous(), compute)
     if batch == 0:
         return out, bounds, moments, raw
 
@@ -463,10 +540,27 @@ def degradation_target(
     target = raw if normalize == PERCENTILE else out
     partial = out.new_empty((batch, tiles, 4)) if normalize == MINMAX else None
     target_raw_kernel[(batch * tiles,)](
-        reference, distorted, distance, target, bounds, partial, height, width, h, w, column_blocks, tiles, alpha,
-        scale, NORMALIZE=normalize, IS_BYTE=reference.dtype == torch.uint8, A=A, ROWS=rows, COLUMNS=columns,
+        reference,
+        distorted,
+        distance,
+        target,
+        bounds,
+        partial,
+        height,
+        width,
+        h,
+        w,
+        column_blocks,
+        tiles,
+        alpha,
+        scale,
+        NORMALIZE=normalize,
+        IS_BYTE=reference.dtype == torch.uint8,
+        A=A,
+        ROWS=rows,
+        COLUMNS=columns,
         num_warps=config.WARPS,
-    )  # fmt: skip
+    )
     if normalize in (NONE, SCALE):
         return out, bounds, moments, raw
     if normalize == MINMAX:
@@ -495,16 +589,23 @@ def degradation_target(
     return out, bounds, moments, raw
 
 
-def _bound_shares(
-    grad: Tensor, out: Tensor, raw: Tensor | None, bounds: Tensor, floor: float, pixels: int
-) -> Tensor:
+def _bound_shares(grad: Tensor, out: Tensor, raw: Tensor | None, bounds: Tensor, floor: float, pixels: int) -> Tensor:
     batch, A = out.shape[0], triton_type(out.dtype)
     blocks = config.ceil_div(pixels, config.TARGET_TILE)
     partial, shares = out.new_empty((batch, blocks, 2)), out.new_empty((batch, 2))
     target_sums_kernel[(batch * blocks,)](
-        grad, out, raw, bounds, partial, pixels, blocks, floor, A=A, BLOCK=config.TARGET_TILE,
+        grad,
+        out,
+        raw,
+        bounds,
+        partial,
+        pixels,
+        blocks,
+        floor,
+        A=A,
+        BLOCK=config.TARGET_TILE,
         num_warps=config.WARPS,
-    )  # fmt: skip
+    )
     target_shares_kernel[(batch,)](
         partial, bounds, shares, blocks, floor, A=A, BLOCK=config.PARTIALS, num_warps=config.WARPS
     )
@@ -512,10 +613,21 @@ def _bound_shares(
 
 
 def degradation_target_backward(
-    grad: Tensor, reference: Tensor, distorted: Tensor, reference_features: Tensor | None,
-    distorted_features: Tensor | None, out: Tensor, bounds: Tensor, moments: Tensor, raw: Tensor, alpha: float,
-    normalize: int, floor: float, scale: float, needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    reference: Tensor,
+    distorted: Tensor,
+    reference_features: Tensor | None,
+    distorted_features: Tensor | None,
+    out: Tensor,
+    bounds: Tensor,
+    moments: Tensor,
+    raw: Tensor,
+    alpha: float,
+    normalize: int,
+    floor: float,
+    scale: float,
+    needs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `finpercep::degradation_target_backward`: four gradients, empty where the bit of `needs` is not set."""
     sources = (reference, distorted, reference_features, distorted_features)
     grads = tuple(
@@ -537,9 +649,21 @@ def degradation_target_backward(
         blocks = config.ceil_div(pixels, config.TARGET_TILE)
         weight = (1.0 if reference_features is None else alpha) / 3
         target_image_bwd_kernel[(batch * blocks,)](
-            *upstream, reference.contiguous(), distorted.contiguous(), wanted[0], wanted[1], pixels, blocks, weight,
-            floor, scale, NORMALIZE=normalize, A=A, BLOCK=config.TARGET_TILE, num_warps=config.WARPS,
-        )  # fmt: skip
+            *upstream,
+            reference.contiguous(),
+            distorted.contiguous(),
+            wanted[0],
+            wanted[1],
+            pixels,
+            blocks,
+            weight,
+            floor,
+            scale,
+            NORMALIZE=normalize,
+            A=A,
+            BLOCK=config.TARGET_TILE,
+            num_warps=config.WARPS,
+        )
     if needs & 12 and reference_features is not None and distorted_features is not None:
         f, g = reference_features.contiguous(), distorted_features.contiguous()
         factors = _feature_factors(upstream, moments, alpha, normalize, floor, scale)
@@ -566,26 +690,57 @@ def _feature_factors(
     column_blocks = config.ceil_div(w, block_j)
     reduced = out.new_empty((batch, height, w))
     target_columns_bwd_kernel[(batch * height * column_blocks,)](
-        *upstream, reduced, height, width, w, span, column_blocks, alpha, floor, scale, NORMALIZE=normalize, A=A,
-        BLOCK_J=block_j, BLOCK_X=block_x, num_warps=config.WARPS,
-    )  # fmt: skip
+        *upstream,
+        reduced,
+        height,
+        width,
+        w,
+        span,
+        column_blocks,
+        alpha,
+        floor,
+        scale,
+        NORMALIZE=normalize,
+        A=A,
+        BLOCK_J=block_j,
+        BLOCK_X=block_x,
+        num_warps=config.WARPS,
+    )
     factors = torch.empty_like(moments, memory_format=torch.contiguous_format)
     block = min(config.power_of_two(w), config.TARGET_TILE)
     column_blocks = config.ceil_div(w, block)
     target_factors_bwd_kernel[(batch * h * column_blocks,)](
-        reduced, moments.contiguous(), factors, height, h, w, touching_span(height, h), column_blocks, A=A,
-        BLOCK=block, num_warps=config.WARPS,
-    )  # fmt: skip
+        reduced,
+        moments.contiguous(),
+        factors,
+        height,
+        h,
+        w,
+        touching_span(height, h),
+        column_blocks,
+        A=A,
+        BLOCK=block,
+        num_warps=config.WARPS,
+    )
     return factors
 
 
-def _feature_gradients(
-    f: Tensor, g: Tensor, factors: Tensor, grad_f: Tensor | None, grad_g: Tensor | None
-) -> None:
+def _feature_gradients(f: Tensor, g: Tensor, factors: Tensor, grad_f: Tensor | None, grad_g: Tensor | None) -> None:
     batch, channels, h, w = f.shape
     channel_blocks = config.ceil_div(channels, config.TARGET_FEATURE_CHANNELS)
     pixel_blocks = config.ceil_div(h * w, config.TARGET_FEATURE_PIXELS)
     target_feature_bwd_kernel[(batch * channel_blocks * pixel_blocks,)](
-        f, g, factors, grad_f, grad_g, channels, h * w, channel_blocks, pixel_blocks, A=triton_type(factors.dtype),
-        BLOCK_C=config.TARGET_FEATURE_CHANNELS, BLOCK_P=config.TARGET_FEATURE_PIXELS, num_warps=config.WARPS,
-    )  # fmt: skip
+        f,
+        g,
+        factors,
+        grad_f,
+        grad_g,
+        channels,
+        h * w,
+        channel_blocks,
+        pixel_blocks,
+        A=triton_type(factors.dtype),
+        BLOCK_C=config.TARGET_FEATURE_CHANNELS,
+        BLOCK_P=config.TARGET_FEATURE_PIXELS,
+        num_warps=config.WARPS,
+    )

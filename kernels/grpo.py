@@ -29,9 +29,7 @@ def _surrogate(log_prob, old_log_prob, advantage, low, high):
 
 
 @triton.jit
-def _write_stats(
-    loss, stats, policy, kl, ratio, smallest, largest, below, above, square, count, beta, A: tl.constexpr
-):
+def _write_stats(loss, stats, policy, kl, ratio, smallest, largest, below, above, square, count, beta, A: tl.constexpr):
     """Means of sums, all scalars in fp64."""
     policy, kl, ratio = policy / count, kl / count, ratio / count
     # The extremes skip NaN, a sum does not.
@@ -50,13 +48,22 @@ def _write_stats(
 
 @triton.jit
 def grpo_fwd_kernel(
-    log_prob, old_log_prob, kl,  # [count], kl may be None
+    log_prob,
+    old_log_prob,
+    kl,  # [count], kl may be None
     advantages,  # [count / steps]
-    loss, stats,  # scalar, [8]
+    loss,
+    stats,  # scalar, [8]
     partial,  # [chunks, 8] fp64, or None: then this is the only program
-    count, steps, low: tl.float64, high: tl.float64, beta: tl.float64,
-    A: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+    count,
+    steps,
+    low: tl.float64,
+    high: tl.float64,
+    beta: tl.float64,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     low_bound, high_bound = tl.full((), low, A), tl.full((), high, A)
     first = tl.program_id(0).to(tl.int64) * CHUNK
     policy_sum, kl_sum, ratio_sum = tl.zeros([BLOCK], A), tl.zeros([BLOCK], A), tl.zeros([BLOCK], A)
@@ -84,9 +91,7 @@ def grpo_fwd_kernel(
     under, over = tl.sum(below, 0).to(tl.float64), tl.sum(above, 0).to(tl.float64)
     if partial is None:
         total = tl.full((), count, tl.float64)
-        _write_stats(
-            loss, stats, policy, divergence, ratio, lowest, highest, under, over, square, total, beta, A
-        )
+        _write_stats(loss, stats, policy, divergence, ratio, lowest, highest, under, over, square, total, beta, A)
     else:
         mine = partial + tl.program_id(0).to(tl.int64) * 8
         tl.store(mine + 0, policy)
@@ -105,9 +110,7 @@ def _column(partial, chunk, inside, field, other):
 
 
 @triton.jit
-def grpo_finish_kernel(
-    partial, loss, stats, chunks, count, beta: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def grpo_finish_kernel(partial, loss, stats, chunks, count, beta: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr):
     policy, kl, ratio = (
         tl.zeros([BLOCK], tl.float64),
         tl.zeros([BLOCK], tl.float64),
@@ -129,16 +132,36 @@ def grpo_finish_kernel(
         square += _column(partial, chunk, inside, 7, 0.0)
     total = tl.full((), count, tl.float64)
     _write_stats(
-        loss, stats, tl.sum(policy, 0), tl.sum(kl, 0), tl.sum(ratio, 0), tl.min(smallest, 0), tl.max(largest, 0),
-        tl.sum(below, 0), tl.sum(above, 0), tl.sum(square, 0), total, beta, A,
-    )  # fmt: skip
+        loss,
+        stats,
+        tl.sum(policy, 0),
+        tl.sum(kl, 0),
+        tl.sum(ratio, 0),
+        tl.min(smallest, 0),
+        tl.max(largest, 0),
+        tl.sum(below, 0),
+        tl.sum(above, 0),
+        tl.sum(square, 0),
+        total,
+        beta,
+        A,
+    )
 
 
 @triton.jit
 def grpo_bwd_kernel(
-    grad_loss, log_prob, old_log_prob, advantages, grad_log_prob,
-    count, steps, low: tl.float64, high: tl.float64, A: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    grad_loss,
+    log_prob,
+    old_log_prob,
+    advantages,
+    grad_log_prob,
+    count,
+    steps,
+    low: tl.float64,
+    high: tl.float64,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     low_bound, high_bound = tl.full((), low, A), tl.full((), high, A)
     scale = (-tl.load(grad_loss).to(tl.float64) / tl.full((), count, tl.float64)).to(A)
     first = tl.program_id(0).to(tl.int64) * BLOCK
@@ -152,9 +175,14 @@ def grpo_bwd_kernel(
 
 
 def grpo_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, kl: Tensor | None, clip_low: float,
-    clip_high: float, beta: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    kl: Tensor | None,
+    clip_low: float,
+    clip_high: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
     """See `finpercep::grpo_loss`: (loss, stats)."""
     log_prob, old_log_prob, advantages = (
         log_prob.contiguous(),
@@ -168,22 +196,46 @@ def grpo_loss(
     partial = log_prob.new_empty((chunks, STATS), dtype=torch.float64) if chunks > 1 else None
     beta = beta if kl is not None else 0.0
     grpo_fwd_kernel[(chunks,)](
-        log_prob, old_log_prob, None if kl is None else kl.contiguous(), advantages, loss, stats, partial, count,
-        count // advantages.numel(), 1 - clip_low, 1 + clip_high, beta, A=triton_type(compute),
-        BLOCK=config.FLAT_BLOCK, CHUNK=config.FLAT_CHUNK, num_warps=config.WARPS,
-    )  # fmt: skip
+        log_prob,
+        old_log_prob,
+        None if kl is None else kl.contiguous(),
+        advantages,
+        loss,
+        stats,
+        partial,
+        count,
+        count // advantages.numel(),
+        1 - clip_low,
+        1 + clip_high,
+        beta,
+        A=triton_type(compute),
+        BLOCK=config.FLAT_BLOCK,
+        CHUNK=config.FLAT_CHUNK,
+        num_warps=config.WARPS,
+    )
     if partial is not None:
         grpo_finish_kernel[(1,)](
-            partial, loss, stats, chunks, count, beta, A=triton_type(compute), BLOCK=config.ALL_PARTIALS,
+            partial,
+            loss,
+            stats,
+            chunks,
+            count,
+            beta,
+            A=triton_type(compute),
+            BLOCK=config.ALL_PARTIALS,
             num_warps=config.ALL_PARTIALS_WARPS,
-        )  # fmt: skip
+        )
     return loss, stats
 
 
 def grpo_loss_backward(
-    grad_loss: Tensor, log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_low: float,
+    grad_loss: Tensor,
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    clip_low: float,
     clip_high: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """See `finpercep::grpo_loss_backward`: the gradient of `log_prob`."""
     log_prob, old_log_prob, advantages = (
         log_prob.contiguous(),
@@ -193,7 +245,17 @@ def grpo_loss_backward(
     count = log_prob.numel()
     grad = torch.empty_like(log_prob)
     grpo_bwd_kernel[(config.ceil_div(count, config.FLAT_BLOCK),)](
-        grad_loss, log_prob, old_log_prob, advantages, grad, count, count // advantages.numel(), 1 - clip_low,
-        1 + clip_high, A=triton_type(grad_loss.dtype), BLOCK=config.FLAT_BLOCK, num_warps=config.WARPS,
-    )  # fmt: skip
+        grad_loss,
+        log_prob,
+        old_log_prob,
+        advantages,
+        grad,
+        count,
+        count // advantages.numel(),
+        1 - clip_low,
+        1 + clip_high,
+        A=triton_type(grad_loss.dtype),
+        BLOCK=config.FLAT_BLOCK,
+        num_warps=config.WARPS,
+    )
     return grad

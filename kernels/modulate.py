@@ -35,8 +35,21 @@ def _gate_weight(d, GATE: tl.constexpr):
 
 
 @triton.jit
-def _area(degradation, cell_y, cell_x, valid, h, w, height, width, span_y, span_x, A: tl.constexpr,
-          BLOCK_N: tl.constexpr, BLOCK_X: tl.constexpr):  # fmt: skip
+def _area(
+    degradation,
+    cell_y,
+    cell_x,
+    valid,
+    h,
+    w,
+    height,
+    width,
+    span_y,
+    span_x,
+    A: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
     """Mean of the map over the window of each cell. [BLOCK_N]"""
     y_begin, y_end = window(cell_y, h, height)
     x_begin, x_end = window(cell_x, w, width)
@@ -67,10 +80,23 @@ def modulate_fwd_kernel(
     degradation,  # [B, 1, height, width]
     d,  # [B, tokens]
     out,  # [B, tokens, channels], or [B, channels], or [B, blocks, channels]
-    tokens, channels, h, w, height, width, span_y, span_x, blocks,
-    GATE: tl.constexpr, IS_BILINEAR: tl.constexpr, POOL: tl.constexpr, A: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr,
-):  # fmt: skip
+    tokens,
+    channels,
+    h,
+    w,
+    height,
+    width,
+    span_y,
+    span_x,
+    blocks,
+    GATE: tl.constexpr,
+    IS_BILINEAR: tl.constexpr,
+    POOL: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // blocks
     token = (program % blocks).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -80,9 +106,7 @@ def modulate_fwd_kernel(
     if IS_BILINEAR:
         value = _bilinear(degradation, cell_y, cell_x, valid, h, w, height, width, A)
     else:
-        value = _area(
-            degradation, cell_y, cell_x, valid, h, w, height, width, span_y, span_x, A, BLOCK_N, BLOCK_X
-        )
+        value = _area(degradation, cell_y, cell_x, valid, h, w, height, width, span_y, span_x, A, BLOCK_N, BLOCK_X)
     tl.store(d + image * tokens + token, value, mask=valid)
     weight = _gate_weight(value, GATE)
 
@@ -104,9 +128,14 @@ def modulate_fwd_kernel(
 def modulate_pool_kernel(
     partial,  # [B, blocks, channels]
     out,  # [B, channels]
-    channels, blocks, tokens, channel_blocks,
-    A: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    channels,
+    blocks,
+    tokens,
+    channel_blocks,
+    A: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     program = tl.program_id(0)
     image = (program // channel_blocks).to(tl.int64)
     channel = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -128,9 +157,15 @@ def modulate_bwd_kernel(
     d,  # [B, tokens]
     grad_features,  # like features, or None
     grad_d,  # like d, or None
-    tokens, channels, blocks,
-    GATE: tl.constexpr, POOL: tl.constexpr, A: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    tokens,
+    channels,
+    blocks,
+    GATE: tl.constexpr,
+    POOL: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // blocks
     token = (program % blocks).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -162,9 +197,19 @@ def modulate_bwd_kernel(
 def modulate_map_bwd_kernel(
     grad_d,  # [B, h, w]
     grad_map,  # [B, 1, height, width]
-    h, w, height, width, span_y, span_x, row_blocks, column_blocks,
-    IS_BILINEAR: tl.constexpr, A: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    h,
+    w,
+    height,
+    width,
+    span_y,
+    span_x,
+    row_blocks,
+    column_blocks,
+    IS_BILINEAR: tl.constexpr,
+    A: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Gathers: each pixel adds up the cells that read it."""
     program = tl.program_id(0).to(tl.int64)
     image = program // (row_blocks * column_blocks)
@@ -235,26 +280,59 @@ def modulate(
     target = features.new_empty((batch, blocks, channels), dtype=compute) if two_stages else out
     span_x = _window_span(w, width)
     modulate_fwd_kernel[(batch * blocks,)](
-        features, degradation, d, target, tokens, channels, h, w, height, width, _window_span(h, height), span_x,
-        blocks, GATE=gate, IS_BILINEAR=resample == BILINEAR,
-        POOL=PARTIAL if two_stages else WHOLE if pool else NO_POOL, A=triton_type(compute),
-        BLOCK_N=rows, BLOCK_C=columns, BLOCK_X=min(config.power_of_two(span_x), config.MODULATE_WINDOW),
+        features,
+        degradation,
+        d,
+        target,
+        tokens,
+        channels,
+        h,
+        w,
+        height,
+        width,
+        _window_span(h, height),
+        span_x,
+        blocks,
+        GATE=gate,
+        IS_BILINEAR=resample == BILINEAR,
+        POOL=PARTIAL if two_stages else WHOLE if pool else NO_POOL,
+        A=triton_type(compute),
+        BLOCK_N=rows,
+        BLOCK_C=columns,
+        BLOCK_X=min(config.power_of_two(span_x), config.MODULATE_WINDOW),
         num_warps=config.MODULATE_WARPS,
-    )  # fmt: skip
+    )
     if two_stages:
         columns = 64
         channel_blocks = config.ceil_div(channels, columns)
         modulate_pool_kernel[(batch * channel_blocks,)](
-            target, out, channels, blocks, tokens, channel_blocks, A=triton_type(compute), BLOCK_S=16,
-            BLOCK_C=columns, num_warps=config.WARPS,
-        )  # fmt: skip
+            target,
+            out,
+            channels,
+            blocks,
+            tokens,
+            channel_blocks,
+            A=triton_type(compute),
+            BLOCK_S=16,
+            BLOCK_C=columns,
+            num_warps=config.WARPS,
+        )
     return out, d
 
 
 def modulate_backward(
-    grad: Tensor, features: Tensor, degradation: Tensor, d: Tensor, h: int, w: int, gate: int, resample: int,
-    pool: bool, need_features: bool, need_map: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    features: Tensor,
+    degradation: Tensor,
+    d: Tensor,
+    h: int,
+    w: int,
+    gate: int,
+    resample: int,
+    pool: bool,
+    need_features: bool,
+    need_map: bool,
+) -> tuple[Tensor, Tensor]:
     """See `finpercep::modulate_backward`: gradients of features and map, empty where not needed."""
     grad, features, d = grad.contiguous(), features.contiguous(), d.contiguous()
     batch, tokens, channels = features.shape
@@ -267,19 +345,43 @@ def modulate_backward(
     grad_d = torch.empty_like(d) if need_map else None
     rows, columns, blocks = _tile(batch, tokens)
     modulate_bwd_kernel[(batch * blocks,)](
-        grad, features, d, grad_features if need_features else None, grad_d, tokens, channels, blocks, GATE=gate,
-        POOL=pool, A=compute, BLOCK_N=rows, BLOCK_C=min(columns, config.power_of_two(channels)),
+        grad,
+        features,
+        d,
+        grad_features if need_features else None,
+        grad_d,
+        tokens,
+        channels,
+        blocks,
+        GATE=gate,
+        POOL=pool,
+        A=compute,
+        BLOCK_N=rows,
+        BLOCK_C=min(columns, config.power_of_two(channels)),
         num_warps=config.MODULATE_WARPS,
-    )  # fmt: skip
+    )
     if need_map:
         bilinear = resample == BILINEAR
         rows, columns = config.pixel_tile(width)
         row_blocks, column_blocks = config.ceil_div(height, rows), config.ceil_div(width, columns)
         span = touching_span if bilinear else _cover_span
         modulate_map_bwd_kernel[(batch * row_blocks * column_blocks,)](
-            grad_d, grad_map, h, w, height, width, span(h, height), span(w, width), row_blocks, column_blocks,
-            IS_BILINEAR=bilinear, A=compute, ROWS=rows, COLUMNS=columns, num_warps=config.WARPS,
-        )  # fmt: skip
+            grad_d,
+            grad_map,
+            h,
+            w,
+            height,
+            width,
+            span(h, height),
+            span(w, width),
+            row_blocks,
+            column_blocks,
+            IS_BILINEAR=bilinear,
+            A=compute,
+            ROWS=rows,
+            COLUMNS=columns,
+            num_warps=config.WARPS,
+        )
     return grad_features, grad_map
 
 

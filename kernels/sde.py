@@ -101,16 +101,35 @@ def _finish(
 
 @triton.jit
 def sde_fwd_kernel(
-    velocity, sample,  # [B, size]
-    sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,  # see _levels
-    noise, next_sample,  # [B, size], one of them None
+    velocity,
+    sample,  # [B, size]
+    sigma,
+    sigma_stride,
+    sigma_value: tl.float64,
+    sigma_next,
+    next_stride,
+    next_value: tl.float64,  # see _levels
+    noise,
+    next_sample,  # [B, size], one of them None
     reference,  # [B, size] or None
-    drawn, mean_out,  # [B, size] or None
-    log_prob, std_out, kl,  # [B], kl may be None
+    drawn,
+    mean_out,  # [B, size] or None
+    log_prob,
+    std_out,
+    kl,  # [B], kl may be None
     partial,  # [B, chunks, 2] fp64, or None: then there is one chunk
-    size, chunks, noise_level: tl.float64, cosine: tl.float64, sine: tl.float64, sigma_max: tl.float64,
-    KIND: tl.constexpr, EXACT_KL: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+    size,
+    chunks,
+    noise_level: tl.float64,
+    cosine: tl.float64,
+    sine: tl.float64,
+    sigma_max: tl.float64,
+    KIND: tl.constexpr,
+    EXACT_KL: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
     first = program % chunks * CHUNK
@@ -149,11 +168,26 @@ def sde_fwd_kernel(
 
 @triton.jit
 def sde_finish_kernel(
-    partial, sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,
-    log_prob, std_out, kl,
-    size, chunks, noise_level: tl.float64, cosine: tl.float64, sine: tl.float64, sigma_max: tl.float64,
-    KIND: tl.constexpr, EXACT_KL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    partial,
+    sigma,
+    sigma_stride,
+    sigma_value: tl.float64,
+    sigma_next,
+    next_stride,
+    next_value: tl.float64,
+    log_prob,
+    std_out,
+    kl,
+    size,
+    chunks,
+    noise_level: tl.float64,
+    cosine: tl.float64,
+    sine: tl.float64,
+    sigma_max: tl.float64,
+    KIND: tl.constexpr,
+    EXACT_KL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     image = tl.program_id(0).to(tl.int64)
     square, gap = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     for start in range(0, chunks, BLOCK):
@@ -164,21 +198,38 @@ def sde_finish_kernel(
     now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
     _, b, std, spread = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     count = tl.full((), size, tl.float64)
-    _finish(
-        image, tl.sum(square, 0), tl.sum(gap, 0), b, std, spread, count, log_prob, std_out, kl, KIND, EXACT_KL
-    )
+    _finish(image, tl.sum(square, 0), tl.sum(gap, 0), b, std, spread, count, log_prob, std_out, kl, KIND, EXACT_KL)
 
 
 @triton.jit
 def sde_bwd_kernel(
-    grad_drawn, grad_mean,  # [B, size] or None
-    grad_log_prob, grad_kl,  # [B] or None
-    velocity, sample, next_sample, reference,  # [B, size], reference may be None
-    sigma, sigma_stride, sigma_value: tl.float64, sigma_next, next_stride, next_value: tl.float64,
+    grad_drawn,
+    grad_mean,  # [B, size] or None
+    grad_log_prob,
+    grad_kl,  # [B] or None
+    velocity,
+    sample,
+    next_sample,
+    reference,  # [B, size], reference may be None
+    sigma,
+    sigma_stride,
+    sigma_value: tl.float64,
+    sigma_next,
+    next_stride,
+    next_value: tl.float64,
     grad_velocity,
-    size, chunks, noise_level: tl.float64, cosine: tl.float64, sine: tl.float64, sigma_max: tl.float64,
-    KIND: tl.constexpr, EXACT_KL: tl.constexpr, A: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+    size,
+    chunks,
+    noise_level: tl.float64,
+    cosine: tl.float64,
+    sine: tl.float64,
+    sigma_max: tl.float64,
+    KIND: tl.constexpr,
+    EXACT_KL: tl.constexpr,
+    A: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """grad = outcome·(x' - mean) + b·(grad_drawn + grad_mean) + gap·(v - v_reference)"""
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
@@ -241,10 +292,19 @@ def _level(noise_level: float, sigma_max: float) -> tuple[float, float, float, f
 
 
 def sde_step(
-    velocity: Tensor, sample: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor | None,
-    next_sample: Tensor | None, reference_velocity: Tensor | None, kind: int, exact_kl: bool,
-    noise_level: float, sigma_max: float, return_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    velocity: Tensor,
+    sample: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    noise: Tensor | None,
+    next_sample: Tensor | None,
+    reference_velocity: Tensor | None,
+    kind: int,
+    exact_kl: bool,
+    noise_level: float,
+    sigma_max: float,
+    return_mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `finpercep::sde_step`: (next_sample, mean, log_prob, std, kl), empty where not asked for."""
     velocity, sample = velocity.contiguous(), sample.contiguous()
     levels = _level_arguments(sigma, sigma_next)
@@ -262,25 +322,64 @@ def sde_step(
     level = _level(noise_level, sigma_max)
     kl_out = None if reference_velocity is None else kl
     sde_fwd_kernel[(batch * chunks,)](
-        velocity, sample, *levels, _contiguous(noise), _contiguous(next_sample),
-        _contiguous(reference_velocity), None if noise is None else drawn, mean if return_mean else None, log_prob,
-        std, kl_out, partial, size, chunks, *level, KIND=kind, EXACT_KL=exact_kl, A=triton_type(compute),
-        BLOCK=config.FLAT_BLOCK, CHUNK=config.FLAT_CHUNK, num_warps=config.WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+        velocity,
+        sample,
+        *levels,
+        _contiguous(noise),
+        _contiguous(next_sample),
+        _contiguous(reference_velocity),
+        None if noise is None else drawn,
+        mean if return_mean else None,
+        log_prob,
+        std,
+        kl_out,
+        partial,
+        size,
+        chunks,
+        *level,
+        KIND=kind,
+        EXACT_KL=exact_kl,
+        A=triton_type(compute),
+        BLOCK=config.FLAT_BLOCK,
+        CHUNK=config.FLAT_CHUNK,
+        num_warps=config.WARPS,
+        enable_fp_fusion=False,
+    )
     if partial is not None:
         sde_finish_kernel[(batch,)](
-            partial, *levels, log_prob, std, kl_out, size, chunks, *level, KIND=kind, EXACT_KL=exact_kl,
-            BLOCK=config.PARTIALS, num_warps=config.WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+            partial,
+            *levels,
+            log_prob,
+            std,
+            kl_out,
+            size,
+            chunks,
+            *level,
+            KIND=kind,
+            EXACT_KL=exact_kl,
+            BLOCK=config.PARTIALS,
+            num_warps=config.WARPS,
+            enable_fp_fusion=False,
+        )
     return drawn, mean, log_prob, std, kl
 
 
 def sde_step_backward(
-    grad_next_sample: Tensor | None, grad_mean: Tensor | None, grad_log_prob: Tensor | None,
-    grad_kl: Tensor | None, velocity: Tensor, sample: Tensor, next_sample: Tensor, sigma: Tensor,
-    sigma_next: Tensor, reference_velocity: Tensor | None, kind: int, exact_kl: bool, noise_level: float,
+    grad_next_sample: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_kl: Tensor | None,
+    velocity: Tensor,
+    sample: Tensor,
+    next_sample: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    reference_velocity: Tensor | None,
+    kind: int,
+    exact_kl: bool,
+    noise_level: float,
     sigma_max: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """See `finpercep::sde_step_backward`: the gradient of velocity."""
     velocity, sample, next_sample = velocity.contiguous(), sample.contiguous(), next_sample.contiguous()
     grad = torch.empty_like(velocity)
@@ -290,10 +389,25 @@ def sde_step_backward(
     size = sample.numel() // batch
     chunks = config.ceil_div(size, config.FLAT_CHUNK)
     sde_bwd_kernel[(batch * chunks,)](
-        _contiguous(grad_next_sample), _contiguous(grad_mean), _contiguous(grad_log_prob), _contiguous(grad_kl),
-        velocity, sample, next_sample, _contiguous(reference_velocity), *_level_arguments(sigma, sigma_next),
-        grad, size, chunks, *_level(noise_level, sigma_max), KIND=kind, EXACT_KL=exact_kl,
-        A=triton_type(accumulation_type(velocity.dtype, sample.dtype)), BLOCK=config.FLAT_BLOCK,
-        CHUNK=config.FLAT_CHUNK, num_warps=config.WARPS, enable_fp_fusion=False,
-    )  # fmt: skip
+        _contiguous(grad_next_sample),
+        _contiguous(grad_mean),
+        _contiguous(grad_log_prob),
+        _contiguous(grad_kl),
+        velocity,
+        sample,
+        next_sample,
+        _contiguous(reference_velocity),
+        *_level_arguments(sigma, sigma_next),
+        grad,
+        size,
+        chunks,
+        *_level(noise_level, sigma_max),
+        KIND=kind,
+        EXACT_KL=exact_kl,
+        A=triton_type(accumulation_type(velocity.dtype, sample.dtype)),
+        BLOCK=config.FLAT_BLOCK,
+        CHUNK=config.FLAT_CHUNK,
+        num_warps=config.WARPS,
+        enable_fp_fusion=False,
+    )
     return grad

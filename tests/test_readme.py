@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from finpercep.cli import app
+from finpercep.cli.main import app
 from finpercep.models import RewardModel
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()

@@ -42,8 +42,13 @@ PYTHON = sys.executable
 
 def machine() -> dict[str, str]:
     """What results depend on."""
-    return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": str(torch.version.cuda),
-            "python": platform.python_version(), "sources": fingerprint()}  # fmt: skip
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "python": platform.python_version(),
+        "sources": fingerprint(),
+    }
 
 
 def fingerprint() -> str:
@@ -103,11 +108,15 @@ def sanitizer(seconds: float) -> list[Command]:
     common = ["--error-exitcode", "1", "--target-processes", "application-only"]
     modes = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
     return [
-        Command(f"{mode} of {backend}", [tool, "--tool", mode, *options, *common, *pytest(backend, "-k", "sanitizer")],
-                seconds, env)
+        Command(
+            f"{mode} of {backend}",
+            [tool, "--tool", mode, *options, *common, *pytest(backend, "-k", "sanitizer")],
+            seconds,
+            env,
+        )
         for backend in ("cuda", "triton")
         for mode, options in modes.items()
-    ]  # fmt: skip
+    ]
 
 
 def measured(part: str, path: Path, seconds: float) -> dict[str, str]:
@@ -162,8 +171,9 @@ def check(wanted: Sequence[str], path: Path, time_left: Callable[[], float]) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything (default 8)")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder to write to (default: benchmarks/results)"

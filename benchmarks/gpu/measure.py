@@ -183,18 +183,19 @@ def measure_case(case: Case, name: str, row: Row, timer: Timer) -> None:
 def fragile(result: Row) -> set[str]:
     """Executors whose kernels ended the process again and again: every such cell costs a start."""
     lost = [
-        name
-        for row in result["rows"]
-        for name, why in row["errors"].items()
-        if why.startswith((UNFINISHED, BROKE))
+        name for row in result["rows"] for name, why in row["errors"].items() if why.startswith((UNFINISHED, BROKE))
     ]
     return {name for name in lost if lost.count(name) >= FRAGILE}
 
 
 def measure_cases(
-    result: Row, cases: Sequence[Case], names: Sequence[str], timer: Timer,
-    left: Callable[[], float], save: Callable[[], object],
-) -> None:  # fmt: skip
+    result: Row,
+    cases: Sequence[Case],
+    names: Sequence[str],
+    timer: Timer,
+    left: Callable[[], float],
+    save: Callable[[], object],
+) -> None:
     """All cells that the results lack, while there is time; those of fragile executors last."""
     last = fragile(result)
     for group in ([n for n in names if n not in last], [n for n in names if n in last]):

@@ -33,8 +33,15 @@ def reward(device: str) -> tuple[Any, torch.Tensor]:
 
     from finpercep import RewardModel
 
-    config = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=LAYERS, patch_size=14,
-                              num_attention_heads=16, image_size=224, projection_dim=768).to_dict()  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=LAYERS,
+        patch_size=14,
+        num_attention_heads=16,
+        image_size=224,
+        projection_dim=768,
+    ).to_dict()
     taps = [LAYERS * quarter // 4 for quarter in (1, 2, 3, 4)]
     encoder = {"type": "vit", "config": {"model_type": "clip_vision_model", **config}, "taps": taps}
     model = RewardModel(encoder, {"width": "light"}).eval().to(device, torch.bfloat16)

@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
-from finpercep.writing import atomic_write
+from finpercep.io.files import atomic_write
 
 EXECUTORS = ("eager", "compile", "compile-max", "triton", "cuda")
 RIVALS = ("compile", "compile-max")
 BAR_BYTES, BAR_SHARE, BAR_LAUNCH = 256e6, 0.85, 1.3
-COLUMNS = ("operator", "direction", "dtype", "size", "MB", *EXECUTORS, "GB/s", "% copy", "× compile", "memory ÷ eager",
-           "bar")  # fmt: skip
+COLUMNS = (
+    "operator",
+    "direction",
+    "dtype",
+    "size",
+    "MB",
+    *EXECUTORS,
+    "GB/s",
+    "% copy",
+    "× compile",
+    "memory ÷ eager",
+    "bar",
+)
 
 Row = dict[str, Any]
 
@@ -70,9 +81,12 @@ def markdown(result: Row) -> str:
     lines += ["| check | result |", "|---|---|"]
     lines += [row_of([check["name"], check["result"]]) for check in result["checks"]]
     if ceiling := result.get("ceilings"):
-        lines += ["", f"Ceilings: copy {ceiling['copy_gbps']:.0f} GB/s, bf16 matrix product "
-                  f"{ceiling['matmul_tflops']:.0f} TFLOP/s, empty launch {ceiling['launch_seconds'] * 1e6:.1f} µs. "
-                  "Times in µs, medians, cold cache."]  # fmt: skip
+        lines += [
+            "",
+            f"Ceilings: copy {ceiling['copy_gbps']:.0f} GB/s, bf16 matrix product "
+            f"{ceiling['matmul_tflops']:.0f} TFLOP/s, empty launch {ceiling['launch_seconds'] * 1e6:.1f} µs. "
+            "Times in µs, medians, cold cache.",
+        ]
         lines += ["", row_of(COLUMNS), "|---" * len(COLUMNS) + "|"]
         lines += [row_of(cells(row, ceiling)) for row in result["rows"]]
     if model := result.get("model"):
@@ -124,9 +138,14 @@ def cells(row: Row, ceiling: dict[str, float]) -> list[str]:
     speed = row["bytes"] / seconds[name] / 1e9
     rival = min((seconds[e] for e in RIVALS if e in seconds), default=None)
     memory = row["peak"][name] / row["peak"]["eager"] if row["peak"].get("eager") else None
-    return [*out, f"{speed:.0f}", f"{100 * speed / ceiling['copy_gbps']:.0f}",
-            "" if rival is None else f"{rival / seconds[name]:.2f}",
-            "" if memory is None else f"{memory:.2f}", bar(row, ceiling)]  # fmt: skip
+    return [
+        *out,
+        f"{speed:.0f}",
+        f"{100 * speed / ceiling['copy_gbps']:.0f}",
+        "" if rival is None else f"{rival / seconds[name]:.2f}",
+        "" if memory is None else f"{memory:.2f}",
+        bar(row, ceiling),
+    ]
 
 
 def bar(row: Row, ceiling: dict[str, float]) -> str:

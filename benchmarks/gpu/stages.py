@@ -48,9 +48,16 @@ def run(command: Command, show: bool = True) -> Outcome:
     """Run a command for `seconds` at most; `show` prints what it prints at once."""
     print(f"== {command.name}, {command.seconds:.0f} s: {shlex.join(command.arguments)}", flush=True)
     started = time.monotonic()
-    process = subprocess.Popen(command.arguments, cwd=ROOT, env={**os.environ, **command.env}, text=True,
-                               errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command.arguments,
+        cwd=ROOT,
+        env={**os.environ, **command.env},
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     _running.add(process)
     lines: list[str] = []
     reader = threading.Thread(target=_read, args=(process, lines, show), daemon=True)

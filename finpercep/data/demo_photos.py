@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from finpercep.images import to_tensor
-from finpercep.overlay import as_picture, save_image
+from finpercep.io.images import to_tensor
+from finpercep.io.pictures import as_picture, save_image
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle", "camera")
 SIDE = 320  # of the square that is cut out of the middle
@@ -18,9 +18,7 @@ def load_photo(name: str) -> Tensor:
     try:
         from skimage import data
     except ImportError as error:
-        raise ImportError(
-            f"demo: expected scikit-image, got {error}; pip install 'finpercep[demo]'"
-        ) from error
+        raise ImportError(f"demo: expected scikit-image, got {error}; pip install 'finpercep[demo]'") from error
     pixels = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
     return to_tensor(pixels, name=name).float() / 255
 

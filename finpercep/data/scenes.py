@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from finpercep.images import load_image
+from finpercep.io.images import load_image
 
 
 @dataclass
@@ -71,7 +71,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
         FileNotFoundError: no index.
         ValueError: a line that cannot be read, an unknown source in `leave_out`, or no scene in the split.
     """
-    from finpercep.data.stored import is_stored, stored_scenes
+    from finpercep.data.dataset.stored import is_stored, stored_scenes
 
     if is_stored(root):
         return list(stored_scenes(root, split, leave_out=leave_out))
@@ -93,9 +93,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
             scenes.append(Scene(row["id"], folder / row["gt"], sr_paths))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{index}:{number}: expected a scene (split, id, gt, sr), got {error!r}"
-            ) from error
+            raise ValueError(f"{index}:{number}: expected a scene (split, id, gt, sr), got {error!r}") from error
     unknown = set(leave_out) - known
     if unknown:
         raise ValueError(f"leave_out: {sorted(unknown)} not among the sources {sorted(known)}")

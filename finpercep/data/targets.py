@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from finpercep import ops
-from finpercep.data.features import FilterBank
+from finpercep.data.features.filter_bank import FilterBank
 
 # [open in the paper: alpha, Normalize] A fixed scale keeps severity comparable between images: a barely visible
 # fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1. Both numbers were

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finpercep.data.features import FilterBank
-from finpercep.data.masks import random_blobs, random_boxes, region_swap
+from finpercep.data.dataset.stored import StoredSample, StoredScene
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.masks.simple import random_blobs, random_boxes, region_swap
 from finpercep.data.scenes import Scene
-from finpercep.data.stored import StoredSample, StoredScene
-from finpercep.data.synthetic import SYNTHETIC_SOURCES, gaussian_blur, jpeg, resize, synthetic_source
+from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, gaussian_blur, jpeg, resize, synthetic_source
 from finpercep.data.targets import fault_target
 
 

@@ -120,8 +120,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Pat
     shapes = sorted(k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape)
     for problem, names in (("missing", missing), ("unexpected", foreign), ("of another shape", shapes)):
         if names:
-            raise ValueError(f"{source}: model.safetensors does not fit config.json: {len(names)} tensors "
-                             f"{problem}, e.g. {names[0]}")  # fmt: skip
+            raise ValueError(
+                f"{source}: model.safetensors does not fit config.json: {len(names)} tensors {problem}, e.g. {names[0]}"
+            )
     model.load_state_dict(weights)
 
 

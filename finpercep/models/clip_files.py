@@ -13,8 +13,18 @@ from finpercep.models.checkpoint import check_hub_options
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 
-_VISION_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
-                "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout")  # fmt: skip
+_VISION_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+)
 # Names in the files -> names in `ViTEncoder`, which do not change with the version of transformers.
 _RENAMED = (("pre_layrnorm.", "pre_norm."), ("post_layernorm.", "post_norm."), ("encoder.layers.", "layers."))
 
@@ -43,8 +53,9 @@ def clip_folder(source: str | Path, **hub_options: Any) -> Path:
             hf_hub_download(name, PICKLE, **hub_options)
     except Exception as error:  # the hub's client raises many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{name}: neither a folder with a CLIP checkpoint nor one that the hub gave: {reason}"
-                         ) from error  # fmt: skip
+        raise ValueError(
+            f"{name}: neither a folder with a CLIP checkpoint nor one that the hub gave: {reason}"
+        ) from error
     return Path(config).parent
 
 
@@ -110,14 +121,10 @@ def load_vision_tower(encoder: nn.Module, folder: Path) -> None:
     wanted = {key: given[key] for key in expected if key in given}
     missing = sorted(expected.keys() - wanted.keys())
     if missing:
-        raise ValueError(
-            f"{folder}: {len(missing)} tensors of the vision tower are missing, e.g. {missing[0]}"
-        )
+        raise ValueError(f"{folder}: {len(missing)} tensors of the vision tower are missing, e.g. {missing[0]}")
     for key, value in wanted.items():
         if value.shape != expected[key].shape:
-            raise ValueError(
-                f"{folder}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}"
-            )
+            raise ValueError(f"{folder}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}")
     encoder.load_state_dict(wanted)
 
 

@@ -115,9 +115,7 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
             TypeError: an option for downloads that is not known.
             ValueError: no such folder, or files that do not fit; names the file.
         """
-        config, weights = load_checkpoint(
-            resolve(name_or_path, **options), ("encoder", "embedding", "prompts")
-        )
+        config, weights = load_checkpoint(resolve(name_or_path, **options), ("encoder", "embedding", "prompts"))
         encoder = {**config.pop("encoder"), "attn_implementation": attn_implementation}
         try:
             model = cls(encoder, **config)

@@ -45,9 +45,7 @@ class EnergyStem(nn.Module):
     def __init__(self, channels: int, *, norm: bool = False) -> None:
         super().__init__()
         kernels = derivative_kernels()
-        self.register_buffer(
-            "kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False
-        )
+        self.register_buffer("kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False)
         self.mix = convolution(self.SCALES * len(kernels) + 3, channels, 1, norm=norm)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,9 +83,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != len(depths) or not channels:
-            raise ValueError(
-                f"depths: expected one for each of the channels {tuple(channels)}, got {tuple(depths)}"
-            )
+            raise ValueError(f"depths: expected one for each of the channels {tuple(channels)}, got {tuple(depths)}")
         self.channels = list(channels)
         self.upsampling = [1] * len(channels)  # already a pyramid
         self.stride = 4 * 2 ** (len(channels) - 1)

@@ -50,9 +50,7 @@ class FPNDecoder(nn.Module):
         nn.init.normal_(self.conv2.weight, std=0.01)  # and nearly flat
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        levels = [
-            up(lateral(f)) for f, lateral, up in zip(features, self.lateral, self.upsample, strict=True)
-        ]
+        levels = [up(lateral(f)) for f, lateral, up in zip(features, self.lateral, self.upsample, strict=True)]
         x = levels[-1]
         for level in reversed(levels[:-1]):
             x = F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False).add_(level)

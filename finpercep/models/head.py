@@ -40,9 +40,7 @@ class ScoreHead(nn.Module):
         ValueError: unknown gate.
     """
 
-    def __init__(
-        self, channels: int, *, hidden: int = 64, gate: str = "residual", resample: str = "area"
-    ) -> None:
+    def __init__(self, channels: int, *, hidden: int = 64, gate: str = "residual", resample: str = "area") -> None:
         super().__init__()
         if gate not in GATES:
             raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")

@@ -63,16 +63,15 @@ def build_preset(
         (config["num_hidden_layers"], config["patch_size"]),
     )
     if given != expected:
-        raise ValueError(f"{folder}: {name} takes a CLIP with {expected[0]} layers and patches of {expected[1]} "
-                         f"pixels, got {given[0]} layers and patches of {given[1]}")  # fmt: skip
-    encoder = {"type": "vit", "config": config, "taps": list(preset.taps),
-               "attn_implementation": attn_implementation}  # fmt: skip
+        raise ValueError(
+            f"{folder}: {name} takes a CLIP with {expected[0]} layers and patches of {expected[1]} "
+            f"pixels, got {given[0]} layers and patches of {given[1]}"
+        )
+    encoder = {"type": "vit", "config": config, "taps": list(preset.taps), "attn_implementation": attn_implementation}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RewardModel(encoder, None if decoder is None else {"width": decoder})
     load_vision_tower(model.encoder, folder)
     new = "head is" if decoder is None else "decoder and head are"
-    warnings.warn(
-        f"{name}: the {new} new and untrained; scores and maps mean nothing before training", stacklevel=2
-    )
+    warnings.warn(f"{name}: the {new} new and untrained; scores and maps mean nothing before training", stacklevel=2)
     return model.eval()

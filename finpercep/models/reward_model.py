@@ -103,14 +103,14 @@ class RewardModel(
             TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
         """
         if not isinstance(images, Tensor):
-            raise TypeError(f"images: expected a tensor (B,3,H,W), got {type(images).__name__}; "
-                            "use score() for paths, PIL images and arrays")  # fmt: skip
+            raise TypeError(
+                f"images: expected a tensor (B,3,H,W), got {type(images).__name__}; "
+                "use score() for paths, PIL images and arrays"
+            )
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected (B,3,H,W), got {tuple(images.shape)}")
         if not images.is_floating_point():
-            raise TypeError(
-                f"images: expected float in [0, 1], got {images.dtype}; use score() for uint8 images"
-            )
+            raise TypeError(f"images: expected float in [0, 1], got {images.dtype}; use score() for uint8 images")
         weights = next(self.parameters())
         if images.device != weights.device:
             raise ValueError(f"images: expected on {weights.device} like the model, got {images.device}")
@@ -135,8 +135,9 @@ class RewardModel(
             degradation = None if degradation is None else degradation[..., core[0], core[1]]
         pooled = self.head.pool(last, degradation)
         if degradation is None:
-            degradation = images.new_zeros(len(images), 1, last.shape[-2] * self.encoder.stride,
-                                           last.shape[-1] * self.encoder.stride)  # fmt: skip
+            degradation = images.new_zeros(
+                len(images), 1, last.shape[-2] * self.encoder.stride, last.shape[-1] * self.encoder.stride
+            )
         return pooled, degradation
 
     @torch.no_grad()
@@ -193,9 +194,7 @@ class RewardModel(
         try:
             model = cls(**config)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name_or_path}: config.json does not describe a reward model: {error}"
-            ) from error
+            raise ValueError(f"{name_or_path}: config.json does not describe a reward model: {error}") from error
         load_weights(model, weights, name_or_path)
         return model.fold_norms() if fold else model.eval()
 

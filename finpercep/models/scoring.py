@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.images import ImageError, to_tensor
+from finpercep.io.images import ImageError, to_tensor
 from finpercep.models.head import at_least_float32
 
 if TYPE_CHECKING:
@@ -37,16 +37,12 @@ def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -
         maps = [worst_mean(one[None], fraction) for one in degradation]
         return torch.cat(maps) if maps else torch.empty(0)
     if degradation.dim() != 4:
-        raise ValueError(
-            f"degradation: expected (B,1,H,W) or a list of (1,H,W), got {tuple(degradation.shape)}"
-        )
+        raise ValueError(f"degradation: expected (B,1,H,W) or a list of (1,H,W), got {tuple(degradation.shape)}")
     pixels = degradation.flatten(1)
     count = max(1, round(fraction * pixels.shape[1]))
     if pixels.shape[1] > _SELECT:  # topk keeps 16 bytes a pixel: select in parts, then among what they gave
         parts = pixels.split(_SELECT, dim=1)
-        pixels = torch.cat(
-            [part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1
-        )
+        pixels = torch.cat([part.topk(min(count, part.shape[1]), dim=1, sorted=False).values for part in parts], 1)
     worst = pixels.topk(count, dim=1, sorted=False).values
     return worst.mean(1, dtype=at_least_float32(worst.dtype))
 

@@ -12,8 +12,16 @@ from torch import Tensor, nn
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ATTENTION = ("sdpa", "flash_attention_2", "xformers", "eager")
-MODEL_TYPES = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit",
-               "deit", "ijepa")  # fmt: skip
+MODEL_TYPES = (
+    "clip_vision_model",
+    "siglip_vision_model",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "vit",
+    "deit",
+    "ijepa",
+)
 """Plain vision transformers: one resolution, tokens row by row after those that are no patches."""
 # Where `transformers` keeps the layers and the final norm: by model, and by its own version.
 _LAYERS = ("encoder.layers", "encoder.layer", "model.layer", "layers", "layer")
@@ -72,9 +80,7 @@ class ViTEncoder(nn.Module):
         self.post_norm = _part(tower, _FINAL_NORMS) if self.taps[-1] == depth else nn.Identity()
         # Some interpolate on request, DINOv2 always does; older transformers want the unused masks by position.
         self._embedding_options = _accepted(self.embeddings, {"interpolate_pos_encoding": True})
-        self._layer_options = _accepted(
-            self.layers[0], dict.fromkeys(("attention_mask", "causal_attention_mask"))
-        )
+        self._layer_options = _accepted(self.layers[0], dict.fromkeys(("attention_mask", "causal_attention_mask")))
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -117,9 +123,7 @@ class ViTEncoder(nn.Module):
 def _check(config: dict[str, Any], taps: Sequence[int]) -> int:
     """Depth of the transformer in `config`."""
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(
-            f'config: expected a vision transformer\'s configuration with "model_type", got {config!r}'
-        )
+        raise ValueError(f'config: expected a vision transformer\'s configuration with "model_type", got {config!r}')
     if config["model_type"] not in MODEL_TYPES:
         raise ValueError(
             f"encoder: expected one of the model types {', '.join(MODEL_TYPES)}, got {config['model_type']!r}"
@@ -134,18 +138,14 @@ def _build_tower(config: dict[str, Any], attn_implementation: str) -> Any:
     from transformers import AutoConfig, AutoModel
 
     if attn_implementation not in ATTENTION:
-        raise ValueError(
-            f"attn_implementation: expected one of {', '.join(ATTENTION)}, got {attn_implementation!r}"
-        )
+        raise ValueError(f"attn_implementation: expected one of {', '.join(ATTENTION)}, got {attn_implementation!r}")
     if attn_implementation == "xformers":
         register_xformers()
     options = dict(config)
     try:
         settings = AutoConfig.for_model(options.pop("model_type"), **options)
         model = AutoModel.from_config(settings, attn_implementation=attn_implementation)
-    except (
-        Exception
-    ) as error:  # transformers raises many types; only a missing package is another kind of trouble
+    except Exception as error:  # transformers raises many types; only a missing package is another kind of trouble
         kind = ImportError if isinstance(error, ImportError) else ValueError
         reason = " ".join(str(error).split())[:300]
         raise kind(f"encoder: transformers cannot build {config['model_type']!r}: {reason}") from error

@@ -70,9 +70,7 @@ def register(
     `<operator>_backward_triton`, have the signatures of the fakes. Gradients of second order raise: only the reference
     has them.
     """
-    names = (
-        {operator: fake} if fake_backward is None else {operator: fake, f"{operator}_backward": fake_backward}
-    )
+    names = {operator: fake} if fake_backward is None else {operator: fake, f"{operator}_backward": fake_backward}
     if _has_triton:
         for name, signature in names.items():
             _define_triton(name, signature)
@@ -175,9 +173,7 @@ def unavailable_reason(backend: str, operator: str | None = None) -> str | None:
 
 def _no_cuda_reason(operator: str | None) -> str | None:
     if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
-        )
+        return f"torch {torch.__version__} is built without CUDA; install a torch with CUDA, then {_REINSTALL}"
     advice = f"install the CUDA toolkit (nvcc) and {_REINSTALL} with FINPERCEP_CUDA_ARCHS=all, or on a GPU use 'triton'"
     if _cuda_extension is None:
         return f"the compiled extension finpercep._C_cuda did not load ({_cuda_load_error}); {advice}"
@@ -238,9 +234,7 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
         return backend
     needed = "cpu" if backend == "cpp" else "cuda"
     if device.type != needed and not (backend == "triton" and _interpreted and device.type == "cpu"):
-        raise RuntimeError(
-            f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None"
-        )
+        raise RuntimeError(f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None")
     if backend == "cuda" and (reason := _too_old(device)) is not None:
         raise RuntimeError(f"backend={backend!r} is not available: {reason}")
     if dtype not in _DTYPES:

@@ -94,9 +94,7 @@ def group_advantage_reference(
     """The definition of `group_advantage` in plain PyTorch; same arguments, no checks."""
     r = rewards.detach()
     r = r if r.dtype == torch.float64 else r.float()
-    groups: _Blocks | _Labels = (
-        _Labels(r, group_ids) if group_ids is not None else _Blocks(r, group_size or 1)
-    )
+    groups: _Blocks | _Labels = _Labels(r, group_ids) if group_ids is not None else _Blocks(r, group_size or 1)
     finite = r.isfinite()  # [N]
     known = torch.where(finite, r, 0)
 
@@ -154,9 +152,7 @@ def _check(
     if (group_size is None) == (group_ids is None):
         raise ValueError("group_size, group_ids: expected exactly one of the two")
     if group_size is not None and (group_size < 1 or rewards.shape[0] % group_size):
-        raise ValueError(
-            f"group_size: expected a divisor of the {rewards.shape[0]} rewards, got {group_size}"
-        )
+        raise ValueError(f"group_size: expected a divisor of the {rewards.shape[0]} rewards, got {group_size}")
     if group_ids is not None:
         if group_ids.dtype != torch.int64:
             raise TypeError(f"group_ids: expected int64 (ids are compared exactly), got {group_ids.dtype}")

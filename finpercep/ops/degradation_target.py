@@ -126,9 +126,16 @@ def degradation_target(
     chosen = _backend.resolve(backend, "degradation_target", reference.device, torch.float32)
     if chosen == "reference":
         return degradation_target_reference(
-            reference, distorted, reference_features, distorted_features,
-            alpha=alpha, normalize=normalize, floor=floor, percentile=percentile, scale=scale,
-        )  # fmt: skip
+            reference,
+            distorted,
+            reference_features,
+            distorted_features,
+            alpha=alpha,
+            normalize=normalize,
+            floor=floor,
+            percentile=percentile,
+            scale=scale,
+        )
     out, *_ = _backend.operator(chosen, "degradation_target")(
         *_promote(pairs), alpha, NORMALIZATIONS.index(normalize), floor, percentile, scale
     )
@@ -151,9 +158,7 @@ def _promote(inputs: _Inputs) -> _Inputs:
 
 
 def _check(reference: Tensor, distorted: Tensor, a: Tensor | None, b: Tensor | None) -> _Inputs:
-    _backend.require_tensors(
-        reference=reference, distorted=distorted, reference_features=a, distorted_features=b
-    )
+    _backend.require_tensors(reference=reference, distorted=distorted, reference_features=a, distorted_features=b)
     if reference.dim() != 4 or reference.shape[1] != 3 or 0 in reference.shape[2:]:
         raise ValueError(f"reference: expected (B, 3, H, W), got shape {tuple(reference.shape)}")
     if reference.dtype not in (*_FLOATS, torch.uint8):
@@ -177,9 +182,7 @@ def _check(reference: Tensor, distorted: Tensor, a: Tensor | None, b: Tensor | N
 
 def _check_same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
-        raise ValueError(
-            f"{name}: expected shape {tuple(other.shape)} like {other_name}, got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape {tuple(other.shape)} like {other_name}, got {tuple(tensor.shape)}")
     if tensor.dtype != other.dtype:
         raise TypeError(f"{name}: expected {other.dtype} like {other_name}, got {tensor.dtype}")
     if tensor.device != other.device:
@@ -199,9 +202,16 @@ def _check_options(alpha: float, normalize: str, floor: float, percentile: float
 
 
 def _fake(
-    reference: Tensor, distorted: Tensor, reference_features: Tensor | None, distorted_features: Tensor | None,
-    alpha: float, normalize: int, floor: float, percentile: float, scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    reference: Tensor,
+    distorted: Tensor,
+    reference_features: Tensor | None,
+    distorted_features: Tensor | None,
+    alpha: float,
+    normalize: int,
+    floor: float,
+    percentile: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     compute = torch.float64 if reference.dtype == torch.float64 else torch.float32
     batch, _, height, width = reference.shape
     shape = (batch, 1, height, width)
@@ -213,10 +223,21 @@ def _fake(
 
 
 def _fake_backward(
-    grad: Tensor, reference: Tensor, distorted: Tensor, reference_features: Tensor | None,
-    distorted_features: Tensor | None, out: Tensor, bounds: Tensor, moments: Tensor, raw: Tensor,
-    alpha: float, normalize: int, floor: float, scale: float, needs: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    reference: Tensor,
+    distorted: Tensor,
+    reference_features: Tensor | None,
+    distorted_features: Tensor | None,
+    out: Tensor,
+    bounds: Tensor,
+    moments: Tensor,
+    raw: Tensor,
+    alpha: float,
+    normalize: int,
+    floor: float,
+    scale: float,
+    needs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None, bit: int) -> Tensor:
         source = reference if tensor is None else tensor
         return source.new_empty(source.shape if needs & bit else (0,))

@@ -92,9 +92,7 @@ def _check(
         per_sample = name == "advantages" and tensor.shape == log_prob.shape[:1]
         if tensor.shape != log_prob.shape and not per_sample:
             also = " or (N,)" if name == "advantages" else ""
-            raise ValueError(
-                f"{name}: expected shape {tuple(log_prob.shape)}{also}, got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: expected shape {tuple(log_prob.shape)}{also}, got {tuple(tensor.shape)}")
     if not 0 < clip_low <= 1:
         raise ValueError(f"clip_low: expected a number in (0, 1], got {clip_low}")
     if not clip_high > 0:
@@ -149,9 +147,14 @@ def grpo_loss(
 
 
 def _fake(
-    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, kl: Tensor | None,
-    clip_low: float, clip_high: float, beta: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    kl: Tensor | None,
+    clip_low: float,
+    clip_high: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
     compute = torch.float64 if log_prob.dtype == torch.float64 else torch.float32
     return log_prob.new_empty((), dtype=compute), log_prob.new_empty(8, dtype=compute)
 

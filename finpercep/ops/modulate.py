@@ -103,13 +103,9 @@ def _check(
         if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if features.device != degradation.device:
-        raise ValueError(
-            f"degradation: expected on {features.device} like features, got {degradation.device}"
-        )
+        raise ValueError(f"degradation: expected on {features.device} like features, got {degradation.device}")
     if features.shape[0] != degradation.shape[0]:
-        raise ValueError(
-            f"degradation: expected batch {features.shape[0]} like features, got {degradation.shape[0]}"
-        )
+        raise ValueError(f"degradation: expected batch {features.shape[0]} like features, got {degradation.shape[0]}")
     pair = isinstance(grid, (tuple, list)) and len(grid) == 2
     if not pair or grid[0] < 1 or grid[1] < 1 or grid[0] * grid[1] != features.shape[1]:
         raise ValueError(f"grid: expected (h, w) with h*w = {features.shape[1]} tokens, got {grid}")
@@ -128,9 +124,18 @@ def _fake(
 
 
 def _fake_backward(
-    grad: Tensor, features: Tensor, degradation: Tensor, d: Tensor,
-    h: int, w: int, gate: int, resample: int, pool: bool, need_features: bool, need_map: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    features: Tensor,
+    degradation: Tensor,
+    d: Tensor,
+    h: int,
+    w: int,
+    gate: int,
+    resample: int,
+    pool: bool,
+    need_features: bool,
+    need_map: bool,
+) -> tuple[Tensor, Tensor]:
     return (
         features.new_empty(features.shape if need_features else (0,)),
         degradation.new_empty(degradation.shape if need_map else (0,)),

@@ -69,9 +69,7 @@ def _coefficients(
         std = torch.full_like(sigma, noise_level)
         half = torch.where(sigma > 0, noise_level**2 / (2 * sigma.clamp(min=1e-12)), 0)
     spread = std * (-dt).sqrt()
-    return _Coefficients(
-        1 + half * dt, (1 + half * (1 - sigma)) * dt, std if kind == "flow" else spread, spread
-    )
+    return _Coefficients(1 + half * dt, (1 + half * (1 - sigma)) * dt, std if kind == "flow" else spread, spread)
 
 
 @overload
@@ -129,9 +127,7 @@ def sde_step_reference(
     """
     wide = torch.float64 in (velocity.dtype, sample.dtype)
     dtype = torch.float64 if wide else torch.float32
-    exact = _coefficients(
-        kind, _per_sample(sigma, sample), _per_sample(sigma_next, sample), noise_level, sigma_max
-    )
+    exact = _coefficients(kind, _per_sample(sigma, sample), _per_sample(sigma_next, sample), noise_level, sigma_max)
     a, b, std, spread = (c.to(dtype) for c in exact)  # each [B]
     ones = (-1,) + (1,) * (sample.dim() - 1)
     others = tuple(range(1, sample.dim()))
@@ -195,16 +191,12 @@ def _check_sigma(name: str, sigma: Tensor | float, sample: Tensor) -> None:
 def _check_images(sample: Tensor, images: dict[str, Tensor | None]) -> None:
     _backend.require_tensors(**images)
     if sample.dim() == 0 or (sample.shape[0] and not sample.numel()):
-        raise ValueError(
-            f"sample: expected (B, ...) with elements in every sample, got {tuple(sample.shape)}"
-        )
+        raise ValueError(f"sample: expected (B, ...) with elements in every sample, got {tuple(sample.shape)}")
     for name, image in images.items():
         if image is None:
             continue
         if image.shape != sample.shape:
-            raise ValueError(
-                f"{name}: expected shape {tuple(sample.shape)} as sample, got {tuple(image.shape)}"
-            )
+            raise ValueError(f"{name}: expected shape {tuple(sample.shape)} as sample, got {tuple(image.shape)}")
         if not image.is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got {image.dtype}")
         if image.device != sample.device:
@@ -289,9 +281,7 @@ def sde_step(
     _check_images(sample, images | {"reference_velocity": reference_velocity})
     _check(sigma, sigma_next, sample, noise_level, kind, kl_kind, sigma_max)
     if next_sample is not None and (noise is not None or generator is not None):
-        raise ValueError(
-            "next_sample: expected no noise and no generator beside it, it is scored and not drawn"
-        )
+        raise ValueError("next_sample: expected no noise and no generator beside it, it is scored and not drawn")
     if noise is not None and generator is not None:
         raise ValueError("noise, generator: expected at most one of the two")
     if next_sample is None and noise is None:
@@ -299,10 +289,19 @@ def sde_step(
     chosen = _backend.resolve(backend, "sde_step", sample.device, sample.dtype)
     if chosen == "reference":
         return sde_step_reference(
-            velocity, sample, sigma, sigma_next, noise_level=noise_level, noise=noise, next_sample=next_sample,
-            kind=kind, reference_velocity=reference_velocity, kl_kind=kl_kind, sigma_max=sigma_max,
+            velocity,
+            sample,
+            sigma,
+            sigma_next,
+            noise_level=noise_level,
+            noise=noise,
+            next_sample=next_sample,
+            kind=kind,
+            reference_velocity=reference_velocity,
+            kl_kind=kl_kind,
+            sigma_max=sigma_max,
             return_mean=return_mean,
-        )  # fmt: skip
+        )
     drawn, mean, log_prob, std, kl = _backend.operator(chosen, "sde_step")(
         velocity,
         constant(sample),
@@ -327,10 +326,19 @@ def sde_step(
 
 
 def _fake(
-    velocity: Tensor, sample: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor | None,
-    next_sample: Tensor | None, reference_velocity: Tensor | None, kind: int, exact_kl: bool,
-    noise_level: float, sigma_max: float, return_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    velocity: Tensor,
+    sample: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    noise: Tensor | None,
+    next_sample: Tensor | None,
+    reference_velocity: Tensor | None,
+    kind: int,
+    exact_kl: bool,
+    noise_level: float,
+    sigma_max: float,
+    return_mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     compute = torch.float64 if torch.float64 in (velocity.dtype, sample.dtype) else torch.float32
     batch = sample.shape[0]
     return (
@@ -343,11 +351,21 @@ def _fake(
 
 
 def _fake_backward(
-    grad_next_sample: Tensor | None, grad_mean: Tensor | None, grad_log_prob: Tensor | None,
-    grad_kl: Tensor | None, velocity: Tensor, sample: Tensor, next_sample: Tensor, sigma: Tensor,
-    sigma_next: Tensor, reference_velocity: Tensor | None, kind: int, exact_kl: bool, noise_level: float,
+    grad_next_sample: Tensor | None,
+    grad_mean: Tensor | None,
+    grad_log_prob: Tensor | None,
+    grad_kl: Tensor | None,
+    velocity: Tensor,
+    sample: Tensor,
+    next_sample: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    reference_velocity: Tensor | None,
+    kind: int,
+    exact_kl: bool,
+    noise_level: float,
     sigma_max: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     return velocity.new_empty(velocity.shape)
 
 
@@ -369,8 +387,14 @@ def _backward(operator, ctx, grad_drawn, grad_mean, grad_log_prob, _, grad_kl): 
         grad_mean if grad_mean is not None and grad_mean.shape == sample.shape else None,
         grad_log_prob,
         grad_kl if reference is not None else None,
-        velocity, sample, outcome, sigma, sigma_next, reference, *ctx.options,
-    )  # fmt: skip
+        velocity,
+        sample,
+        outcome,
+        sigma,
+        sigma_next,
+        reference,
+        *ctx.options,
+    )
     return grad, *(None,) * 11
 
 

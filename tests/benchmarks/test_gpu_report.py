@@ -20,9 +20,16 @@ CEILINGS = {"copy_gbps": 4000.0, "matmul_tflops": 700.0, "launch_seconds": 2e-6}
 
 def row(**changes):
     """800 MB in 250 µs by CUDA: 3200 GB/s, 80 % of the copy."""
-    base = {"operator": "modulate", "direction": "forward", "dtype": "bfloat16", "size": "s", "bytes": 800e6,
-            "seconds": {"eager": 1e-3, "compile": 3e-4, "triton": 2.6e-4, "cuda": 2.5e-4},
-            "peak": {"eager": 900, "triton": 300, "cuda": 300}, "errors": {}}  # fmt: skip
+    base = {
+        "operator": "modulate",
+        "direction": "forward",
+        "dtype": "bfloat16",
+        "size": "s",
+        "bytes": 800e6,
+        "seconds": {"eager": 1e-3, "compile": 3e-4, "triton": 2.6e-4, "cuda": 2.5e-4},
+        "peak": {"eager": 900, "triton": 300, "cuda": 300},
+        "errors": {},
+    }
     return base | changes
 
 
@@ -31,8 +38,11 @@ def test_cells_and_bar():
     assert cells["cuda"] == "250.0"
     assert cells["compile-max"] == ""  # not measured
     assert (cells["GB/s"], cells["% copy"], cells["× compile"], cells["memory ÷ eager"]) == (
-        "3200", "80", "1.20", "0.33",
-    )  # fmt: skip
+        "3200",
+        "80",
+        "1.20",
+        "0.33",
+    )
     assert cells["bar"] == "no: copy"
     fast = row(seconds={"cuda": 2.2e-4, "compile": 2e-4})
     assert report.cells(fast, CEILINGS)[-1] == "no: compile"
@@ -89,8 +99,13 @@ def test_model_and_errors_in_the_page():
         "seconds": {"encoder": 0.02, "reward, operator": 0.021},
         "errors": {"reward, reference": "E: why"},
     }
-    result = {"machine": {"gpu": "A"}, "checks": [{"name": "a", "result": "x | y"}], "ceilings": CEILINGS,
-              "rows": [row(errors={"compile-max": "E: no"})], "model": model}  # fmt: skip
+    result = {
+        "machine": {"gpu": "A"},
+        "checks": [{"name": "a", "result": "x | y"}],
+        "ceilings": CEILINGS,
+        "rows": [row(errors={"compile-max": "E: no"})],
+        "model": model,
+    }
     page = report.markdown(result)
     assert "encoder 20.00 ms, reward, operator 21.00 ms (1.050 × encoder)." in page
     assert page.endswith(
@@ -167,9 +182,7 @@ def test_an_error_of_a_cell_leaves_the_others(result):
     assert [r["bytes"] for r in result["rows"]] == [48 * 4 * 7, 96 * 16]
     for r in result["rows"]:
         assert r["errors"]["no such backend"].startswith("ValueError: backend: expected one of")
-    assert json.loads(saved[0])["rows"][0]["errors"] == {
-        "eager": measure.UNFINISHED
-    }  # what a crash would leave
+    assert json.loads(saved[0])["rows"][0]["errors"] == {"eager": measure.UNFINISHED}  # what a crash would leave
     assert json.loads(saved[1])["rows"][0]["seconds"] == {"eager": 1e-3}
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finpercep.data.degradations import DegradationConfig, degrade, draw_parameters
+from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
 from tests.conftest import synthetic_photo
 
 pytest.importorskip("cv2", reason="needs opencv-python")
@@ -15,9 +15,13 @@ def test_the_other_route_degrades_alike():
 
     none, best = (0.0, 0.0), (100.0, 100.0)  # coarser JPEGs turn a rounding into a step of their tables
     config = DegradationConfig(
-        noise_range=none, poisson_scale_range=none, jpeg_range=best,
-        noise_range2=none, poisson_scale_range2=none, jpeg_range2=best,
-    )  # fmt: skip
+        noise_range=none,
+        poisson_scale_range=none,
+        jpeg_range=best,
+        noise_range2=none,
+        poisson_scale_range2=none,
+        jpeg_range2=best,
+    )
     photos = torch.stack([synthetic_photo(128, 160, seed=seed) for seed in range(24)])
     seeds = list(range(24))
     made, drawn = degrade(photos, seeds, config)

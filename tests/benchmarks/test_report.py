@@ -13,8 +13,18 @@ from benchmarks.test_operators import LARGE, Ceiling
 
 
 def entry(executor: str, seconds: float, share: float, size: int = LARGE) -> dict[str, Any]:
-    info = {"operator": "modulate", "direction": "forward", "dtype": "float32", "size": "large", "bytes": size,
-            "rounds": 3, "executor": executor, "copy_gbps": 20.0, "gbps": 1.0, "share_of_copy": share}  # fmt: skip
+    info = {
+        "operator": "modulate",
+        "direction": "forward",
+        "dtype": "float32",
+        "size": "large",
+        "bytes": size,
+        "rounds": 3,
+        "executor": executor,
+        "copy_gbps": 20.0,
+        "gbps": 1.0,
+        "share_of_copy": share,
+    }
     return {"extra_info": info, "stats": {"median": seconds}}
 
 

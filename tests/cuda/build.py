@@ -37,11 +37,20 @@ def build_emulator() -> tuple[Path | None, str]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     torch_root = Path(torch.__file__).parent
     flags = [
-        "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-MMD",
-        "-DFINPERCEP_CUDA", "-DFINPERCEP_EMULATE", "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        f"-I{Path(__file__).parent}", f"-isystem{pybind11.get_include()}", f"-isystem{torch_root / 'include'}",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wno-unknown-pragmas",
+        "-MMD",
+        "-DFINPERCEP_CUDA",
+        "-DFINPERCEP_EMULATE",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        f"-I{Path(__file__).parent}",
+        f"-isystem{pybind11.get_include()}",
+        f"-isystem{torch_root / 'include'}",
         f"-isystem{sysconfig.get_path('include')}",
-    ]  # fmt: skip
+    ]
     sanitize = SANITIZE if address_sanitizer() else []
     kernel_flags = [*flags, *sanitize, "-DFINPERCEP_ARCH=gpu", "-x", "c++"]
     csrc = REPOSITORY / "csrc"
@@ -52,18 +61,14 @@ def build_emulator() -> tuple[Path | None, str]:
     def compile_one(source: Path, options: list[str]) -> Path:
         target = FOLDER / f"{source.name}-torch-{torch.__version__}.o"
         if not _up_to_date(target):
-            subprocess.run(
-                ["g++", *options, "-c", str(source), "-o", str(target)], check=True, cwd=REPOSITORY
-            )
+            subprocess.run(["g++", *options, "-c", str(source), "-o", str(target)], check=True, cwd=REPOSITORY)
         return target
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(lambda one: compile_one(*one), work))
     library = FOLDER / "_C.so"
     torch_libraries = [f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-    subprocess.run(
-        ["g++", "-shared", *sanitize, *map(str, objects), *torch_libraries, "-o", str(library)], check=True
-    )
+    subprocess.run(["g++", "-shared", *sanitize, *map(str, objects), *torch_libraries, "-o", str(library)], check=True)
     return library, ""
 
 

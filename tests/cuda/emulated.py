@@ -18,9 +18,17 @@ import torch  # noqa: F401  (the library needs torch's)
 # What is about registration or the C++ library, what takes minutes here (emulated_cases.py has many blocks too), and
 # "baseline": of the schedules in the place of SIMD levels, the order of threads that hides missing barriers best.
 LEFT_OUT = (
-    "opcheck", "compile", "export", "number_of_threads", "exponential_is_accurate", "conversions",
-    "streamed", "gradcheck[percentile", "gradcheck[minmax-False", "baseline",
-)  # fmt: skip
+    "opcheck",
+    "compile",
+    "export",
+    "number_of_threads",
+    "exponential_is_accurate",
+    "conversions",
+    "streamed",
+    "gradcheck[percentile",
+    "gradcheck[minmax-False",
+    "baseline",
+)
 
 spec = importlib.util.spec_from_file_location("finpercep._C", os.environ["FINPERCEP_EMULATOR"])
 assert spec is not None

@@ -95,9 +95,7 @@ def test_many_blocks_match_the_reference(emulator, poisoned: None, dtype: torch.
     features, degradation = randn(1, 130 * 70, 5, dtype=dtype), randn(1, 1, 300, 150, seed=1, dtype=dtype)
     for pool in (None, "mean"):  # more rows of cells than blocks: a block takes several
         pair = [
-            with_gradients(
-                lambda f, m, g=function, p=pool: g(f, m, (130, 70), pool=p), [features, degradation]
-            )
+            with_gradients(lambda f, m, g=function, p=pool: g(f, m, (130, 70), pool=p), [features, degradation])
             for function in (ops.modulate, modulate_reference)
         ]
         for mine, theirs in zip(*pair, strict=True):
@@ -113,9 +111,7 @@ def test_many_blocks_match_the_reference(emulator, poisoned: None, dtype: torch.
             size = max(1.0, theirs.abs().max().item())
             torch.testing.assert_close(mine / size, theirs / size, **tolerance)
     v, x, end, other = (randn(3, 9001, seed=k, dtype=dtype) for k in range(4))
-    mine, theirs = (
-        f(v, x, 0.6, 0.5, noise=end, reference_velocity=other) for f in (ops.sde_step, sde_step_reference)
-    )
+    mine, theirs = (f(v, x, 0.6, 0.5, noise=end, reference_velocity=other) for f in (ops.sde_step, sde_step_reference))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 
@@ -123,9 +119,7 @@ def test_many_blocks_match_the_reference(emulator, poisoned: None, dtype: torch.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("count", [1, 2, 500, 4096, 5000])
-def test_group_advantage_of_any_size(
-    emulator, poisoned: None, count: int, scale: str, dtype: torch.dtype
-) -> None:
+def test_group_advantage_of_any_size(emulator, poisoned: None, count: int, scale: str, dtype: torch.dtype) -> None:
     emulator.set_simd_level("avx512")
     rewards = randn(count, dtype=dtype)
     rewards[::13] = float("nan")
@@ -151,9 +145,7 @@ def test_sigma_in_every_form_gives_the_same_bits(emulator, poisoned: None, size:
 
     def step(sigma, sigma_next) -> list[Tensor]:
         def run(velocity: Tensor) -> Tensor:
-            one = ops.sde_step(
-                velocity, x, sigma, sigma_next, next_sample=end, reference_velocity=other, backend="cpp"
-            )
+            one = ops.sde_step(velocity, x, sigma, sigma_next, next_sample=end, reference_velocity=other, backend="cpp")
             return torch.stack([one.log_prob, one.kl])
 
         return with_gradients(run, [v])

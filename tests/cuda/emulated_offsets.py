@@ -82,9 +82,7 @@ def test_sde_step(only_last_blocks) -> None:
     torch.testing.assert_close(step.next_sample[:, end], expected.next_sample)
     torch.testing.assert_close(step.mean[:, end], expected.mean)
     only_last_blocks(1)
-    grad = operators.sde_step_backward(
-        x, None, None, None, v, x, x, sigma, sigma - 0.1, None, 0, True, 0.7, -1.0
-    )
+    grad = operators.sde_step_backward(x, None, None, None, v, x, x, sigma, sigma - 0.1, None, 0, True, 0.7, -1.0)
     leaf = v[:, end].clone().requires_grad_()
     drawn = sde_step_reference(leaf, x[:, end], sigma, sigma - 0.1, noise=noise[:, end]).next_sample
     torch.testing.assert_close(grad[:, end], torch.autograd.grad(drawn, leaf, x[:, end])[0])

@@ -22,22 +22,48 @@ FOLDER = REPOSITORY / "build" / "cuda-check"  # kept: the next run compiles only
 BUDGET = Path(__file__).with_name("registers.json")
 # Kernels that pass over large tensors: 128 bits at a time when reading, and when writing.
 WIDE_LOADS = {
-    "grpo_bwd_kernel", "grpo_fwd_kernel", "modulate_bwd_kernel", "modulate_fwd_kernel", "modulate_pool_fwd_kernel",
-    "sde_step_bwd_kernel", "sde_step_fwd_kernel", "target_cosine_bwd_kernel", "target_cosine_kernel",
-    "target_digit_kernel", "target_image_bwd_kernel", "target_raw_kernel", "target_rescale_kernel",
-    "target_sums_bwd_kernel",
-}  # fmt: skip
-WIDE_STORES = {
-    "grpo_bwd_kernel", "modulate_bwd_kernel", "modulate_fwd_kernel", "modulate_map_bwd_kernel", "sde_step_bwd_kernel",
-    "sde_step_fwd_kernel", "target_cosine_bwd_kernel", "target_image_bwd_kernel", "target_raw_kernel",
+    "grpo_bwd_kernel",
+    "grpo_fwd_kernel",
+    "modulate_bwd_kernel",
+    "modulate_fwd_kernel",
+    "modulate_pool_fwd_kernel",
+    "sde_step_bwd_kernel",
+    "sde_step_fwd_kernel",
+    "target_cosine_bwd_kernel",
+    "target_cosine_kernel",
+    "target_digit_kernel",
+    "target_image_bwd_kernel",
+    "target_raw_kernel",
     "target_rescale_kernel",
-}  # fmt: skip
+    "target_sums_bwd_kernel",
+}
+WIDE_STORES = {
+    "grpo_bwd_kernel",
+    "modulate_bwd_kernel",
+    "modulate_fwd_kernel",
+    "modulate_map_bwd_kernel",
+    "sde_step_bwd_kernel",
+    "sde_step_fwd_kernel",
+    "target_cosine_bwd_kernel",
+    "target_image_bwd_kernel",
+    "target_raw_kernel",
+    "target_rescale_kernel",
+}
 # How many packs a thread of theirs asks for before it waits for the first.
 IN_FLIGHT = {
-    "grpo_bwd_kernel": 3, "grpo_fwd_kernel": 4, "modulate_bwd_kernel": 4, "modulate_fwd_kernel": 4,
-    "modulate_pool_fwd_kernel": 4, "sde_step_bwd_kernel": 4, "sde_step_fwd_kernel": 4, "target_cosine_bwd_kernel": 2,
-    "target_cosine_kernel": 4, "target_image_bwd_kernel": 9, "target_raw_kernel": 6, "target_sums_bwd_kernel": 3,
-}  # fmt: skip
+    "grpo_bwd_kernel": 3,
+    "grpo_fwd_kernel": 4,
+    "modulate_bwd_kernel": 4,
+    "modulate_fwd_kernel": 4,
+    "modulate_pool_fwd_kernel": 4,
+    "sde_step_bwd_kernel": 4,
+    "sde_step_fwd_kernel": 4,
+    "target_cosine_bwd_kernel": 2,
+    "target_cosine_kernel": 4,
+    "target_image_bwd_kernel": 9,
+    "target_raw_kernel": 6,
+    "target_sums_bwd_kernel": 3,
+}
 # In the names of the kernels for mixtures of dtypes, element by element; for uint8 images, which load packs of eight;
 # and for half-precision velocities beside fp32 images, whose gradients are stored by four.
 ELEMENTWISE, EIGHT_BYTES = "3AnyE", "kernelIh"
@@ -244,9 +270,7 @@ def test_library_loads_without_a_gpu(library: Path) -> None:
         "assert has('finpercep::group_advantage', 'CUDA')\n"
         "print(module.build_info())\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(library)], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    result = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     import torch
 

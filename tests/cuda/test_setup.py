@@ -126,9 +126,7 @@ def test_what_is_built(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("home", ["/nowhere", "fake"])
-def test_a_failure_is_explained(
-    setup: ModuleType, nvcc: str, home: str, tmp_path, monkeypatch, capfd
-) -> None:
+def test_a_failure_is_explained(setup: ModuleType, nvcc: str, home: str, tmp_path, monkeypatch, capfd) -> None:
     """No nvcc, and one that fails: installed without the kernels, unless they are required."""
     if home != "fake":
         monkeypatch.setenv("CUDA_HOME", home)

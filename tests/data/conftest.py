@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from finpercep.data.synthetic import smooth
+from finpercep.data.sources.synthetic import smooth
 from tests.conftest import synthetic_photo
 
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from finpercep.data.make import make_dataset
-from finpercep.data.make_config import MakeConfig
+from finpercep.data.dataset.config import MakeConfig
+from finpercep.data.dataset.make import make_dataset
 from tests.data.conftest import write_scenes
 
 CONFIG = MakeConfig(masks_per_image=2, photos_per_shard=2, val_share=0.2)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from finpercep.data.features import FilterBank
+from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.scenes import load_scenes
 from finpercep.data.targets import fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
@@ -66,9 +66,7 @@ def test_a_triplet_out_of_focus_in_part_has_no_fault_there(tmp_path):
 
 
 def test_a_triplet_without_color_is_gray_in_all_images(scenes):
-    colored, gray = (
-        Triplets(scenes, TripletConfig(crop=48, compressed=0, gray=share))[4] for share in (0, 1)
-    )
+    colored, gray = (Triplets(scenes, TripletConfig(crop=48, compressed=0, gray=share))[4] for share in (0, 1))
     assert (colored.gt - colored.gt.mean(0)).abs().max() > 0.01
     for image in gray[:3]:
         assert (image - image.mean(0)).abs().max() < 1e-6
@@ -77,10 +75,12 @@ def test_a_triplet_without_color_is_gray_in_all_images(scenes):
 def test_an_enlarged_triplet_shows_less_of_the_photo(tmp_path):
     scenes = load_scenes(write_scenes(tmp_path, 1, size=(200, 200)), "train")
     plain, enlarged = (
-        Triplets(scenes, TripletConfig(crop=160, resized=share, resize_range=(1.4, 1.4), compressed=0, softened=0,
-                                       defocused=0))[4]
+        Triplets(
+            scenes,
+            TripletConfig(crop=160, resized=share, resize_range=(1.4, 1.4), compressed=0, softened=0, defocused=0),
+        )[4]
         for share in (0.0, 1.0)
-    )  # fmt: skip
+    )
     assert enlarged.gt.shape == plain.gt.shape == (3, 160, 160)
     assert enlarged.gt.diff(dim=-1).abs().mean() < 0.9 * plain.gt.diff(dim=-1).abs().mean()
 
@@ -107,8 +107,6 @@ def test_small_photo_is_named(scenes):
 
 
 def test_loader_collates_triplets(scenes):
-    batch = next(
-        iter(DataLoader(Triplets(scenes, TripletConfig(crop=32)), batch_size=2, sampler=range(2, 6)))
-    )
+    batch = next(iter(DataLoader(Triplets(scenes, TripletConfig(crop=32)), batch_size=2, sampler=range(2, 6))))
     assert isinstance(batch, Triplet)
     assert batch.target_sr.shape == (2, 1, 32, 32)

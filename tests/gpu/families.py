@@ -23,9 +23,7 @@ class Call:
     run: Callable[..., list[Tensor]]
     inputs: Callable[[], list[Tensor]]  # fp64, on the CPU, fresh numbers
     differentiable: tuple[int, ...] = ()
-    partial: tuple[
-        int, ...
-    ] = ()  # outputs that take another output as a constant: their gradient is not their slope
+    partial: tuple[int, ...] = ()  # outputs that take another output as a constant: their gradient is not their slope
 
     def __str__(self) -> str:
         return self.name
@@ -35,24 +33,27 @@ def rand(*shape: int) -> Tensor:
     return torch.rand(shape, dtype=torch.float64)
 
 
-def _modulate(
-    batch: int, grid: tuple[int, int], channels: int, side: tuple[int, int], **options: Any
-) -> Call:
+def _modulate(batch: int, grid: tuple[int, int], channels: int, side: tuple[int, int], **options: Any) -> Call:
     tokens = grid[0] * grid[1]
     return Call(
-        f"modulate-{batch}x{grid}x{channels}-{side}-{options}", ops.modulate, ops.modulate_reference,
+        f"modulate-{batch}x{grid}x{channels}-{side}-{options}",
+        ops.modulate,
+        ops.modulate_reference,
         lambda op, f, d: [op(f, d, grid, **options)],
-        lambda: [rand(batch, tokens, channels) - 0.5, rand(batch, 1, *side)], (0, 1),
-    )  # fmt: skip
+        lambda: [rand(batch, tokens, channels) - 0.5, rand(batch, 1, *side)],
+        (0, 1),
+    )
 
 
 def _target(batch: int, side: tuple[int, int], grid: tuple[int, int], channels: int, normalize: str) -> Call:
     return Call(
-        f"target-{batch}x{side}-{grid}x{channels}-{normalize}", ops.degradation_target,
-        ops.degradation_target_reference, lambda op, *t: [op(*t, normalize=normalize, alpha=0.3)],
+        f"target-{batch}x{side}-{grid}x{channels}-{normalize}",
+        ops.degradation_target,
+        ops.degradation_target_reference,
+        lambda op, *t: [op(*t, normalize=normalize, alpha=0.3)],
         lambda: [rand(batch, 3, *side) for _ in range(2)] + [rand(batch, channels, *grid) - 0.5 for _ in range(2)],
         (0, 1, 2, 3),
-    )  # fmt: skip
+    )
 
 
 def _advantage(count: int, group_size: int | None, scale: str) -> Call:
@@ -69,8 +70,9 @@ def _advantage(count: int, group_size: int | None, scale: str) -> Call:
         rewards[-1] = torch.nan
         return [rewards]
 
-    return Call(f"advantage-{count}-{group_size}-{scale}", ops.group_advantage, ops.group_advantage_reference,
-                run, inputs)  # fmt: skip
+    return Call(
+        f"advantage-{count}-{group_size}-{scale}", ops.group_advantage, ops.group_advantage_reference, run, inputs
+    )
 
 
 def _grpo(count: int, steps: int) -> Call:
@@ -93,12 +95,26 @@ def _grpo(count: int, steps: int) -> Call:
 def _sde(shape: tuple[int, ...], kind: str, draw: bool) -> Call:
     def run(op: Callable[..., Any], v: Tensor, x: Tensor, third: Tensor, other: Tensor) -> list[Tensor]:
         sigma = torch.linspace(1.0, 0.1, len(x), device=x.device, dtype=torch.float64)
-        step = op(v, x, sigma, sigma - 0.05, kind=kind, reference_velocity=other,
-                  **{"noise" if draw else "next_sample": third})  # fmt: skip
+        step = op(
+            v,
+            x,
+            sigma,
+            sigma - 0.05,
+            kind=kind,
+            reference_velocity=other,
+            **{"noise" if draw else "next_sample": third},
+        )
         return [step.next_sample, step.log_prob, step.mean, step.std, step.kl]
 
-    return Call(f"sde-{shape}-{kind}-{'draw' if draw else 'score'}", ops.sde_step, ops.sde_step_reference, run,
-                lambda: [rand(*shape) - 0.5 for _ in range(4)], (0,), (1,) if draw else ())  # fmt: skip
+    return Call(
+        f"sde-{shape}-{kind}-{'draw' if draw else 'score'}",
+        ops.sde_step,
+        ops.sde_step_reference,
+        run,
+        lambda: [rand(*shape) - 0.5 for _ in range(4)],
+        (0,),
+        (1,) if draw else (),
+    )
 
 
 # One of every kind, small: for views, gradients, registration, compilation, capture, streams and the sanitizer.

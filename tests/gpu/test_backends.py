@@ -30,8 +30,9 @@ def assert_near(ours: list[Tensor], truth: list[Tensor], tolerance: float) -> No
     for value, expected in zip(ours, truth, strict=True):
         assert value.shape == expected.shape
         size = expected[expected.isfinite()].abs().max().item() if expected.isfinite().any() else 0.0
-        torch.testing.assert_close(value.double(), expected.double(), rtol=tolerance,
-                                   atol=tolerance * max(size, 1e-3), equal_nan=True)  # fmt: skip
+        torch.testing.assert_close(
+            value.double(), expected.double(), rtol=tolerance, atol=tolerance * max(size, 1e-3), equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

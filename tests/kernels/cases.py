@@ -32,9 +32,7 @@ def modulate_launches() -> list[Launch]:
             arguments = (grad, features, degradation, d, *options, need_features, need_map)
             launches += record(modulate.modulate_backward, *arguments)
     # one tile per image: no second stage
-    return launches + record(
-        modulate.modulate, meta(512, 64, 768, dtype=F16), meta(512, 1, 128, 128), 8, 8, 0, 0, True
-    )
+    return launches + record(modulate.modulate, meta(512, 64, 768, dtype=F16), meta(512, 1, 128, 128), 8, 8, 0, 0, True)
 
 
 def target_launches() -> list[Launch]:

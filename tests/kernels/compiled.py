@@ -49,9 +49,7 @@ def compile_variant(family: str, index: int, capability: int) -> Compiled:
 
 
 def measure(launch: Launch, capability: int) -> Compiled:
-    code = triton.compile(
-        launch.source(), target=GPUTarget("cuda", capability, 32), options=dict(launch.options)
-    )
+    code = triton.compile(launch.source(), target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code.asm["cubin"])
         file.flush()
@@ -61,6 +59,11 @@ def measure(launch: Launch, capability: int) -> Compiled:
     constants = {name: value for name, value in launch.arguments.items() if name.isupper()}
     types = sorted({str(t.dtype) for t in launch.arguments.values() if hasattr(t, "dtype")})
     return Compiled(
-        launch.name, f"{constants} {types}", constants.get("A") == tl.float64, int(use["REG"]), int(use["STACK"]),
-        int(use["LOCAL"]), len(WIDE_LOAD.findall(code.asm["ptx"])),
-    )  # fmt: skip
+        launch.name,
+        f"{constants} {types}",
+        constants.get("A") == tl.float64,
+        int(use["REG"]),
+        int(use["STACK"]),
+        int(use["LOCAL"]),
+        len(WIDE_LOAD.findall(code.asm["ptx"])),
+    )

@@ -51,10 +51,20 @@ REGISTERS = {
 # Promise loads of 16 bytes: all that read images, features or maps row by row. Bytes and halves fill 16 bytes only
 # where a thread has 16 or 8 of them in a row, so uint8 images are left out.
 WIDE = {
-    "modulate_fwd_kernel", "modulate_pool_kernel", "target_cosine_kernel", "target_raw_kernel", "target_rescale_kernel",
-    "target_sums_kernel", "target_image_bwd_kernel", "target_feature_bwd_kernel", "grpo_fwd_kernel", "grpo_bwd_kernel",
-    "sde_fwd_kernel", "sde_bwd_kernel", "modulate_bwd_kernel",
-}  # fmt: skip
+    "modulate_fwd_kernel",
+    "modulate_pool_kernel",
+    "target_cosine_kernel",
+    "target_raw_kernel",
+    "target_rescale_kernel",
+    "target_sums_kernel",
+    "target_image_bwd_kernel",
+    "target_feature_bwd_kernel",
+    "grpo_fwd_kernel",
+    "grpo_bwd_kernel",
+    "sde_fwd_kernel",
+    "sde_bwd_kernel",
+    "modulate_bwd_kernel",
+}
 
 pytestmark = pytest.mark.skipif(
     tool("ptxas") is None or tool("cuobjdump") is None,

@@ -18,11 +18,18 @@ def write_clip(folder: Path, *, layers: int, patch: int, seed: int = 0) -> Path:
     vocabulary = write_tokenizer(folder)
     shared = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "projection_dim": 24}
     config = CLIPConfig(
-        text_config={**shared, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": 32,
-                     "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1},
+        text_config={
+            **shared,
+            "num_hidden_layers": 2,
+            "vocab_size": vocabulary,
+            "max_position_embeddings": 32,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+        },
         vision_config={**shared, "num_hidden_layers": layers, "image_size": 4 * patch, "patch_size": patch},
         projection_dim=24,
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     model = CLIPModel(config).eval()
     with torch.no_grad():

@@ -47,18 +47,14 @@ def test_unknown_names() -> None:
         ValueError, match=r"^finpercep-vit-b16: no such model or folder; did you mean 'finpercep-vit-b-16'"
     ):
         RewardModel.from_pretrained("finpercep-vit-b16")
-    with pytest.raises(
-        ValueError, match=r"^qqq: no such model or folder; known models: .*finpercep-vit-l-14"
-    ):
+    with pytest.raises(ValueError, match=r"^qqq: no such model or folder; known models: .*finpercep-vit-l-14"):
         RewardModel.from_pretrained("qqq")
     with pytest.raises(ValueError, match=r"^./gone/model: no such model or folder"):
         RewardModel.from_pretrained("./gone/model")
 
 
 def test_unreachable_hub_id(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"^owner/name: neither a folder nor a model that the hub gave"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^owner/name: neither a folder nor a model that the hub gave") as error:
         RewardModel.from_pretrained("owner/name", local_files_only=True, cache_dir=tmp_path)
     assert "\n" not in str(error.value)
 
@@ -174,7 +170,4 @@ def test_old_configurations_without_a_head_load(model_folder: Path, tmp_path: Pa
     config = json.loads((folder / "config.json").read_text())
     del config["head"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert (
-        RewardModel.from_pretrained(folder).fingerprint
-        == RewardModel.from_pretrained(model_folder).fingerprint
-    )
+    assert RewardModel.from_pretrained(folder).fingerprint == RewardModel.from_pretrained(model_folder).fingerprint

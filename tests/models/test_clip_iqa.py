@@ -109,9 +109,7 @@ def test_round_trip_without_the_text_tower(model: CLIPIQA, make_photo: Photo, tm
     assert not again.training
     assert not any(name.startswith("text_") for name in again.state_dict())
     tensors = sum(v.numel() for v in again.state_dict().values())
-    assert (
-        tmp_path / "model.safetensors"
-    ).stat().st_size < 4 * tensors + 65_536  # nothing else is in the file
+    assert (tmp_path / "model.safetensors").stat().st_size < 4 * tensors + 65_536  # nothing else is in the file
 
 
 def test_what_is_pushed_to_the_hub_loads(clip_l14: Path, pushed: Path) -> None:
@@ -132,9 +130,7 @@ def test_errors(clip_l14: Path, tmp_path: Path) -> None:
         CLIPIQA.from_clip(clip_l14, prompts=["Good photo."])
     with pytest.raises(ValueError, match=r"^no-such-folder: neither a folder with a CLIP checkpoint nor"):
         CLIPIQA.from_clip("no-such-folder", local_files_only=True)
-    shutil.copytree(
-        clip_l14, tmp_path / "bare", ignore=shutil.ignore_patterns("vocab.json", "merges.txt", "tok*")
-    )
+    shutil.copytree(clip_l14, tmp_path / "bare", ignore=shutil.ignore_patterns("vocab.json", "merges.txt", "tok*"))
     with pytest.raises(ValueError, match=r"bare: expected a CLIPModel with its tokenizer, got ") as error:
         CLIPIQA.from_clip(tmp_path / "bare")
     assert "\n" not in str(error.value)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from finpercep.data.synthetic import gaussian_blur
+from finpercep.data.sources.synthetic import gaussian_blur
 from finpercep.models.conv_encoder import ConvEncoder, EnergyStem
 from finpercep.models.filters import derivative_kernels
 

@@ -46,9 +46,7 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("gate", ["degradation", "quality", "residual"])
 @pytest.mark.parametrize("encoder", [CONV, VIT], ids=["conv", "vit"])
-def test_a_first_map_is_flat_and_leaves_the_score(
-    encoder: dict[str, Any], gate: str, images: torch.Tensor
-) -> None:
+def test_a_first_map_is_flat_and_leaves_the_score(encoder: dict[str, Any], gate: str, images: torch.Tensor) -> None:
     base = model_of(encoder, None)
     grown = base.expand({"width": 8}, {"gate": gate})
     output = grown(images)
@@ -77,9 +75,7 @@ def test_a_wider_decoder_gives_the_same_map_and_score(encoder: dict[str, Any], i
     assert full.config["decoder"] == {"width": 20, **norm}
 
 
-def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(
-    images: torch.Tensor, tmp_path: Path
-) -> None:
+def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(images: torch.Tensor, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     light = model_of(VIT, {"width": 6})
     grown = light.expand({"width": 12}, lora_rank=2)
@@ -101,9 +97,7 @@ def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(
     assert loaded.fingerprint == grown.fingerprint != light.fingerprint
     wider = loaded.expand({"width": 16})
     torch.testing.assert_close(wider(images).map, grown(images).map, atol=1e-5, rtol=0)
-    with pytest.raises(
-        ValueError, match=r"^lora_rank: expected 0, because the encoder has adapters already$"
-    ):
+    with pytest.raises(ValueError, match=r"^lora_rank: expected 0, because the encoder has adapters already$"):
         loaded.expand(lora_rank=2)
 
 
@@ -115,9 +109,7 @@ def test_what_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         light.expand({"width": 4, "norm": True})
     with pytest.raises(ValueError, match=r"^decoder: expected no norm, or the one of the present decoder$"):
         light.expand({"width": 8, "norm": False})
-    with pytest.raises(
-        ValueError, match=r"^width: expected light, full or a number of channels, got 'huge'$"
-    ):
+    with pytest.raises(ValueError, match=r"^width: expected light, full or a number of channels, got 'huge'$"):
         light.expand({"width": "huge"})
     with pytest.raises(ValueError, match=r"^head: expected None"):
         light.expand({"width": 8, "norm": True}, {"gate": "quality"})

@@ -31,9 +31,7 @@ def test_builds_around_the_checkpoint(clip_b16: Path, make_photo: Photo, decoder
     model = preset("finpercep-vit-b-16", clip=clip_b16, decoder=decoder)
     stored = load_file(clip_b16 / "model.safetensors")
     ours = model.encoder.state_dict()
-    assert torch.equal(
-        ours["layers.11.mlp.fc2.weight"], stored["vision_model.encoder.layers.11.mlp.fc2.weight"]
-    )
+    assert torch.equal(ours["layers.11.mlp.fc2.weight"], stored["vision_model.encoder.layers.11.mlp.fc2.weight"])
     assert torch.equal(ours["pre_norm.bias"], stored["vision_model.pre_layrnorm.bias"])
     assert len(ours) == sum(key.startswith("vision_model.") for key in stored)
     out = model(make_photo(50, 70)[None])
@@ -127,9 +125,7 @@ def test_offline_is_one_line(tmp_path: Path) -> None:
 def test_unknown_names_suggest_presets() -> None:
     with pytest.raises(ValueError, match=r"did you mean 'finpercep-vit-l-14'"):
         RewardModel.from_pretrained("finpercep-vit-l14")
-    with pytest.raises(
-        ValueError, match=r"^vit: no such preset; presets: finpercep-vit-b-16, finpercep-vit-l-14"
-    ):
+    with pytest.raises(ValueError, match=r"^vit: no such preset; presets: finpercep-vit-b-16, finpercep-vit-l-14"):
         RewardModel.from_preset("vit")
 
 
@@ -146,9 +142,7 @@ def test_checkpoints_that_do_not_fit(clip_b16: Path, tmp_path: Path) -> None:
     key = "vision_model.encoder.layers.3.mlp.fc1.bias"
     cases = {
         "12 layers.*16.*got 24 layers and patches of 14": clip_b16,
-        "1 tensors of the vision tower are missing, e.g. layers.3.mlp.fc1.bias": broken(
-            "a", lambda w: w.pop(key)
-        ),
+        "1 tensors of the vision tower are missing, e.g. layers.3.mlp.fc1.bias": broken("a", lambda w: w.pop(key)),
         r"layers.3.mlp.fc1.bias: expected shape \(48,\), got \(7,\)": broken(
             "b", lambda w: w.update({key: torch.zeros(7)})
         ),

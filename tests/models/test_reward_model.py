@@ -149,9 +149,7 @@ def test_bad_tensors(model: RewardModel) -> None:
             model(torch.zeros(shape))
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8; use score"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(
-        TypeError, match=r"^images: expected torch.float32 like the model, got torch.bfloat16"
-    ):
+    with pytest.raises(TypeError, match=r"^images: expected torch.float32 like the model, got torch.bfloat16"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"^images: expected on cpu like the model, got meta"):
         model(torch.zeros(1, 3, 8, 8, device="meta"))
@@ -162,9 +160,7 @@ def test_bad_tensors(model: RewardModel) -> None:
 def test_bad_configurations() -> None:
     with pytest.raises(ValueError, match=r"^encoder: expected type \"conv\" or \"vit\", got 'swin'"):
         RewardModel({"type": "swin"})
-    with pytest.raises(
-        ValueError, match=r"^depths: expected one for each of the channels \(8, 16\), got \(1,\)"
-    ):
+    with pytest.raises(ValueError, match=r"^depths: expected one for each of the channels \(8, 16\), got \(1,\)"):
         RewardModel({"type": "conv", "channels": [8, 16], "depths": [1]})
 
 

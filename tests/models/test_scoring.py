@@ -51,8 +51,14 @@ def test_every_kind_of_image_gives_the_same(model: RewardModel, photo_u8: Tensor
         photo_u8.float() / 255,
         photo_u8.double() / 255,
     ]
-    batches: list[Any] = [photo_u8[None], array[None], array[None] / 255.0, photo_u8.permute(1, 2, 0)[None],
-                          photo_u8[None] / 255, photo_u8.numpy()[None]]  # fmt: skip
+    batches: list[Any] = [
+        photo_u8[None],
+        array[None],
+        array[None] / 255.0,
+        photo_u8.permute(1, 2, 0)[None],
+        photo_u8[None] / 255,
+        photo_u8.numpy()[None],
+    ]
     for image in (*one, *batches):
         out = model.score(image)
         assert out.score.shape == (1,)
@@ -197,9 +203,7 @@ def difference(model: RewardModel, image: Tensor, tile: int) -> tuple[float, flo
     ("height", "width", "tile"),
     [(192, 256, 64), (203, 141, 64), (1, 300, 64), (3, 97, 8), (129, 128, 128), (90, 200, 77)],
 )
-def test_tiles_have_no_seams(
-    model: RewardModel, make_photo: Photo, height: int, width: int, tile: int
-) -> None:
+def test_tiles_have_no_seams(model: RewardModel, make_photo: Photo, height: int, width: int, tile: int) -> None:
     score, degradation = difference(model, make_photo(height, width, 4), tile)
     assert score <= 1e-5
     assert degradation <= 1e-5
@@ -210,9 +214,7 @@ def test_tiles_of_uint8(model: RewardModel, make_photo: Photo) -> None:
     assert max(difference(model, image, 64)) <= 1e-5
 
 
-def test_a_narrower_halo_would_show(
-    model: RewardModel, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrower_halo_would_show(model: RewardModel, make_photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
     image = make_photo(203, 141, 4)
     for halo in (0, 16):
         monkeypatch.setattr(scoring, "context_radius", lambda _, halo=halo: halo)
@@ -269,8 +271,12 @@ def test_worst_mean_of_no_fraction(fraction: float) -> None:
 
 def test_worst_mean_is_float32_of_half_precision_and_float64_of_double() -> None:
     maps = torch.rand(2, 1, 300, 200, generator=torch.Generator().manual_seed(0))
-    for given, result in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32),
-                          (torch.float32, torch.float32), (torch.float64, torch.float64)):  # fmt: skip
+    for given, result in (
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         worst = worst_mean(maps.to(given), 0.5)
         expected = maps.to(given).double().flatten(1).sort(descending=True).values[:, :30_000].mean(1)
         assert worst.dtype == result

@@ -22,8 +22,14 @@ from finpercep.models.reward_model import RewardModel
 from finpercep.models.vit_encoder import CLIP_MEAN, CLIP_STD, ViTEncoder
 
 Photo = Callable[..., Tensor]
-DINO = {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14}  # fmt: skip
+DINO = {
+    "model_type": "dinov2",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 
 
 def encoder_of(folder: Path, taps: list[int], **options: Any) -> ViTEncoder:
@@ -41,18 +47,14 @@ def as_map(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 112), (96, 16)])
-def test_matches_hidden_states_of_transformers(
-    clip_b16: Path, make_photo: Photo, height: int, width: int
-) -> None:
+def test_matches_hidden_states_of_transformers(clip_b16: Path, make_photo: Photo, height: int, width: int) -> None:
     from transformers import CLIPModel
 
     images = torch.stack([make_photo(height, width, seed) for seed in (1, 2)])
     tower = CLIPModel.from_pretrained(clip_b16).eval().vision_model
     encoder = encoder_of(clip_b16, [3, 6, 9, 12])
     with torch.no_grad():
-        hidden = tower(
-            normalized(images), interpolate_pos_encoding=True, output_hidden_states=True
-        ).hidden_states
+        hidden = tower(normalized(images), interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
         expected = [hidden[3], hidden[6], hidden[9], tower.post_layernorm(hidden[12])]
         features = encoder(images)
     assert len(features) == 4
@@ -108,8 +110,15 @@ def test_every_model_type_gives_the_hidden_states_of_transformers(
     """At the trained size and at another; CLIP has its own tests."""
     from transformers import AutoConfig, AutoModel
 
-    config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 8, "num_register_tokens": 3}  # fmt: skip
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "num_register_tokens": 3,
+    }
     torch.manual_seed(0)
     model: Any = AutoModel.from_config(AutoConfig.for_model(kind, **config)).eval()
     tower = getattr(model, "vision_model", model)
@@ -135,8 +144,15 @@ def test_every_model_type_gives_the_hidden_states_of_transformers(
 
 @pytest.mark.parametrize("kind", ["dinov3_vit", "vit", "siglip_vision_model"])
 def test_a_reward_model_around_other_transformers(make_photo: Photo, kind: str, tmp_path: Path) -> None:
-    config = {"model_type": kind, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    config = {
+        "model_type": kind,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     torch.manual_seed(0)
     built = RewardModel({"type": "vit", "config": config, "taps": [1, 2]}, {"width": 8}).eval()
     built.save_pretrained(tmp_path)
@@ -183,9 +199,7 @@ def test_layers_after_the_last_tap_do_not_exist(clip_b16: Path, make_photo: Phot
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("taps", "upsampling"), [([12], [1]), ([6, 12], [1, 1]), ([3, 6, 9, 12], [4, 2, 1, 1])]
-)
+@pytest.mark.parametrize(("taps", "upsampling"), [([12], [1]), ([6, 12], [1, 1]), ([3, 6, 9, 12], [4, 2, 1, 1])])
 def test_pyramid(clip_b16: Path, taps: list[int], upsampling: list[int]) -> None:
     encoder = encoder_of(clip_b16, taps)
     assert encoder.upsampling == upsampling
@@ -215,8 +229,12 @@ def vit_l_14_layout() -> dict[str, tuple[int, ...]]:
             }
         for name in ("layer_norm1", "layer_norm2"):
             layout |= {f"{layer}{name}.weight": (width,), f"{layer}{name}.bias": (width,)}
-        layout |= {f"{layer}mlp.fc1.weight": (inner, width), f"{layer}mlp.fc1.bias": (inner,),
-                   f"{layer}mlp.fc2.weight": (width, inner), f"{layer}mlp.fc2.bias": (width,)}  # fmt: skip
+        layout |= {
+            f"{layer}mlp.fc1.weight": (inner, width),
+            f"{layer}mlp.fc1.bias": (inner,),
+            f"{layer}mlp.fc2.weight": (width, inner),
+            f"{layer}mlp.fc2.bias": (width,),
+        }
     return {f"vision_model.{name}": shape for name, shape in layout.items()}
 
 
@@ -225,8 +243,14 @@ def test_the_layout_of_the_real_vit_l_14() -> None:
 
     from finpercep.models.clip_files import _encoder_name
 
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-              "image_size": 224, "patch_size": 14}  # fmt: skip
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    }
     layout = vit_l_14_layout()
     with torch.device("meta"):
         theirs = CLIPModel(CLIPConfig(vision_config=vision)).state_dict()
@@ -245,9 +269,7 @@ def test_the_layout_of_the_real_vit_l_14() -> None:
 @pytest.fixture(scope="module")
 def model(clip_b16: Path) -> RewardModel:
     torch.manual_seed(1)
-    built = RewardModel(
-        {"type": "vit", "config": vision_config(clip_b16), "taps": [1, 2]}, {"width": "light"}
-    )
+    built = RewardModel({"type": "vit", "config": vision_config(clip_b16), "taps": [1, 2]}, {"width": "light"})
     load_vision_tower(built.encoder, clip_b16)
     assert built.decoder is not None
     with torch.no_grad():  # a new decoder's map hardly moves
@@ -334,9 +356,7 @@ def test_compiles_without_a_break(model: RewardModel, make_photo: Photo) -> None
 
 
 @torch.no_grad()
-def test_attention_implementations_agree(
-    clip_b16: Path, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_implementations_agree(clip_b16: Path, make_photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
     """xformers is replaced by its definition, [B, N, heads, D] -> the same, so that the layout is what is tested."""
     calls = []
 

@@ -82,9 +82,7 @@ def test_an_explicit_backend_that_is_not_there_says_what_to_install(present, bac
 
 def test_a_cuda_library_that_lacks_an_operator(present) -> None:
     present("cuda", "cpp")
-    with pytest.raises(
-        RuntimeError, match="_C_cuda has no kernel for an_operator_of_tomorrow; install the CUDA"
-    ):
+    with pytest.raises(RuntimeError, match="_C_cuda has no kernel for an_operator_of_tomorrow; install the CUDA"):
         _backend.resolve("cuda", "an_operator_of_tomorrow", CUDA, torch.float32)
 
 
@@ -103,9 +101,7 @@ def test_a_gpu_older_than_the_kernels_falls_back(present, monkeypatch: pytest.Mo
     present("cuda", "triton", "cpp")
     monkeypatch.setattr(_backend, "_capability", lambda index: 75)
     assert _backend.resolve(None, "modulate", CUDA, torch.float32) == "triton"
-    with pytest.raises(
-        RuntimeError, match=r"from sm_80, cuda is sm_75; reinstall .*FINPERCEP_CUDA_ARCHS=native"
-    ):
+    with pytest.raises(RuntimeError, match=r"from sm_80, cuda is sm_75; reinstall .*FINPERCEP_CUDA_ARCHS=native"):
         _backend.resolve("cuda", "modulate", CUDA, torch.float32)
 
 
@@ -114,9 +110,7 @@ def test_triton_without_a_compiler_falls_back(present, monkeypatch: pytest.Monke
     monkeypatch.setattr(_backend, "_has_compiler", False)
     monkeypatch.setattr(_backend, "_interpreted", False)
     assert _backend.resolve(None, "modulate", CUDA, torch.float32) == "reference"
-    with pytest.raises(
-        RuntimeError, match="needs a C compiler to launch its kernels; install gcc, or set CC"
-    ):
+    with pytest.raises(RuntimeError, match="needs a C compiler to launch its kernels; install gcc, or set CC"):
         _backend.resolve("triton", "modulate", CUDA, torch.float32)
 
 
@@ -125,11 +119,12 @@ def _twice_differentiable() -> dict[str, tuple]:
     return {
         "modulate": (lambda f, **b: ops.modulate(f, image[:, :1], (2, 2), **b), torch.rand(2, 4, 3)),
         "degradation_target": (lambda d, **b: ops.degradation_target(image, d, **b), torch.rand(2, 3, 4, 4)),
-        "grpo_loss": (lambda p, **b: ops.grpo_loss(p, draw[0], draw[1], clip_low=1.0, clip_high=1.0, **b)[0],
-                      torch.rand(5)),
-        "sde_step": (lambda v, **b: ops.sde_step(v, draw, 0.7, 0.6, next_sample=draw, **b).log_prob,
-                     torch.rand(2, 5)),
-    }  # fmt: skip
+        "grpo_loss": (
+            lambda p, **b: ops.grpo_loss(p, draw[0], draw[1], clip_low=1.0, clip_high=1.0, **b)[0],
+            torch.rand(5),
+        ),
+        "sde_step": (lambda v, **b: ops.sde_step(v, draw, 0.7, 0.6, next_sample=draw, **b).log_prob, torch.rand(2, 5)),
+    }
 
 
 @pytest.mark.parametrize("name", ["modulate", "degradation_target", "grpo_loss", "sde_step"])
@@ -144,9 +139,7 @@ def test_second_order_gradients_are_an_error_and_not_wrong(name: str) -> None:
             (second,) = torch.autograd.grad(grad.sum(), x)
             assert second.isfinite().all()
             continue
-        with pytest.raises(
-            RuntimeError, match=f"{name}: no gradients of second order; use backend='reference'"
-        ):
+        with pytest.raises(RuntimeError, match=f"{name}: no gradients of second order; use backend='reference'"):
             torch.autograd.grad(grad.sum(), x)
 
 
@@ -155,18 +148,13 @@ def test_info_explains_every_backend() -> None:
     assert list(info["available"]) == list(_backend.BACKENDS)
     if not torch.cuda.is_available():
         assert set(info["chosen"]) == {"cpu"}
-        assert (
-            "no CUDA device here" in info["available"]["triton"]
-            or "install triton" in info["available"]["triton"]
-        )
+        assert "no CUDA device here" in info["available"]["triton"] or "install triton" in info["available"]["triton"]
         assert info["available"]["cuda"] is not True
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": ""}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

@@ -16,9 +16,7 @@ from finpercep.ops import _backend
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def python(
-    code: str, interpreter: str = sys.executable, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, interpreter: str = sys.executable, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [interpreter, "-c", code],
         capture_output=True,
@@ -95,9 +93,7 @@ def test_without_extension() -> None:
     )
     result = python(code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(
-        "backend='cpp' is not available: the compiled extension finpercep._C did not load"
-    )
+    assert result.stdout.startswith("backend='cpp' is not available: the compiled extension finpercep._C did not load")
     assert "install a C++17 compiler" in result.stdout
 
 
@@ -105,17 +101,13 @@ def test_library_older_than_the_sources(cpp: str, monkeypatch: pytest.MonkeyPatc
     assert not _backend.has_cpp("an_operator_of_tomorrow")
     with pytest.raises(RuntimeError, match="older than these sources"):
         _backend.resolve(cpp, "an_operator_of_tomorrow", torch.device("cpu"), torch.float32)
-    assert (
-        _backend.resolve(None, "an_operator_of_tomorrow", torch.device("cpu"), torch.float32) == "reference"
-    )
+    assert _backend.resolve(None, "an_operator_of_tomorrow", torch.device("cpu"), torch.float32) == "reference"
 
 
 def test_simd_from_the_environment(cpp: str) -> None:
     code = "from finpercep import ops; print(ops.backends()['build']['simd'])"
     assert python(code, FINPERCEP_SIMD="baseline").stdout.strip() == "baseline"
-    wrong = python(
-        "from finpercep import ops; print(ops.backends()['available']['cpp'])", FINPERCEP_SIMD="sse9"
-    )
+    wrong = python("from finpercep import ops; print(ops.backends()['available']['cpp'])", FINPERCEP_SIMD="sse9")
     assert "FINPERCEP_SIMD: expected one of" in wrong.stdout
     assert "got 'sse9'" in wrong.stdout
 

@@ -131,9 +131,7 @@ def test_mixed_types(simd: str, normalize: str) -> None:
 def test_low_precision(simd: str, dtype, normalize: str) -> None:
     """No further from fp64 than eager PyTorch is."""
     low = inputs((2, 40, 30, 24, 8, 7), dtype)
-    truth = run(
-        degradation_target_reference, [t.detach().double().requires_grad_() for t in low], normalize=normalize
-    )
+    truth = run(degradation_target_reference, [t.detach().double().requires_grad_() for t in low], normalize=normalize)
     eager = run(degradation_target_reference, low, normalize=normalize)
     ours = run(degradation_target, low, normalize=normalize, backend="cpp")
     for value, reference, target in zip(ours, eager, truth, strict=True):

@@ -11,9 +11,7 @@ from finpercep.ops.grpo import grpo_loss, grpo_loss_reference
 
 BACKENDS = [
     "reference",
-    pytest.param(
-        "cpp", marks=pytest.mark.skipif(not _backend.has_cpp("grpo_loss"), reason="extension not built")
-    ),
+    pytest.param("cpp", marks=pytest.mark.skipif(not _backend.has_cpp("grpo_loss"), reason="extension not built")),
 ]
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 
@@ -58,9 +56,7 @@ def test_flow_grpo_formula(backend):
     # A difference of 1e-4 keeps three digits in fp32; ratio - 1 - log(ratio) would keep none.
     torch.testing.assert_close(stats.approx_kl.double(), ((new.double() - old.double()) ** 2).mean() / 2)
     outside = (ratio - 1).abs() > 1e-4
-    assert (stats.clip_low + stats.clip_high).item() == pytest.approx(
-        outside.double().mean().item(), abs=1e-3
-    )
+    assert (stats.clip_low + stats.clip_high).item() == pytest.approx(outside.double().mean().item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,9 +76,7 @@ def test_advantages_broadcast_over_steps(backend):
     log_prob, old, advantages = torch.randn(5, 4), torch.randn(5, 4), torch.randn(5)
     one, _ = grpo_loss(log_prob, old, advantages, **CLIP, backend=backend)
     full, _ = grpo_loss(log_prob, old, advantages[:, None].expand(5, 4), **CLIP, backend=backend)
-    flat, _ = grpo_loss(
-        log_prob.flatten(), old.flatten(), advantages.repeat_interleave(4), **CLIP, backend=backend
-    )
+    flat, _ = grpo_loss(log_prob.flatten(), old.flatten(), advantages.repeat_interleave(4), **CLIP, backend=backend)
     torch.testing.assert_close(one, full)
     torch.testing.assert_close(one, flat)
 
@@ -90,9 +84,7 @@ def test_advantages_broadcast_over_steps(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kl_term_and_its_gradient(backend):
     log_prob, kl = torch.zeros(4, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 6.0], requires_grad=True)
-    loss, stats = grpo_loss(
-        log_prob, torch.zeros(4), torch.zeros(4), kl=kl, beta=0.5, **CLIP, backend=backend
-    )
+    loss, stats = grpo_loss(log_prob, torch.zeros(4), torch.zeros(4), kl=kl, beta=0.5, **CLIP, backend=backend)
     assert loss.item() == pytest.approx(1.5)
     assert stats.kl_loss.item() == pytest.approx(3.0)
     assert stats.policy_loss.item() == 0

@@ -211,9 +211,7 @@ def test_small_features_are_fused_inside_a_compiled_graph(
 
     torch._dynamo.reset()
     compiled = torch.compile(modulate, backend=look, fullgraph=True)
-    torch.testing.assert_close(
-        compiled(features, degradation, (2, 2)), modulate(features, degradation, (2, 2))
-    )
+    torch.testing.assert_close(compiled(features, degradation, (2, 2)), modulate(features, degradation, (2, 2)))
     assert called
     assert any("finpercep" in target for target in called) != small
     called.clear()

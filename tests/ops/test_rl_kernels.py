@@ -233,12 +233,8 @@ def test_sde_step_keeps_a_third_of_eagers_memory(cpp):
     v.requires_grad_()
 
     def peak(function, **options):
-        with torch.profiler.profile(
-            profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-        ) as trace:
-            step = function(
-                v, x, s, s_next, next_sample=end, reference_velocity=other, return_mean=False, **options
-            )
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            step = function(v, x, s, s_next, next_sample=end, reference_velocity=other, return_mean=False, **options)
             torch.autograd.grad(step.log_prob.sum() + step.kl.sum(), v)
         events = [e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"]
         held = highest = 0

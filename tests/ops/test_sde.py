@@ -12,9 +12,7 @@ from finpercep.ops.sde import draw_noise, sde_step
 
 BACKENDS = [
     "reference",
-    pytest.param(
-        "cpp", marks=pytest.mark.skipif(not _backend.has_cpp("sde_step"), reason="extension not built")
-    ),
+    pytest.param("cpp", marks=pytest.mark.skipif(not _backend.has_cpp("sde_step"), reason="extension not built")),
 ]
 KINDS = ["flow", "cps", "dance"]
 SHAPE = (3, 4, 5, 7)
@@ -68,9 +66,7 @@ def test_published_formulas(backend, kind, s, s_next):
 def test_sigma_max(backend):
     v, x, noise = images(3)
     step = sde_step(v, x, 1.0, 0.9, noise=noise, sigma_max=0.98, backend=backend)
-    torch.testing.assert_close(
-        step.log_prob, published("flow", v, x, noise, 1.0, 0.9, 0.7, sigma_max=0.98)[3]
-    )
+    torch.testing.assert_close(step.log_prob, published("flow", v, x, noise, 1.0, 0.9, 0.7, sigma_max=0.98)[3])
     below = sde_step(v, x, 0.99, 0.9, noise=noise, sigma_max=0.98, backend=backend)
     torch.testing.assert_close(below.log_prob, published("flow", v, x, noise, 0.99, 0.9, 0.7)[3])
 
@@ -83,9 +79,7 @@ def test_sigma_per_sample(backend, kind):
     step = sde_step(v, x, s, s_next, noise=noise, kind=kind, backend=backend)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = sde_step(
-            v[one], x[one], s[i], s_next[i : i + 1], noise=noise[one], kind=kind, backend=backend
-        )
+        alone = sde_step(v[one], x[one], s[i], s_next[i : i + 1], noise=noise[one], kind=kind, backend=backend)
         for mine, single in zip(step[:4], alone[:4], strict=True):
             assert torch.equal(mine[one], single)  # a sample's result does not depend on its batch
 
@@ -189,9 +183,7 @@ def test_gradcheck(backend, kind, draw):
     outcome = {"noise": end} if draw else {"next_sample": end}
 
     def step(velocity):
-        return sde_step(
-            velocity, x, s, s_next, kind=kind, reference_velocity=other, backend=backend, **outcome
-        )
+        return sde_step(velocity, x, s, s_next, kind=kind, reference_velocity=other, backend=backend, **outcome)
 
     def pathwise(velocity):
         out = step(velocity)
@@ -320,9 +312,7 @@ def test_noise_levels_of_every_form_give_the_same_bits(form, backend):
     gradients = []
     for sigma, sigma_next in (levels, exact):
         v = velocity.clone().requires_grad_()
-        step = ops.sde_step(
-            v, sample, sigma, sigma_next, noise=noise, reference_velocity=sample, backend=backend
-        )
+        step = ops.sde_step(v, sample, sigma, sigma_next, noise=noise, reference_velocity=sample, backend=backend)
         (step.next_sample.sum() + step.log_prob.sum() + step.kl.sum()).backward()
         gradients.append([v.grad, *step])
     for ours, expected in zip(*gradients, strict=True):

@@ -46,9 +46,7 @@ def main() -> None:
     double = {"dtype": torch.float64}
     info = ops.backends()
     assert info["available"]["cpp"] is True, info["available"]["cpp"]
-    print(
-        f"torch {torch.__version__}, built with {info['build']['torch_built_with']}, {info['build']['simd']}"
-    )
+    print(f"torch {torch.__version__}, built with {info['build']['torch_built_with']}, {info['build']['simd']}")
     features, degradation = torch.randn(2, 12, 7, **double), torch.rand(2, 1, 9, 11, **double)
     compare("modulate", lambda f, m, **k: ops.modulate(f, m, (3, 4), **k), (features, degradation))
     compare(

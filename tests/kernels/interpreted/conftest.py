@@ -39,6 +39,4 @@ def values(result: Any) -> list[torch.Tensor]:
     """The tensors of a result, however nested."""
     if isinstance(result, torch.Tensor):
         return [result]
-    return (
-        [t for part in result if part is not None for t in values(part)] if isinstance(result, tuple) else []
-    )
+    return [t for part in result if part is not None for t in values(part)] if isinstance(result, tuple) else []

@@ -32,9 +32,7 @@ def test_modulate() -> None:
     expected = modulate_reference(features[-1:], degradation[-1:], (1, 1))
     assert torch.equal(out[-1:], expected)
     d = torch.full((images, 1), 0.25)
-    run = record(
-        modulate.modulate_backward, features, features, degradation, d, 1, 1, 0, 0, False, True, True
-    )
+    run = record(modulate.modulate_backward, features, features, degradation, d, 1, 1, 0, 0, False, True, True)
     arguments = run_last(run, "modulate_bwd_kernel").arguments
     assert torch.equal(arguments["grad_features"][-1], features[-1] * 0.25)
     torch.testing.assert_close(arguments["grad_d"][-1, 0], features[-1].float().square().sum())
@@ -97,9 +95,7 @@ def test_sde_step() -> None:
     expected = sde_step_reference(v[:, end], x[:, end], sigma, sigma - 0.1, noise=noise[:, end])
     torch.testing.assert_close(arguments["drawn"][:, end], expected.next_sample)
     torch.testing.assert_close(arguments["mean_out"][:, end], expected.mean)
-    run = record(
-        sde.sde_step_backward, x, None, None, None, v, x, x, sigma, sigma - 0.1, None, 0, True, 0.7, -1.0
-    )
+    run = record(sde.sde_step_backward, x, None, None, None, v, x, x, sigma, sigma - 0.1, None, 0, True, 0.7, -1.0)
     grad = run_last(run, "sde_bwd_kernel").arguments["grad_velocity"]
     leaf = v[:, end].clone().requires_grad_()
     drawn = sde_step_reference(leaf, x[:, end], sigma, sigma - 0.1, noise=noise[:, end]).next_sample

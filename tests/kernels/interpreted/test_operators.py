@@ -10,9 +10,16 @@ from finpercep.ops import _backend
 
 OPS = torch.ops.finpercep
 NAMES = [
-    "modulate", "modulate_backward", "degradation_target", "degradation_target_backward", "group_advantage",
-    "grpo_loss", "grpo_loss_backward", "sde_step", "sde_step_backward",
-]  # fmt: skip
+    "modulate",
+    "modulate_backward",
+    "degradation_target",
+    "degradation_target_backward",
+    "group_advantage",
+    "grpo_loss",
+    "grpo_loss_backward",
+    "sde_step",
+    "sde_step_backward",
+]
 
 
 def arguments(name: str) -> tuple:
@@ -48,10 +55,36 @@ def arguments(name: str) -> tuple:
         return randn(()), randn(6, 2), randn(6, 2), randn(6), 0.2, 0.2
     image, sigma = (2, 3, 4), torch.tensor([0.8, 0.5], dtype=torch.float64)
     if name == "sde_step":
-        return randn(*image).requires_grad_(), randn(*image), sigma, sigma - 0.1, None, randn(*image), randn(*image), \
-            0, True, 0.7, -1.0, True  # fmt: skip
-    return None, randn(*image), randn(2), randn(2), randn(*image), randn(*image), randn(*image), sigma, sigma - 0.1, \
-        randn(*image), 0, True, 0.7, -1.0  # fmt: skip
+        return (
+            randn(*image).requires_grad_(),
+            randn(*image),
+            sigma,
+            sigma - 0.1,
+            None,
+            randn(*image),
+            randn(*image),
+            0,
+            True,
+            0.7,
+            -1.0,
+            True,
+        )
+    return (
+        None,
+        randn(*image),
+        randn(2),
+        randn(2),
+        randn(*image),
+        randn(*image),
+        randn(*image),
+        sigma,
+        sigma - 0.1,
+        randn(*image),
+        0,
+        True,
+        0.7,
+        -1.0,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,9 +97,7 @@ def test_the_signature_is_that_of_the_compiled_operator(name: str) -> None:
     if not _backend.has_cpp(name):
         pytest.skip("the compiled extension is not built")
     ours, compiled = (getattr(OPS, n).default._schema for n in (f"{name}_triton", name))
-    assert [(a.name, str(a.type)) for a in ours.arguments] == [
-        (a.name, str(a.type)) for a in compiled.arguments
-    ]
+    assert [(a.name, str(a.type)) for a in ours.arguments] == [(a.name, str(a.type)) for a in compiled.arguments]
     assert [str(r.type) for r in ours.returns] == [str(r.type) for r in compiled.returns]
 
 
@@ -84,10 +115,12 @@ def test_fullgraph_compile_forward_and_backward() -> None:
         maps = ops.degradation_target(sample, end, **with_triton)
         pooled = ops.modulate(features, maps * degradation, (2, 2), pool="mean", **with_triton)
         advantages, _ = ops.group_advantage(rewards, group_size=2, **with_triton)
-        step = ops.sde_step(velocity, sample, torch.full((4,), 0.6), 0.5, next_sample=end, reference_velocity=other,
-                            **with_triton)  # fmt: skip
-        loss, stats = ops.grpo_loss(step.log_prob, old, advantages, clip_low=0.2, clip_high=0.2, kl=step.kl, beta=0.1,
-                                    **with_triton)  # fmt: skip
+        step = ops.sde_step(
+            velocity, sample, torch.full((4,), 0.6), 0.5, next_sample=end, reference_velocity=other, **with_triton
+        )
+        loss, stats = ops.grpo_loss(
+            step.log_prob, old, advantages, clip_low=0.2, clip_high=0.2, kl=step.kl, beta=0.1, **with_triton
+        )
         return loss + pooled.square().sum(), stats.ratio_mean
 
     results = []
@@ -114,21 +147,38 @@ def test_mixed_devices_and_dtypes_raise() -> None:
     cases = [
         (ValueError, "degradation: expected on cpu", lambda: ops.modulate(tokens, maps.to("meta"), (2, 2), **triton)),
         (TypeError, "degradation: expected float32", lambda: ops.modulate(tokens, maps.int(), (2, 2), **triton)),
-        (ValueError, "distorted: expected on cpu",
-         lambda: ops.degradation_target(image, image.to("meta"), **triton)),
-        (TypeError, "distorted: expected torch.float32",
-         lambda: ops.degradation_target(image, image.double(), **triton)),
-        (ValueError, "group_ids: expected shape .* on cpu",
-         lambda: ops.group_advantage(values, group_ids=values.long().to("meta"), **triton)),
-        (ValueError, "old_log_prob: expected device cpu",
-         lambda: ops.grpo_loss(values, values.to("meta"), values, **clip, **triton)),
-        (ValueError, "noise: expected device cpu",
-         lambda: ops.sde_step(image, image, 0.6, 0.5, noise=image.to("meta"), **triton)),
-        (RuntimeError, "runs on CUDA tensors, got meta",
-         lambda: ops.modulate(tokens.to("meta"), maps.to("meta"), (2, 2), **triton)),
-        (RuntimeError, "supports float32, bfloat16, float16, float64, got float8_e4m3fn",
-         lambda: ops.group_advantage(values.to(torch.float8_e4m3fn), group_size=2, **triton)),
-    ]  # fmt: skip
+        (ValueError, "distorted: expected on cpu", lambda: ops.degradation_target(image, image.to("meta"), **triton)),
+        (
+            TypeError,
+            "distorted: expected torch.float32",
+            lambda: ops.degradation_target(image, image.double(), **triton),
+        ),
+        (
+            ValueError,
+            "group_ids: expected shape .* on cpu",
+            lambda: ops.group_advantage(values, group_ids=values.long().to("meta"), **triton),
+        ),
+        (
+            ValueError,
+            "old_log_prob: expected device cpu",
+            lambda: ops.grpo_loss(values, values.to("meta"), values, **clip, **triton),
+        ),
+        (
+            ValueError,
+            "noise: expected device cpu",
+            lambda: ops.sde_step(image, image, 0.6, 0.5, noise=image.to("meta"), **triton),
+        ),
+        (
+            RuntimeError,
+            "runs on CUDA tensors, got meta",
+            lambda: ops.modulate(tokens.to("meta"), maps.to("meta"), (2, 2), **triton),
+        ),
+        (
+            RuntimeError,
+            "supports float32, bfloat16, float16, float64, got float8_e4m3fn",
+            lambda: ops.group_advantage(values.to(torch.float8_e4m3fn), group_size=2, **triton),
+        ),
+    ]
     for error, message, call in cases:
         with pytest.raises(error, match=message):
             call()

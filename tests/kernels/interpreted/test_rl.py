@@ -127,9 +127,7 @@ def test_no_rewards():
 
 
 def grpo(function, log_prob, old, advantages, kl, **options):
-    loss, stats = function(
-        log_prob, old, advantages, kl=kl, beta=0.1 if kl is not None else 0.0, **CLIP, **options
-    )
+    loss, stats = function(log_prob, old, advantages, kl=kl, beta=0.1 if kl is not None else 0.0, **CLIP, **options)
     wanted = [t for t in (log_prob, kl) if t is not None]
     return [loss, torch.stack(list(stats)), *torch.autograd.grad(loss, wanted)]
 
@@ -141,9 +139,7 @@ def test_grpo_loss(poisoned, size, with_kl):
     kl = randn(size, seed=3).abs().requires_grad_() if with_kl else None
     log_prob = (old + 0.3 * randn(size)).requires_grad_()
     ours = grpo(grpo_loss, log_prob, old, advantages, kl, backend="triton")
-    torch.testing.assert_close(
-        ours, grpo(grpo_loss_reference, log_prob, old, advantages, kl), rtol=1e-11, atol=1e-11
-    )
+    torch.testing.assert_close(ours, grpo(grpo_loss_reference, log_prob, old, advantages, kl), rtol=1e-11, atol=1e-11)
 
 
 def test_grpo_loss_of_several_chunks_with_one_advantage_per_sample(poisoned, small_blocks):
@@ -151,18 +147,14 @@ def test_grpo_loss_of_several_chunks_with_one_advantage_per_sample(poisoned, sma
     log_prob = (old + 0.3 * randn(53, 7)).requires_grad_()
     kl = randn(53, 7, seed=3).abs().requires_grad_()
     ours = grpo(grpo_loss, log_prob, old, advantages, kl, backend="triton")
-    torch.testing.assert_close(
-        ours, grpo(grpo_loss_reference, log_prob, old, advantages, kl), rtol=1e-11, atol=1e-11
-    )
+    torch.testing.assert_close(ours, grpo(grpo_loss_reference, log_prob, old, advantages, kl), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", LOW)
 def test_grpo_loss_low_precision(dtype):
     old, advantages = randn(503, dtype=dtype), randn(503, seed=1, dtype=dtype)
     new = (old.float() + 0.1 * randn(503, seed=2)).to(dtype).requires_grad_()
-    exact = grpo(
-        grpo_loss_reference, new.detach().double().requires_grad_(), old.double(), advantages.double(), None
-    )
+    exact = grpo(grpo_loss_reference, new.detach().double().requires_grad_(), old.double(), advantages.double(), None)
     eager = grpo(grpo_loss_reference, new, old, advantages, None)
     ours = grpo(grpo_loss, new, old, advantages, None, backend="triton")
     for value, reference, target in zip(ours, eager, exact, strict=True):
@@ -239,9 +231,7 @@ def test_sde_step_of_several_chunks(poisoned, small_blocks, kind):
     v, x, end, other, s, s_next = sde_inputs(2, 203)
     options = {"kind": kind, "noise": end, "reference_velocity": other, "sigma_max": 0.97}
     ours = sde(sde_step, v, x, s, s_next, **options, backend="triton")
-    torch.testing.assert_close(
-        ours, sde(sde_step_reference, v, x, s, s_next, **options), rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(ours, sde(sde_step_reference, v, x, s, s_next, **options), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, *LOW])
@@ -249,9 +239,7 @@ def test_sde_step_of_several_chunks(poisoned, small_blocks, kind):
 def test_first_ratio_is_one(kind, dtype):
     v, x, noise, _, s, s_next = sde_inputs(2, 203, dtype=dtype)
     drawn = sde_step(v, x, s, s_next, noise=noise, kind=kind, backend="triton")
-    again = sde_step(
-        v, x, s, s_next, next_sample=drawn.next_sample, kind=kind, return_mean=False, backend="triton"
-    )
+    again = sde_step(v, x, s, s_next, next_sample=drawn.next_sample, kind=kind, return_mean=False, backend="triton")
     assert drawn.next_sample.dtype == dtype
     assert torch.equal(drawn.log_prob, again.log_prob)
 
@@ -260,8 +248,15 @@ def test_first_ratio_is_one(kind, dtype):
 def test_sde_step_low_precision(dtype):
     v, x, end, other, s, s_next = sde_inputs(2, 503, dtype=dtype)
     options = {"next_sample": end, "reference_velocity": other}
-    wide = sde(sde_step_reference, v.double(), x.double(), s, s_next,
-               next_sample=end.double(), reference_velocity=other.double())  # fmt: skip
+    wide = sde(
+        sde_step_reference,
+        v.double(),
+        x.double(),
+        s,
+        s_next,
+        next_sample=end.double(),
+        reference_velocity=other.double(),
+    )
     eager = sde(sde_step_reference, v, x, s, s_next, **options)
     ours = sde(sde_step, v, x, s, s_next, **options, backend="triton")
     for value, reference, target in zip(ours, eager, wide, strict=True):
@@ -277,8 +272,9 @@ def test_sde_step_low_precision(dtype):
 def test_deterministic_steps_are_defined(kind, s, s_next, level):
     v, x, noise, other, _, _ = sde_inputs(2, 35)
     v.requires_grad_()
-    step = sde_step(v, x, s, s_next, noise_level=level, noise=noise, kind=kind, reference_velocity=other,
-                    backend="triton")  # fmt: skip
+    step = sde_step(
+        v, x, s, s_next, noise_level=level, noise=noise, kind=kind, reference_velocity=other, backend="triton"
+    )
     assert torch.equal(step.next_sample, step.mean)
     assert (step.log_prob == 0).all()
     assert (step.kl == 0).all()
@@ -295,11 +291,15 @@ def test_rising_sigmas_show_as_nan():
 def test_mixed_dtypes_and_views():
     v, x, noise, _, s, s_next = sde_inputs(3, 4, 6, dtype=torch.float32)
     half = v.bfloat16()
-    views = sde_step(half.mT.contiguous().mT, x[:, ::2].repeat_interleave(2, 1)[:, ::1], s, s_next,
-                     noise=noise[:1].expand(3, 4, 6), backend="triton")  # fmt: skip
-    plain = sde_step_reference(
-        half, x[:, ::2].repeat_interleave(2, 1), s, s_next, noise=noise[:1].expand(3, 4, 6)
+    views = sde_step(
+        half.mT.contiguous().mT,
+        x[:, ::2].repeat_interleave(2, 1)[:, ::1],
+        s,
+        s_next,
+        noise=noise[:1].expand(3, 4, 6),
+        backend="triton",
     )
+    plain = sde_step_reference(half, x[:, ::2].repeat_interleave(2, 1), s, s_next, noise=noise[:1].expand(3, 4, 6))
     torch.testing.assert_close(views.next_sample, plain.next_sample, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(views.log_prob, plain.log_prob, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,183 @@
+"""Where shards are made: in this process, in worker processes, or on a Ray cluster. All give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from typing import Any
+
+from finpercep.data.dataset.maker import Maker
+from finpercep.data.dataset.pairs import Photo
+from finpercep.data.dataset.shards import Job, Shard, ShardReport, make_shard, open_maker
+
+ENGINES = ("local", "ray")
+ATTEMPTS = 3  # at a shard whose worker was killed, before it is held to be the reason
+
+
+def check_engine(engine: str) -> None:
+    """Raises ValueError where `run_shards` would not know the name."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+
+
+def run_shards(job: Job, shards: Sequence[Shard], *, engine: str, workers: int) -> Iterator[ShardReport]:
+    """Make all shards; reports come as they are done, in any order.
+
+    Args:
+        engine: "local", or "ray" for the Ray cluster that `RAY_ADDRESS` names (else one is started here).
+        workers: processes or Ray actors; 1 with "local" works in this process.
+
+    Raises: what making a shard raises; shards that are done stay.
+    """
+    check_engine(engine)
+    if engine == "ray":
+        yield from _run_ray(job, shards, workers)
+    elif workers <= 1:
+        yield from _run_here(job, shards)
+    else:
+        yield from _run_processes(job, shards, workers)
+
+
+def _run_here(job: Job, shards: Sequence[Shard]) -> Iterator[ShardReport]:
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        maker = open_maker(job)
+        for shard in shards:
+            yield make_shard(maker, job, shard)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
+    """A pool that survives the death of its workers: what they had under way is made again."""
+    left = list(shards)
+    tried: Counter[str] = Counter()
+    while left:
+        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"), _start_worker, (job,))
+        try:
+            pending: dict[Future[ShardReport], Shard] = {}
+            queue = iter(list(left))
+            more = True
+            while more or pending:
+                while more and len(pending) < 2 * workers:  # few enough that a death blames few shards
+                    shard = next(queue, None)
+                    more = shard is not None
+                    if shard is not None:
+                        pending[pool.submit(_make_in_worker, shard)] = shard
+                for done in wait(pending, return_when=FIRST_COMPLETED).done if pending else ():
+                    report = done.result()
+                    left.remove(pending.pop(done))
+                    yield report
+        except BrokenProcessPool as error:
+            tried.update(shard.path for shard in pending.values())
+            worst, times = tried.most_common(1)[0] if tried else ("?", ATTEMPTS)
+            if times >= ATTEMPTS:
+                raise RuntimeError(
+                    f"workers were killed {times} times, at last near {worst}: expected enough memory for "
+                    f"{workers} workers; try fewer"
+                ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: tuple[Maker, Job] | None = None
+
+
+def _start_worker(job: Job) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = (open_maker(job), job)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_in_worker(shard: Shard) -> ShardReport:
+    assert _worker is not None
+    maker, job = _worker
+    return make_shard(maker, job, shard)
+
+
+class _RayWorker:
+    """A Ray actor: holds the models, makes the shards that it is handed."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.maker = open_maker(job)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        reports = []
+        for text in batch["shard"]:
+            report = make_shard(self.maker, self.job, _shard_from_json(str(text)))
+            reports.append(json.dumps(asdict(report)))
+        return {"report": reports}
+
+
+def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
+    """Ray Data over the shards; Ray starts a killed actor again and hands it the same shard."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError(f"engine ray needs Ray ({error}); pip install 'finpercep[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False)
+        except Exception as error:  # Ray raises just that where its processes do not come up in time
+            raise RuntimeError(f"engine ray: expected a cluster, got {type(error).__name__}: {error}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = ray.data.from_items([{"shard": _shard_to_json(shard)} for shard in shards], override_num_blocks=len(shards))
+    reports = rows.map_batches(
+        _RayWorker,
+        fn_constructor_args=(job,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+        num_cpus=1,
+        num_gpus=1 if job.device.startswith("cuda") else 0,
+    )
+    for row in reports.iter_rows():
+        yield ShardReport(**json.loads(row["report"]))
+
+
+def _shard_to_json(shard: Shard) -> str:
+    photos = [
+        {
+            "id": photo.id,
+            "gt": str(photo.gt),
+            "results": {name: str(path) for name, path in photo.results.items()},
+            "lr": None if photo.lr is None else str(photo.lr),
+        }
+        for photo in shard.photos
+    ]
+    return json.dumps({"path": shard.path, "photos": photos})
+
+
+def _shard_from_json(text: str) -> Shard:
+    from pathlib import Path
+
+    data = json.loads(text)
+    photos = tuple(
+        Photo(
+            photo["id"],
+            Path(photo["gt"]),
+            {name: Path(path) for name, path in photo["results"].items()},
+            None if photo["lr"] is None else Path(photo["lr"]),
+        )
+        for photo in data["photos"]
+    )
+    return Shard(data["path"], photos)

@@ -1,0 +1,151 @@
+"""`make_dataset`: the whole way from folders to a data set, resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finpercep.data.dataset.config import MakeConfig, settings_difference, settings_hash, settings_of
+from finpercep.data.dataset.engines import check_engine, run_shards
+from finpercep.data.dataset.maker import Maker
+from finpercep.data.dataset.pairs import listing_hash, match_photos
+from finpercep.data.dataset.parquet import require_pyarrow, shard_metadata
+from finpercep.data.dataset.preview import write_card, write_preview
+from finpercep.data.dataset.shards import Job, Shard, ShardReport, is_made, plan_shards
+from finpercep.data.sources.sources import parse_sources
+from finpercep.io.files import write_json
+from finpercep.io.fingerprints import file_hash
+from finpercep.io.images import ImageError
+
+
+@dataclass
+class MadeDataset:
+    """What `make_dataset` leaves: `manifest` as written, and the reports of the shards that this run made."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    reports: list[ShardReport]
+
+
+def make_dataset(
+    gt: str,
+    sr: Sequence[str],
+    out: str | os.PathLike[str],
+    config: MakeConfig | None = None,
+    *,
+    lr: str | None = None,
+    workers: int = 1,
+    engine: str = "local",
+    device: str = "cpu",
+    progress: Callable[[int, int, ShardReport | None], None] | None = None,
+) -> MadeDataset:
+    """Make a data set, or go on with one that was stopped; the same inputs and settings give the same bytes.
+
+    Args:
+        gt: folder or pattern of photos (see `pairs.find_images`).
+        sr: sources (see `sources.parse_source`).
+        out: its folder: `data/*.parquet`, `manifest.json`, `settings.json`, a card and a preview page.
+        config: how samples are made.
+        lr: folder or pattern of low-resolution versions; without it they are made by `degradations`.
+        workers, engine: see `engines.run_shards`.
+        device: of the models.
+        progress: called with (shards done, shards in all, report) at the start and after each shard.
+
+    Raises:
+        ImageError: inputs that are missing, do not match or cannot be read.
+        ValueError: settings that make no sense, or a folder that was made with others.
+        OSError: no room, no permission; what is complete stays, and the same command goes on.
+        ImportError: a package that an option needs; the message names the extra.
+    """
+    require_pyarrow()
+    check_engine(engine)
+    config = config or MakeConfig()
+    specs = parse_sources(sr)
+    results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}
+    photos, problems = match_photos(gt, results, lr)
+    if problems and not config.skip_bad:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ImageError(f"{shown}. --skip-bad leaves such photos out")
+    folder = Path(out)
+    maker = Maker(config, specs, device="cpu")
+    features = maker.features.fingerprint if maker.features is not None else ""
+    settings = settings_of(
+        config,
+        sources={source.name: source.fingerprint for source in maker.sources},
+        masks=[(kind.name, kind.fingerprint) for kind in maker.masks.kinds],
+        features=features,
+        photos=len(photos),
+        listing=listing_hash(photos),
+    )
+    del maker
+    claim_folder(folder, settings)
+    job = Job(folder, config, tuple(specs), features, settings_hash(settings), device)
+    shards = plan_shards(photos, config)
+    missing = [shard for shard in shards if not is_made(job, shard)]
+    done = len(shards) - len(missing)
+    if progress is not None:
+        progress(done, len(shards), None)
+    reports = []
+    for report in run_shards(job, missing, engine=engine, workers=workers) if missing else ():
+        reports.append(report)
+        done += 1
+        if progress is not None:
+            progress(done, len(shards), report)
+    manifest = write_manifest(folder, job, shards, problems)
+    write_card(folder, settings, manifest)
+    if sum(manifest["rows"].values()):
+        write_preview(folder, settings, manifest)
+    return MadeDataset(folder, manifest, reports)
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Write `settings.json`, or check that what is there is the same.
+
+    Raises:
+        ValueError: the folder holds a data set of other settings (the message says which), or something else.
+    """
+    path = folder / "settings.json"
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: expected the settings of a data set, got {error}") from error
+        changed = settings_difference(old, settings)
+        if changed:
+            raise ValueError(
+                f"{folder}: made with other settings: {'; '.join(changed)}. Use another folder, or the same settings"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: expected a new or empty folder, or one that this command made")
+    write_json(path, settings)
+
+
+def write_manifest(folder: Path, job: Job, shards: Sequence[Shard], problems: Sequence[str]) -> dict[str, Any]:
+    """`manifest.json`: rows, sizes and hashes of every file, and what was left out."""
+    files, left_out = [], list(problems)
+    for shard in shards:
+        path = folder / shard.path
+        metadata = shard_metadata(path)
+        left_out += json.loads(metadata.get("finpercep.left_out", "[]"))
+        rows = require_pyarrow().parquet.read_metadata(path).num_rows
+        files.append({"file": shard.path, "rows": rows, "bytes": path.stat().st_size, "sha256": file_hash(path)})
+    splits = {
+        split: sum(f["rows"] for f in files if f["file"].startswith(f"data/{split}-"))
+        for split in ("train", "validation")
+    }
+    manifest = {
+        "settings": job.settings,
+        "photos": sum(len(shard.photos) for shard in shards),
+        "rows": splits,
+        "files": files,
+        "left_out": left_out,
+    }
+    for stale in (folder / "data").glob(".*.tmp"):  # of workers that were killed
+        stale.unlink(missing_ok=True)
+    write_json(folder / "manifest.json", manifest)
+    return manifest

@@ -1,0 +1,124 @@
+"""Photos and the results that belong to them, matched by file name."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finpercep.io.images import IMAGE_SUFFIXES, ImageError
+
+_WILD = re.compile(r"(\*\*/|\*|\?)")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of the data set to be.
+
+    Attributes:
+        id: what its files have in common, e.g. "0001" or "city/0001".
+        gt: the photo's file.
+        results: source -> file of that source's result.
+        lr: file of its low-resolution version, where it was given.
+    """
+
+    id: str
+    gt: Path
+    results: Mapping[str, Path] = field(default_factory=dict)
+    lr: Path | None = None
+
+
+def find_images(pattern: str) -> dict[str, Path]:
+    """The images of a folder or a pattern, by what distinguishes them.
+
+    - A folder: every image below it; the key is the path inside it without suffix ("city/0001").
+    - A pattern with ``*``, ``?`` or ``**/``: what the wildcards stand for, joined by "_"; so
+      ``results/*_x4.png`` gives "0001" for ``results/0001_x4.png``, and ``*/gt.png`` the folder's name.
+      Brackets are brackets, as file names have them.
+
+    Raises:
+        ImageError: nothing found, or two files with one key.
+    """
+    pattern = os.path.expanduser(pattern)
+    found: dict[str, Path] = {}
+    for key, path in _keyed_folder(pattern) if os.path.isdir(pattern) else _keyed_glob(pattern):
+        if key in found:
+            raise ImageError(f"{pattern}: expected one image per name, got {found[key]} and {path} for {key!r}")
+        found[key] = path
+    if not found:
+        raise ImageError(f"{pattern}: expected a folder or pattern with images, got none")
+    return dict(sorted(found.items()))
+
+
+def _keyed_folder(folder: str) -> list[tuple[str, Path]]:
+    keyed = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in files:
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() in IMAGE_SUFFIXES and not file.startswith("."):
+                key = os.path.relpath(os.path.join(root, stem), folder).replace(os.sep, "/")
+                keyed.append((key, Path(root, file)))
+    return keyed
+
+
+def _keyed_glob(pattern: str) -> list[tuple[str, Path]]:
+    parts = _WILD.split(pattern)
+    groups = {"**/": "(.*/)?", "*": "([^/]*)", "?": "([^/])"}
+    regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts))
+    keyed = []
+    for file in glob.glob(pattern.replace("[", "[[]"), recursive=True):
+        match = regex.fullmatch(file.replace(os.sep, "/"))
+        if match and os.path.isfile(file):
+            wild = [text.strip("/") for text in match.groups() if text and text.strip("/")]
+            keyed.append(("_".join(wild) or Path(file).stem, Path(file)))
+    return keyed
+
+
+def match_photos(gt: str, results: Mapping[str, str], lr: str | None = None) -> tuple[list[Photo], list[str]]:
+    """Photos with everything that belongs to them, and one line for each that is incomplete.
+
+    Args:
+        gt: folder or pattern of the photos.
+        results: source -> folder or pattern of its results.
+        lr: folder or pattern of low-resolution versions.
+
+    Returns: the complete photos, ordered by id, and the problems ("results of X: no file for '0003' (photo …)").
+    Raises:
+        ImageError: a folder without images, or a source none of whose names is a photo's.
+    """
+    photos = find_images(gt)
+    found = {name: find_images(pattern) for name, pattern in results.items()}
+    low = find_images(lr) if lr is not None else None
+    for name, files in {**found, **({"lr": low} if low is not None else {})}.items():
+        if not photos.keys() & files.keys():
+            raise ImageError(f"{name}: expected results named like the photos ({_some(photos)}), got {_some(files)}")
+    complete, problems = [], []
+    for key, path in photos.items():
+        missing = [f"{name}: no result for {key!r} ({path})" for name, files in found.items() if key not in files]
+        if low is not None and key not in low:
+            missing.append(f"lr: no file for {key!r} ({path})")
+        problems += missing
+        if not missing:
+            own = {name: files[key] for name, files in found.items()}
+            complete.append(Photo(key, path, own, low[key] if low is not None else None))
+    return complete, problems
+
+
+def _some(files: Mapping[str, Path]) -> str:
+    names = [repr(name) for name in list(files)[:3]]
+    return ", ".join(names) + (", …" if len(files) > 3 else "")
+
+
+def listing_hash(photos: list[Photo]) -> str:
+    """What the inputs are, without reading them: ids, sources and file sizes; not where they lie."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        files = {"gt": photo.gt, **photo.results, **({"lr": photo.lr} if photo.lr else {})}
+        sizes = ",".join(f"{name}={path.stat().st_size}" for name, path in sorted(files.items()))
+        digest.update(f"{photo.id}:{sizes}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,155 @@
+"""Reading a data set that `make_dataset` made: its photos as scenes, its samples as training triplets.
+
+Nothing is held in memory but the rows' names: every sample is read from its file when it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finpercep.data.dataset.parquet import decode, require_pyarrow
+from finpercep.data.scenes import Scene
+
+SPLIT_NAMES = {"val": "validation"}
+
+
+class StoredSample(NamedTuple):
+    """One row: uint8 images (3,H,W), mask and targets (1,H,W), and its other columns."""
+
+    gt: Tensor
+    sr: Tensor
+    syn: Tensor
+    mask: Tensor
+    target_syn: Tensor
+    target_sr: Tensor
+    row: dict[str, Any]
+
+
+@dataclass
+class StoredScene(Scene):
+    """The samples of one photo (or crop of one): a row group of a Parquet file.
+
+    Attributes:
+        group: number of the row group in `gt_path`, the file.
+        rows: numbers of the rows in it, by source.
+    """
+
+    group: int = 0
+    rows: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def gt(self) -> Tensor:
+        return decode(self._cells(["gt"])[0]["gt"])
+
+    def sr(self, source: str) -> Tensor:
+        return decode(self._cells(["sr"])[self.rows[source][0]]["sr"])
+
+    def sample(self, number: int) -> StoredSample:
+        """The sample of one row of the group."""
+        row = dict(self._cells(None)[number])
+        images = ("gt", "sr", "syn", "mask", "target", "target_sr")
+        gt, sr, syn, mask, target, target_sr = (decode(row.pop(name)) for name in images)
+        return StoredSample(gt, sr, syn, mask, target, target_sr, row)
+
+    def draw(self, generator: torch.Generator) -> StoredSample:
+        """A sample of one of `sources`, all equally likely."""
+        numbers = [number for source in self.sources for number in self.rows[source]]
+        return self.sample(numbers[int(torch.randint(0, len(numbers), (), generator=generator))])
+
+    def _cells(self, columns: list[str] | None) -> _Group:
+        table = _open(str(self.gt_path)).read_row_group(self.group, columns=columns)
+        return _Group(table)
+
+
+class _Group(Sequence[dict[str, Any]]):
+    """Rows of a table, turned into Python only where they are asked for."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.table.slice(number, 1).to_pylist()[0]
+
+
+@lru_cache(maxsize=64)
+def _open(path: str) -> Any:
+    return require_pyarrow().parquet.ParquetFile(path, memory_map=True)
+
+
+def is_stored(root: str | Path) -> bool:
+    """Whether a folder is a data set of `make_dataset`."""
+    return (Path(root) / "settings.json").is_file() and (Path(root) / "data").is_dir()
+
+
+def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[StoredScene]:
+    """The scenes of one split, "train" or "val"; see `scenes.load_scenes`.
+
+    Raises:
+        FileNotFoundError: the data set is not complete: no manifest.
+        ValueError: no scene in the split, a source that it does not have, or a damaged file.
+    """
+    root = Path(root)
+    manifest = root / "manifest.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{manifest}: not found; the data set is not complete, run its command again")
+    prefix = f"data/{SPLIT_NAMES.get(split, split)}-"
+    files = [root / entry["file"] for entry in json.loads(manifest.read_text())["files"]]
+    scenes = [scene for file in files if str(file.relative_to(root)).startswith(prefix) for scene in _scenes(file)]
+    known = {source for scene in scenes for source in scene.rows}
+    unknown = set(leave_out) - known
+    if unknown:
+        raise ValueError(f"leave_out: {sorted(unknown)} not among the sources {sorted(known)}")
+    for scene in scenes:
+        for source in leave_out:
+            scene.rows.pop(source, None)
+            scene.sr_paths.pop(source, None)
+    scenes = [scene for scene in scenes if scene.rows]
+    if not scenes:
+        raise ValueError(f"{root}: no scene in split {split!r}")
+    return scenes
+
+
+def _scenes(file: Path) -> list[StoredScene]:
+    pa = require_pyarrow()
+    try:
+        shard = _open(str(file))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{file}: expected a Parquet file, got {error}") from error
+    columns = shard.read(columns=["id", "source"]).to_pydict()
+    scenes, first = [], 0
+    for group in range(shard.num_row_groups):
+        rows: dict[str, list[int]] = {}
+        count = shard.metadata.row_group(group).num_rows
+        for number, source in enumerate(columns["source"][first : first + count]):
+            rows.setdefault(source, []).append(number)
+        name = columns["id"][first].rsplit("|", 2)[0]
+        scenes.append(StoredScene(name, file, dict.fromkeys(rows, file), group=group, rows=rows))
+        first += count
+    return scenes
+
+
+def row_sample(row: Mapping[str, Any]) -> StoredSample:
+    """A row of `datasets.load_dataset(…)` (image columns as PIL images, or undecoded) as a sample."""
+    import numpy as np
+
+    def tensor(cell: Any) -> Tensor:
+        if isinstance(cell, Mapping):
+            return decode(cell)
+        pixels = torch.from_numpy(np.array(cell))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+    names = ("gt", "sr", "syn", "mask", "target", "target_sr")
+    rest = {name: value for name, value in row.items() if name not in (*names, "lr")}
+    gt, sr, syn, mask, target, target_sr = (tensor(row[name]) for name in names)
+    return StoredSample(gt, sr, syn, mask, target, target_sr, rest)

@@ -1,0 +1,29 @@
+"""The identity of the scenes that a model was trained or measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+
+from finpercep.data.dataset.stored import StoredScene
+from finpercep.data.scenes import Scene
+
+
+def scenes_fingerprint(scenes: Sequence[Scene]) -> str:
+    """16 hex digits that identify scenes, in their order, wherever they lie: ids, sources, and sizes of files in bytes.
+
+    No file is read, so a file that was replaced by one of just the same size goes unnoticed.
+
+    Raises:
+        OSError: a file is missing; names it.
+    """
+    size = cache(os.path.getsize)  # the scenes of a stored data set share files
+    digest = hashlib.sha256()
+    for scene in scenes:
+        sources = [[name, size(path)] for name, path in scene.sr_paths.items()]
+        place = [scene.group, scene.rows] if isinstance(scene, StoredScene) else []
+        digest.update(json.dumps([scene.id, size(scene.gt_path), sources, place]).encode())
+    return digest.hexdigest()[:16]

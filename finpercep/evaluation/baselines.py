@@ -1,0 +1,117 @@
+"""Baselines that the evaluation table sets beside a reward model: maps without learning, and pyiqa's scores.
+
+Each is a `Judge` of `finpercep.evaluation.evaluate`: images (3,H,W) in [0, 1] -> (scores or None, maps or None).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Judgement = tuple[Sequence[float] | Tensor | None, Sequence[Tensor] | Tensor | None]
+Judge = Callable[[list[Tensor]], Judgement]
+
+# The strongest of 3, 5, 9, 15 and 31 by AUC against the swap mask.
+VARIANCE_WINDOW = 3
+CENTER_SIGMA = 0.25
+
+
+def random_map(seed: int = 0) -> Judge:
+    """Uniform noise, new for every image, from one seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def judge(images: list[Tensor]) -> Judgement:
+        return None, [torch.rand(image.shape[-2:], generator=generator) for image in images]
+
+    return judge
+
+
+def center_map(images: list[Tensor]) -> Judgement:
+    """A Gaussian in the middle of the image, its standard deviation a quarter of each side."""
+    return None, [_gaussian(image.shape[-2])[:, None] * _gaussian(image.shape[-1]) for image in images]
+
+
+def flatness_map(images: list[Tensor]) -> Judgement:
+    """Minus local variance: 1 - v / max(v), v the variance of the grey image in a window of 3×3 pixels."""
+    return None, [1 - _local_variance(image) for image in images]
+
+
+def difference_oracle(images: list[Tensor]) -> Judgement:
+    """mean_c |image - photo|: a map that only who has the photo can draw. The photo is the first image of a call."""
+    return None, [(image - images[0]).abs().mean(0) for image in images]
+
+
+def pyiqa_available() -> bool:
+    return importlib.util.find_spec("pyiqa") is not None
+
+
+def pyiqa_metric(name: str, device: str = "cpu") -> Judge:
+    """The score of a no-reference metric of pyiqa, its sign turned where lower is better.
+
+    "piqe" has no weights; those of others are taken from where pyiqa keeps them, or downloaded by it.
+
+    Raises:
+        RuntimeError: pyiqa is not installed, or cannot make the metric (weights neither there nor to be had).
+        ValueError: no metric of that name, or one that needs a reference.
+    """
+    if not pyiqa_available():
+        raise RuntimeError(f"{name}: expected the package pyiqa, got none (pip install 'finpercep[eval]')")
+    import pyiqa
+
+    known = pyiqa.list_models("NR")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"metric: expected a no-reference metric of pyiqa, got {name!r}{hint}")
+    try:
+        metric = pyiqa.create_metric(name, device=torch.device(device))
+    except Exception as error:  # the hub, the network, missing packages: many types
+        raise RuntimeError(f"{name}: pyiqa cannot make it: {_first_line(error)}") from error
+    sign = -1.0 if metric.lower_better else 1.0
+
+    def judge(images: list[Tensor]) -> Judgement:
+        try:
+            with torch.inference_mode():
+                return [sign * float(metric(image[None])) for image in images], None
+        except Exception as error:  # e.g. images that are too small for it, metrics of whole folders
+            raise ValueError(f"expected a score of each image, got {_first_line(error)}") from error
+
+    return judge
+
+
+def reward_judge(model: Any, *, batch_size: int = 8) -> Judge:
+    """A reward model as a judge: `model.score` on a batch of images of one size. RM_0 (no decoder) draws no map."""
+    draws = getattr(model, "decoder", None) is not None
+
+    def judge(images: list[Tensor]) -> Judgement:
+        output = model.score(torch.stack(images), batch_size=batch_size)
+        return output.score.tolist(), [m.detach().float().cpu() for m in output.map] if draws else None
+
+    return judge
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _gaussian(side: int) -> Tensor:
+    position = (torch.arange(side) + 0.5) / side - 0.5
+    return torch.exp(-0.5 * (position / CENTER_SIGMA) ** 2)
+
+
+def _local_variance(image: Tensor) -> Tensor:
+    """(H,W), divided by its maximum; all 0 in a flat image."""
+    grey = image.mean(0)[None, None].double()
+    pad = VARIANCE_WINDOW // 2
+
+    def box(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, VARIANCE_WINDOW, 1, pad, count_include_pad=False)
+
+    variance = (box(grey * grey) - box(grey) ** 2).clamp_min(0)[0, 0]
+    return (variance / variance.max().clamp_min(1e-12)).float()

@@ -1,0 +1,105 @@
+"""Feature extractors on small checkpoints in the real formats: DINOv3, DINOv2, CLIP, a reward model."""
+
+import json
+
+import pytest
+import torch
+
+from finpercep.data.features.encoders import check_features, open_features
+
+
+def dinov3():
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    config = DINOv3ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        patch_size=16,
+        num_register_tokens=4,
+    )
+    return DINOv3ViTModel(config)
+
+
+def dinov2():
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=14, image_size=56
+    )
+    return Dinov2Model(config)
+
+
+def clip():
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        patch_size=8,
+        image_size=32,
+    )
+    return CLIPVisionModel(config)
+
+
+@pytest.mark.parametrize(("make", "patch"), [(dinov3, 16), (dinov2, 14), (clip, 8)])
+def test_vit_features(make, patch, tmp_path):
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "vit")
+    features = open_features(f"vit:{tmp_path}/vit")
+    images = torch.rand(2, 3, 50, 70, generator=torch.Generator().manual_seed(0))
+    maps = features(images)
+    assert maps.shape == (2, 32, -(-50 // patch), -(-70 // patch))
+    assert maps.isfinite().all()
+    # A change in one corner moves the features there most: the grid is row-major and has no special tokens in it.
+    changed = images.clone()
+    changed[:, :, : 2 * patch, : 2 * patch] = 0
+    moved = (features(changed) - maps).square().sum(1)[0]
+    assert moved[0, 0] > 2 * moved[-1, -1]
+    assert len(features.fingerprint) == 16
+    again = open_features(f"vit:{tmp_path}/vit")
+    assert again.fingerprint == features.fingerprint
+    assert torch.equal(again(images), maps)
+
+
+def test_last_norm_and_saved_normalization(tmp_path):
+    """CLIP's patch tokens leave through its own last norm; the saved mean and deviation are used."""
+    model = clip().eval()
+    model.save_pretrained(tmp_path / "vit")
+    settings = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
+    images = torch.rand(1, 3, 32, 32)
+    made = open_features(f"vit:{tmp_path}/vit")(images)
+    tower = getattr(model, "vision_model", model)
+    with torch.no_grad():
+        expected = tower.post_layernorm(model(images).last_hidden_state)[:, 1:]
+    assert torch.allclose(made.flatten(2).transpose(1, 2), expected, atol=1e-5)
+
+
+def test_fingerprint_is_that_of_the_weights(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        dinov2().save_pretrained(tmp_path / name)
+    a, b = (open_features(f"vit:{tmp_path}/{name}").fingerprint for name in "ab")
+    assert a != b
+
+
+def test_reward_encoder(model_folder, small_model):
+    features = open_features(f"reward:{model_folder}")
+    maps = features(torch.rand(1, 3, 33, 41))
+    assert maps.shape == (1, 16, -(-33 // 8), -(-41 // 8))
+    assert features.fingerprint == small_model.fingerprint
+
+
+def test_names(tmp_path):
+    assert open_features("none") is None
+    assert open_features("filters").name == "filters"
+    for bad in ("dino", "vit", "reward:"):
+        with pytest.raises(ValueError, match="features: expected filters, vit:ID"):
+            check_features(bad)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="expected a vision transformer"):
+        open_features(f"vit:{tmp_path}")

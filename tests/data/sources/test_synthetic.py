@@ -1,0 +1,49 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finpercep.data import SYNTHETIC_SOURCES, jpeg, resize, synthetic_source
+from finpercep.data.sources.synthetic import gaussian_blur
+
+
+@pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))
+def test_source_keeps_shape_and_range_and_is_seeded(name, photo):
+    first, again, other = (synthetic_source(name, photo, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert first.shape == photo.shape
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 0.003 < (first - photo).abs().mean() < 0.3  # a fault, and still the same picture
+
+
+def test_unknown_source(photo):
+    with pytest.raises(ValueError, match=r"source: expected one of .*'smooth'.*got 'magic'"):
+        synthetic_source("magic", photo, torch.Generator())
+
+
+def test_jpeg_is_pillows(photo):
+    pixels = (photo * 255).round().byte().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=60)
+    expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
+    assert torch.equal(jpeg(photo, 60), expected)
+
+
+def test_blur_keeps_the_mean_and_spreads_a_point():
+    point = torch.zeros(3, 21, 21)
+    point[:, 10, 10] = 1
+    blurred = gaussian_blur(point, 1.5)
+    axis = torch.arange(21) - 10.0
+    variance = (blurred[0].sum(0) * axis**2).sum() / blurred[0].sum()
+    assert blurred[0].sum() == pytest.approx(1, abs=1e-5)
+    assert variance.item() == pytest.approx(1.5**2, rel=0.05)
+    assert gaussian_blur(torch.ones(3, 1, 1), 2.0).tolist() == torch.ones(3, 1, 1).tolist()
+
+
+def test_resize_keeps_flat_images(photo):
+    assert torch.allclose(resize(torch.full((3, 20, 30), 0.4), (7, 5)), torch.full((3, 7, 5), 0.4))
+    assert resize(photo, (32, 48), "nearest").shape == (3, 32, 48)

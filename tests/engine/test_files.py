@@ -1,0 +1,27 @@
+"""Scoring files: what a model that is broken says of each."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from finpercep.engine.files import score_files
+from finpercep.io.pictures import as_picture, save_image
+from finpercep.models import RewardModel
+
+
+@pytest.mark.parametrize("part", ["head.mlp.4.bias", "decoder.conv2.bias"])
+def test_a_model_that_gives_nan_is_an_error_of_each_file(
+    part: str, small_model: RewardModel, photo: torch.Tensor, tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(small_model)
+    parameters = dict(broken.named_parameters())
+    parameters[part].data.fill_(float("nan"))
+    paths = [save_image(as_picture(photo), tmp_path / f"{i}.png") for i in range(2)]
+    results = list(score_files(broken, paths, maps=tmp_path / "maps"))
+    assert [r.path for r in results] == paths
+    assert all(r.error is not None and "expected a finite score and map, got score nan" in r.error for r in results)
+    assert not (tmp_path / "maps").exists()

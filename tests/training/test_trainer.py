@@ -1,0 +1,323 @@
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finpercep.data.triplets import Triplet, TripletConfig
+from finpercep.models import CLIPIQA, RewardModel
+from finpercep.models.presets import PRESETS
+from finpercep.training.losses import LossWeights, raise_odds
+from finpercep.training.trainer import RewardTrainConfig, RewardTrainer, cosine, parameter_groups, train
+from tests.data.conftest import write_scenes
+from tests.models.conftest import write_clip
+
+ENCODER = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_scenes(tmp_path / "data", 3)
+    return RewardTrainConfig(
+        data=str(tmp_path / "data"),
+        out=str(tmp_path / "rm0"),
+        steps=4,
+        batch=2,
+        lr_encoder=1e-3,
+        lr_new=1e-3,
+        warmup=1,
+        encoder=ENCODER,
+        decoder={"width": 8, "norm": True},
+        triplets=TripletConfig(crop=32),
+        save_every=2,
+        workers=0,
+    )
+
+
+def full(config):
+    return dataclasses.replace(config, anchor=config.out, out=config.out + "-full")
+
+
+def test_base_then_full_model(config, tmp_path):
+    base = train(config)
+    assert base.decoder is None
+    assert base.score(torch.rand(3, 32, 32)).map.abs().max() == 0
+    model = train(full(config))
+    loaded = RewardModel.from_pretrained(config.out + "-full")
+    assert loaded.fingerprint == model.fingerprint != base.fingerprint
+    assert json.loads((tmp_path / "rm0-full" / "train.json").read_text())["steps"] == 4
+    assert list((tmp_path / "rm0-full").glob("events*"))  # TensorBoard
+
+
+def test_full_model_starts_from_its_anchor(config):
+    train(config)
+    trainer = RewardTrainer(full(config))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(trainer.model.eval()(images).score, trainer.base(images).score)
+    anchor = RewardModel.from_pretrained(config.out, fold=False).state_dict()
+    state = trainer.model.state_dict()
+    encoder = [name for name in anchor if name.startswith("encoder.")]
+    assert all(torch.equal(state[name], anchor[name]) for name in encoder)
+    assert any(name.startswith("decoder.") for name in state)
+    assert not any(p.requires_grad for p in trainer.base.parameters())
+
+
+def norms(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if "running_" in name}
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_resume_is_exact(config, stop):
+    """Stopped before the normalizations are frozen (step 5 of 6), and after."""
+    train(config)
+    config = dataclasses.replace(full(config), steps=6)
+    straight, kept = RewardTrainer(config), []
+    for batch in straight.batches():
+        straight.step(batch)
+        kept.append(norms(straight.model))
+    assert kept[4].keys() == kept[5].keys() != set()
+    assert not any(torch.equal(kept[3][name], kept[4][name]) for name in kept[4])
+    assert all(torch.equal(kept[4][name], kept[5][name]) for name in kept[4])
+    stopped = RewardTrainer(config)
+    batches = stopped.batches()
+    for _ in range(stop):
+        stopped.step(next(batches))
+    stopped.save()
+    resumed = RewardTrainer(config)
+    assert resumed.resume()
+    for batch in resumed.batches():
+        resumed.step(batch)
+    assert resumed.done == 6
+    assert resumed.model.fingerprint == straight.model.fingerprint != stopped.model.fingerprint
+
+
+def test_resume_refuses_other_settings(config):
+    train(config)
+    with pytest.raises(ValueError, match=r"state\.pt: made with batch=2 \(now 3\)"):
+        train(dataclasses.replace(config, batch=3))
+
+
+def test_resume_refuses_other_scenes_anchor_or_init(config, tmp_path):
+    other = dataclasses.replace(config, seed=1, out=str(tmp_path / "other"))
+    train(config)
+    train(other)
+    train(full(config))
+    train(full(other))
+    rm0, rm1 = config.out, config.out + "-full"
+    run = dataclasses.replace(config, anchor=rm0, init=rm1, out=str(tmp_path / "run"))
+    train(run)
+    fewer = write_scenes(tmp_path / "fewer", 2)
+    cases = {"data": str(fewer), "anchor": other.out, "init": other.out + "-full"}
+    for name, path in cases.items():
+        with pytest.raises(ValueError, match=rf"state\.pt: made with {name}_fingerprint='\w{{16}}' \(now '"):
+            RewardTrainer(dataclasses.replace(run, **{name: path})).resume()
+    moved = {name: str(tmp_path / f"moved-{name}") for name in cases}
+    for name in cases:
+        shutil.copytree(getattr(run, name), moved[name])
+    assert RewardTrainer(dataclasses.replace(run, **moved)).resume()
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1])
+def test_a_damaged_state_is_one_line(config, tmp_path, size):
+    train(config)
+    state = tmp_path / "rm0" / "state.pt"
+    state.write_bytes(state.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"^\S*rm0/state\.pt: expected the state of a run, got \S") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+    torch.save({"step": 3}, state)
+    with pytest.raises(
+        ValueError,
+        match=r"state\.pt: expected the state of a run, got one without model, optimizer, schedule, set",
+    ):
+        train(config)
+
+
+def test_the_state_is_read_on_the_cpu(config, monkeypatch):
+    """AdamW's step counters belong there, whatever the device of the model."""
+    train(config)
+    load, places = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **o: places.append(o["map_location"]) or load(*a, **o))
+    assert RewardTrainer(config).resume()
+    assert places == ["cpu"]
+
+
+def test_settings_are_those_of_the_model_and_stay_when_resumed(config, tmp_path):
+    train(config)
+    train(full(config))
+    again = dataclasses.replace(
+        config, anchor=config.out, init=config.out + "-full", decoder={"width": "full"}, out=str(tmp_path / "again")
+    )
+    trainer = RewardTrainer(again)
+    train(again)
+    settings = json.loads((tmp_path / "again" / "train.json").read_text())
+    assert settings["decoder"] == {"width": 8, "norm": True}
+    assert settings["data"] == config.data
+    assert settings["data_fingerprint"] == trainer.fingerprints["data_fingerprint"]
+    assert settings["anchor_fingerprint"] == RewardModel.from_pretrained(config.out).fingerprint
+    init = RewardModel.from_pretrained(config.out + "-full", fold=False)
+    assert settings["init_fingerprint"] == init.fingerprint
+    moved = shutil.copytree(config.data, tmp_path / "moved")
+    train(dataclasses.replace(again, data=str(moved), log_every=1))
+    assert json.loads((tmp_path / "again" / "train.json").read_text()) == settings
+
+
+def test_others_may_read_the_weights_who_may_read_the_configuration(config, tmp_path):
+    train(config)
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "rm0").iterdir()}
+    assert files["model.safetensors"] == files["config.json"] == files["train.json"]
+    assert not any(name.endswith((".part", ".tmp")) for name in files)
+
+
+def test_each_point_is_logged_once(config, tmp_path):
+    """A run that went on after its last save, was killed, and is resumed from that save."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = dataclasses.replace(config, log_every=1, save_every=2)
+    batches = RewardTrainer.batches
+
+    def killed(trainer):
+        for number, batch in enumerate(batches(trainer)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RewardTrainer, "batches", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    for number, path in enumerate((tmp_path / "rm0").glob("events*")):
+        path.rename(path.with_name(f"events.out.tfevents.{number}"))  # the first by name, as by time
+    train(config)
+    events = accumulator.EventAccumulator(str(tmp_path / "rm0"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_saves_the_step_that_is_being_made(config, tmp_path, monkeypatch, workers):
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train(whole)
+    config = dataclasses.replace(config, workers=workers, save_every=100)
+    step = RewardTrainer.step
+
+    def interrupted(trainer, batch):
+        if trainer.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, batch)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to ignore
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RewardTrainer, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert torch.load(tmp_path / "rm0" / "state.pt", weights_only=True)["step"] == 2
+    train(config)
+    model, expected = (load_file(Path(c.out) / "model.safetensors") for c in (config, whole))
+    assert all(torch.equal(model[name], expected[name]) for name in expected)
+
+
+def test_map_losses_weigh_restored_images_and_raise_the_odds(config):
+    train(config)
+    trainer = RewardTrainer(dataclasses.replace(full(config), loss=LossWeights(restored=0.5, fault_odds=3.0)))
+    trainer.model.eval()
+    batch = Triplet(*next(iter(trainer.batches())))
+    maps = raise_odds(trainer.model(torch.cat(batch[:3])).map, 3.0).chunk(3)
+    gt, syn, sr = (
+        (m - target).abs().mean() for m, target in zip(maps, (0.0, batch.target_syn, batch.target_sr), strict=True)
+    )
+    torch.testing.assert_close(trainer.losses(batch)["map"], (gt + syn + 0.5 * sr) / 3)
+
+
+def test_anchor_and_init_must_be_of_the_right_kind(config):
+    train(config)
+    train(full(config))
+    rm0, rm1 = config.out, config.out + "-full"
+    config.out += "-next"
+    with pytest.raises(ValueError, match=r"^anchor: expected RM_0, a model without a map, got .*rm0-full$"):
+        RewardTrainer(dataclasses.replace(config, anchor=rm1))
+    with pytest.raises(ValueError, match=r"^anchor: expected the RM_0 that .*rm0-full grew from, got none$"):
+        RewardTrainer(dataclasses.replace(config, init=rm1))
+    with pytest.raises(ValueError, match=r"^init: expected a model with a map, got .*rm0; as anchor alone"):
+        RewardTrainer(dataclasses.replace(config, anchor=rm0, init=rm0))
+    assert RewardTrainer(dataclasses.replace(config, init=rm0)).model.decoder is None  # RM_0 goes on
+
+
+def test_training_lowers_the_loss(config):
+    trainer = RewardTrainer(dataclasses.replace(config, steps=30, batch=4))
+    losses = [trainer.step(batch)["rank"] for batch in trainer.batches()]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_loss_that_is_not_finite_stops_the_run(config):
+    trainer = RewardTrainer(config)
+    before = [p.clone() for p in trainer.model.parameters()]
+    batch = next(iter(trainer.batches()))
+    with pytest.raises(FloatingPointError, match="loss at step 0 is nan"):
+        trainer.step(batch._replace(gt=batch.gt * float("nan")))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradient_that_is_not_finite_stops_the_run(config, value):
+    trainer = RewardTrainer(config)
+    before = [p.clone() for p in trainer.model.parameters()]
+    next(trainer.model.head.parameters()).register_hook(lambda gradient: gradient * value)
+    with pytest.raises(FloatingPointError, match=r"norm of the gradient at step 0 is (nan|inf); .*rm0 is kept"):
+        trainer.step(next(iter(trainer.batches())))
+    assert trainer.done == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_clip_iqa_is_the_anchor_of_a_model_around_clip(config, tmp_path, monkeypatch):
+    (tmp_path / "clip").mkdir()
+    clip = write_clip(tmp_path / "clip", layers=12, patch=16)
+    monkeypatch.setitem(PRESETS, "finpercep-vit-b-16", PRESETS["finpercep-vit-b-16"]._replace(clip=str(clip)))
+    anchored = dataclasses.replace(config, anchor="finpercep-vit-b-16", batch=1)
+    with pytest.raises(ValueError, match=r"^init: expected a model with a map, since none grows from a CLIP-IQA "):
+        RewardTrainer(anchored)
+    anchored.init = "finpercep-vit-b-16"
+    with pytest.warns(UserWarning, match="untrained"):
+        trainer = RewardTrainer(anchored)
+    batch = next(iter(trainer.batches()))
+    base = CLIPIQA.from_clip(clip)
+    gt = trainer.model.eval()(batch.gt).score
+    torch.testing.assert_close(trainer.losses(batch)["align"], (gt - base(batch.gt)).abs().mean())
+    assert not any(p.requires_grad for p in trainer.base.parameters())
+    before = trainer.model.fingerprint
+    trainer.step(batch)
+    trainer.save()
+    assert RewardModel.from_pretrained(config.out).fingerprint == trainer.model.fingerprint != before
+    assert trainer.base.fingerprint == base.fingerprint == trainer.fingerprints["anchor_fingerprint"]
+    base.save_pretrained(tmp_path / "clip-iqa")
+    trainer.model.save_pretrained(tmp_path / "begun")
+    saved = dataclasses.replace(
+        anchored, anchor=str(tmp_path / "clip-iqa"), init=str(tmp_path / "begun"), out=str(tmp_path / "next")
+    )
+    assert set(RewardTrainer(saved).step(batch)) == {"loss", "map", "entropy", "rank", "align"}
+
+
+def test_parameter_groups_are_the_papers(config):
+    defaults = RewardTrainConfig(data="", out="")
+    groups = parameter_groups(RewardModel(ENCODER, {"width": 8}), defaults)
+    model_size = sum(p.numel() for p in RewardModel(ENCODER, {"width": 8}).parameters())
+    assert [g["lr"] for g in groups] == [1e-5, 1e-4]
+    assert sum(p.numel() for g in groups for p in g["params"]) == model_size
+    optimizer = RewardTrainer(config).optimizer
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert optimizer.defaults["weight_decay"] == 1e-4
+
+
+def test_cosine():
+    assert cosine(0, 10, 100) == pytest.approx(0.1)
+    assert cosine(10, 10, 100) == 1
+    assert cosine(55, 10, 100) == pytest.approx(0.5)
+    assert cosine(100, 10, 100) == pytest.approx(0, abs=1e-12)
