@@ -1,0 +1,19 @@
+"""Rewards: one protocol, the curriculum's stage reward, mixtures, LR consistency, adapters in and doors out."""
+
+from finpercep.rewards.adapters import FunctionReward, PyIQAReward
+from finpercep.rewards.consistency import LRConsistency
+from finpercep.rewards.load import load_reward
+from finpercep.rewards.mixture import Mixture
+from finpercep.rewards.protocol import Reward, call_reward
+from finpercep.rewards.stage import StageReward
+
+__all__ = [
+    "FunctionReward",
+    "LRConsistency",
+    "Mixture",
+    "PyIQAReward",
+    "Reward",
+    "StageReward",
+    "call_reward",
+    "load_reward",
+]

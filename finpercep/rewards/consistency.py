@@ -1,0 +1,55 @@
+"""LR consistency: whether a result, made small again, is the low-resolution image that it came from."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finpercep.models import RewardOutput
+from finpercep.rewards.protocol import combined_fingerprint
+
+
+class LRConsistency(nn.Module):
+    """exp(-mean|down(result) - LR| / tolerance): 1 for a result that is its low-resolution image when made small.
+
+    A reward without a reference cannot see that a result has nothing to do with its source; this one sees only that.
+    Results are made small by anti-aliased bicubic resizing. Real low-resolution images were blurred, noised and
+    compressed in ways that are not known here, so no result reaches 1: compare results of one image.
+
+    Args:
+        tolerance: mean difference, of values in [0, 1], at which the score is 1/e [open]: 0.02 is about five levels of
+            255, what noise and compression commonly do.
+
+    Raises:
+        ValueError: a tolerance that is not positive.
+    """
+
+    takes = ("lr",)
+
+    def __init__(self, tolerance: float = 0.02) -> None:
+        super().__init__()
+        if not tolerance > 0:
+            raise ValueError(f"tolerance: expected more than 0, got {tolerance}")
+        self.tolerance = tolerance
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the formula and its tolerance."""
+        return combined_fingerprint("lr-consistency-v1", self.tolerance)
+
+    def forward(self, images: Tensor, *, lr: Tensor | None = None) -> RewardOutput:
+        """Scores (B,) in (0, 1] of results (B,3,H,W) against their low-resolution images `lr` (B,3,h,w); no map.
+
+        Raises:
+            ValueError: no `lr`, or one that is larger than the results or of another batch size.
+        """
+        if lr is None:
+            raise ValueError("lr: expected the low-resolution images (B,3,h,w), got none")
+        sides = zip(lr.shape[-2:], images.shape[-2:], strict=True)
+        if lr.dim() != 4 or len(lr) != len(images) or any(low > high for low, high in sides):
+            raise ValueError(f"lr: expected (B,3,h,w), not larger than {tuple(images.shape)}, got {tuple(lr.shape)}")
+        images = images if images.dtype == torch.float64 else images.float()
+        small = F.interpolate(images, lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        difference = (small - lr.to(small)).abs().flatten(1).mean(1)
+        return RewardOutput(torch.exp(-difference / self.tolerance), None)

@@ -1,0 +1,108 @@
+"""Rewards of ours in the form that other trainers call: flow_grpo, Flow-Factory, verl-omni."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from finpercep.io.images import to_tensor
+from finpercep.models import RewardOutput
+from finpercep.rewards.load import load_reward
+from finpercep.rewards.protocol import Reward, call_reward
+
+
+def flow_grpo(device: str = "cpu", *, reward: str | Reward = "finpercep-tiny") -> Callable[..., Any]:
+    """A reward function of flow_grpo's kind: put ``"finpercep": flow_grpo`` into `score_functions` in its rewards.py.
+
+    Args:
+        device: where to score.
+        reward: what `load_reward` takes, or a reward.
+
+    Returns:
+        `score(images, prompts, metadata) -> (scores (B,), info)`, where images are a tensor (B,3,H,W) in [0, 1] or a
+        uint8 array (B,H,W,3).
+    """
+    loaded = load_reward(reward, device=device) if isinstance(reward, str) else reward
+
+    def score(images: Any, prompts: Sequence[str], metadata: Sequence[Any]) -> tuple[Tensor, dict[str, Any]]:
+        output = _score(loaded, _batch(images, device), {"prompts": prompts, "metadata": metadata})
+        return output.score, {"fingerprint": loaded.fingerprint}
+
+    return score
+
+
+class FlowFactoryOutput(NamedTuple):
+    """What Flow-Factory reads of a reward's answer: `rewards` (B,) and `extra_info`."""
+
+    rewards: Tensor
+    extra_info: dict[str, Any]
+
+
+class FlowFactoryReward:
+    """A pointwise reward of Flow-Factory's kind: give its class path as `reward_model` in the YAML of a run.
+
+    Args:
+        config: Flow-Factory's RewardArguments; `device` is read, and `reward`, what `load_reward` takes, if it is set.
+        accelerator: Flow-Factory's Accelerator; its device is taken where the configuration names CUDA in general.
+    """
+
+    required_fields = ("image",)
+    use_tensor_inputs = True
+
+    def __init__(self, config: Any = None, accelerator: Any = None) -> None:
+        device = torch.device(getattr(config, "device", None) or "cpu")
+        if accelerator is not None and device == torch.device("cuda"):
+            device = accelerator.device
+        self.device = device
+        self.model = load_reward(getattr(config, "reward", None) or "finpercep-tiny", device=str(device))
+
+    def __call__(self, prompt: Sequence[str] | None = None, image: Any = None, **_: Any) -> FlowFactoryOutput:
+        """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images."""
+        if image is None:
+            raise ValueError("image: expected a list of images, got none")
+        scores = [_score(self.model, _batch(one, str(self.device)), {"prompts": None}).score for one in image]
+        return FlowFactoryOutput(torch.cat(scores), {"fingerprint": self.model.fingerprint})
+
+
+def compute_score(
+    data_source: str,
+    solution_image: Any,
+    ground_truth: Any = None,
+    extra_info: Any = None,
+    *,
+    reward: str = "finpercep-tiny",
+    device: str = "cpu",
+    **_: Any,
+) -> dict[str, Any]:
+    """A scorer of verl-omni's kind: {"score": float} of a uint8 image (3,H,W), or a list of them for a batch (B,3,H,W).
+
+    Args:
+        data_source, ground_truth, extra_info: not used.
+        reward: what `load_reward` takes; loaded once.
+    """
+    scores = _score(_loaded(reward, device), _batch(solution_image, device), {}).score.tolist()
+    return {"score": scores[0] if len(scores) == 1 else scores}
+
+
+@lru_cache(maxsize=4)
+def _loaded(reward: str, device: str) -> Reward:
+    return load_reward(reward, device=device)
+
+
+@torch.no_grad()
+def _score(reward: Reward, images: Tensor, context: dict[str, Any]) -> RewardOutput:
+    return call_reward(reward, images, {name: value for name, value in context.items() if value is not None})
+
+
+def _batch(images: Any, device: str) -> Tensor:
+    """(B,3,H,W), float32 in [0, 1], of a batch or one image. Float batches are not checked, so that no GPU waits."""
+    if isinstance(images, Tensor) and images.dim() == 4 and images.is_floating_point():
+        return images.to(device, torch.float32)
+    several = getattr(images, "ndim", 0) == 4
+    batch = torch.stack([to_tensor(image) for image in images]) if several else to_tensor(images)[None]
+    batch = batch.to(device)
+    return batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()

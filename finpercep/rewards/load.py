@@ -1,0 +1,73 @@
+"""`load_reward`: a reward from its name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from finpercep.models import load_base
+from finpercep.rewards.adapters import FunctionReward, PyIQAReward
+from finpercep.rewards.protocol import Reward
+
+
+def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) -> Reward:
+    """A reward by its name, without gradients to its weights.
+
+    - ``finpercep-tiny``, a folder, or a hub id: a `RewardModel`, or a `CLIPIQA` where the files are one;
+    - ``pyiqa:NAME``: a no-reference metric of pyiqa, see `PyIQAReward`;
+    - ``module:name``: an object of a module that can be imported. A scoring function (first argument
+      `images`) is taken as flow_grpo's, see `FunctionReward`. Any other function is called, with `device=` where it has
+      such an argument, and gives a reward or a scoring function.
+
+    Args:
+        device: where the reward is to be.
+        hub_options: for downloads, see `RewardModel.from_pretrained`.
+
+    Raises:
+        ImportError: pyiqa, or the module, is missing.
+        ValueError: a name that names nothing; the nearest known one is suggested.
+    """
+    kind, colon, rest = str(spec).partition(":")
+    if kind == "pyiqa" and colon:
+        return PyIQAReward(rest).requires_grad_(False).to(device)
+    if colon and rest and not Path(spec).exists():
+        return _imported(kind, rest, device)
+    return load_base(spec, **hub_options).requires_grad_(False).to(device)
+
+
+def _imported(module: str, name: str, device: str) -> Reward:
+    spec = f"{module}:{name}"
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{spec}: expected a module that can be imported, got: {error}") from error
+    if not hasattr(found, name):
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, dir(found), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{spec}: the module {module} has no {name!r}{hint}")
+    reward = getattr(found, name)
+    if not _is_reward(reward) and "images" not in _arguments(reward)[:1]:
+        reward = reward(device=device) if "device" in _arguments(reward) else reward()
+    if isinstance(reward, nn.Module):
+        reward = reward.requires_grad_(False).to(device)
+    if _is_reward(reward):
+        return reward
+    if callable(reward):
+        return FunctionReward(reward, spec)
+    raise ValueError(f"{spec}: expected a reward or a scoring function, got {type(reward).__name__}")
+
+
+def _is_reward(value: Any) -> bool:
+    return not isinstance(value, type) and callable(value) and hasattr(value, "fingerprint")
+
+
+def _arguments(value: Any) -> list[str]:
+    if not callable(value):
+        raise ValueError(f"expected a reward or a function, got {type(value).__name__}")
+    return list(inspect.signature(value).parameters)

@@ -1,0 +1,89 @@
+"""Several rewards at once: added, or each normalized in its group before they are added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finpercep import ops
+from finpercep.models import RewardOutput
+from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+
+
+class Mixture(nn.Module):
+    """A weighted sum of rewards.
+
+    Scores of different rewards have different spreads, and the widest decides a plain sum. For algorithms that use
+    groups, `advantages` normalizes each reward in its group first, so that the weights mean what they say.
+
+    Args:
+        parts: name -> (reward, weight).
+
+    Raises:
+        ValueError: no part, a weight that is not positive, or a part whose lower scores are better.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[Reward, float]]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("parts: expected at least one reward, got none")
+        for name, (reward, weight) in parts.items():
+            if not weight > 0:
+                raise ValueError(f"parts[{name!r}]: expected a positive weight, got {weight}")
+            if getattr(reward, "lower_better", False):
+                raise ValueError(
+                    f"parts[{name!r}]: expected a reward whose higher scores are better, but lower ones are; "
+                    'negate it, or load metrics of pyiqa with load_reward("pyiqa:NAME")'
+                )
+        self.parts = {name: reward for name, (reward, _) in parts.items()}
+        self.weights = {name: float(weight) for name, (_, weight) in parts.items()}
+        # Registered too, so that .to() and .parameters() reach them.
+        self.modules_of_parts = nn.ModuleList(part for part in self.parts.values() if isinstance(part, nn.Module))
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What any of the parts takes."""
+        return tuple(sorted({name for part in self.parts.values() for name in getattr(part, "takes", ())}))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the parts and their weights."""
+        prints = {name: part.fingerprint for name, part in self.parts.items()}
+        return combined_fingerprint("mixture", prints, self.weights)
+
+    def outputs(self, images: Tensor, **context: Any) -> dict[str, RewardOutput]:
+        """The output of each part, by name."""
+        return {name: call_reward(part, images, context) for name, part in self.parts.items()}
+
+    def forward(self, images: Tensor, **context: Any) -> RewardOutput:
+        """The weighted sum of the scores (B,), and the map of the first part that has one."""
+        outputs = self.outputs(images, **context)
+        score = torch.stack([self.weights[name] * output.score for name, output in outputs.items()]).sum(0)
+        maps = (output.map for output in outputs.values() if output.map is not None)
+        return RewardOutput(score, next(maps, None))
+
+    def advantages(self, scores: Mapping[str, Tensor], **grouping: Any) -> tuple[Tensor, dict[str, ops.GroupStats]]:
+        """Eq. 5 for each reward alone, then their weighted sum (the order of GDPO and LucidNFT).
+
+        Args:
+            scores: part -> (N,), the scores of whole groups.
+            **grouping: arguments of `ops.group_advantage`, such as `group_size` or `group_ids`.
+
+        Returns:
+            Advantages (N,), and the statistics of each part's groups.
+
+        Raises:
+            ValueError: `scores` does not have exactly the parts of this mixture.
+        """
+        if scores.keys() != self.parts.keys():
+            raise ValueError(f"scores: expected those of {sorted(self.parts)}, got {sorted(scores)}")
+        total, stats = None, {}
+        for name, values in scores.items():
+            advantages, stats[name] = ops.group_advantage(values, **grouping)
+            advantages = self.weights[name] * advantages
+            total = advantages if total is None else total + advantages
+        assert total is not None  # there is at least one part
+        return total, stats

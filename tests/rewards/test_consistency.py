@@ -1,0 +1,39 @@
+"""LR consistency by value, and its gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finpercep.rewards import LRConsistency
+
+
+def test_value(images):
+    small = F.interpolate(images, (10, 5), mode="bicubic", antialias=True).clamp(0, 1)
+    reward = LRConsistency(tolerance=0.02)
+    torch.testing.assert_close(reward(images, lr=small).score, torch.ones(3))
+    off = reward(images.double(), lr=(small + 0.01).double()).score
+    torch.testing.assert_close(off, torch.full((3,), math.exp(-0.5), dtype=torch.float64), atol=1e-5, rtol=0)
+    assert reward(images, lr=small).map is None
+
+
+def test_gradient_moves_the_result_towards_its_source(images):
+    small = F.interpolate(images, (10, 5), mode="bicubic", antialias=True).clamp(0, 1)
+    x = (images + 0.1).clamp(0, 1).requires_grad_()
+    reward = LRConsistency()
+    before = reward(x, lr=small).score
+    before.sum().backward()
+    after = reward(x.detach() + 0.001 * x.grad.sign(), lr=small).score
+    assert (after > before).all()
+
+
+def test_errors(images):
+    with pytest.raises(ValueError, match="lr: expected the low-resolution images"):
+        LRConsistency()(images)
+    with pytest.raises(ValueError, match=r"lr: expected .* got"):
+        LRConsistency()(images, lr=torch.zeros(2, 3, 5, 5))
+    with pytest.raises(ValueError, match="not larger"):
+        LRConsistency()(images, lr=torch.zeros(3, 3, 40, 5))
+    with pytest.raises(ValueError, match="tolerance"):
+        LRConsistency(0)

@@ -1,0 +1,126 @@
+"""Rewards by name, and functions of other packages as rewards."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from finpercep.models import RewardModel
+from finpercep.rewards import FunctionReward, call_reward, load_reward
+from tests.rewards.conftest import Brightness
+
+
+def jpeg_like(images, prompts, metadata):
+    assert prompts == [""] * len(images)
+    assert metadata == [{}] * len(images)
+    return np.array([float(image.mean()) for image in images]), {}
+
+
+def multi(images, prompts, metadata):
+    return {"one": [1.0] * len(images), "avg": [0.5] * len(images)}, {}
+
+
+@pytest.fixture
+def module(monkeypatch):
+    made = types.ModuleType("somebodys_rewards")
+    made.plain = jpeg_like
+    made.multi = multi
+    made.with_device = lambda device: multi
+    made.without = lambda: jpeg_like
+    made.ours = Brightness()
+    made.Ours = Brightness
+    made.number = 3
+    made.wrong = lambda images, prompts, metadata: [1.0]
+    monkeypatch.setitem(sys.modules, "somebodys_rewards", made)
+    return made
+
+
+def test_embedded_model():
+    reward = load_reward("finpercep-tiny")
+    assert isinstance(reward, RewardModel)
+    assert not any(p.requires_grad for p in reward.parameters())
+
+
+def test_functions(module, images):
+    mean = images.flatten(1).mean(1)
+    torch.testing.assert_close(load_reward("somebodys_rewards:plain")(images).score, mean)
+    torch.testing.assert_close(load_reward("somebodys_rewards:without")(images).score, mean)
+    for name in ("multi", "with_device"):
+        out = load_reward(f"somebodys_rewards:{name}")(images)
+        assert out.score.tolist() == [0.5] * 3
+        assert out.map is None
+
+
+def test_rewards_of_ones_own(module, images):
+    assert load_reward("somebodys_rewards:ours") is module.ours
+    assert isinstance(load_reward("somebodys_rewards:Ours"), Brightness)
+
+
+def test_prompts_reach_a_function(images):
+    seen = {}
+
+    def function(images, prompts, metadata):
+        seen.update(prompts=prompts, metadata=metadata)
+        return torch.zeros(len(images), 1).flatten()
+
+    context = {"prompts": ["a", "b", "c"], "metadata": [1, 2, 3], "lr": images}
+    call_reward(FunctionReward(function, "f"), images, context)
+    assert seen == {"prompts": ["a", "b", "c"], "metadata": [1, 2, 3]}
+
+
+def test_errors(module, images, tmp_path):
+    with pytest.raises(ValueError, match="finpercep-tiny"):
+        load_reward("finpercep-tinny")
+    with pytest.raises(ImportError, match="no_such_module:x: expected a module"):
+        load_reward("no_such_module:x")
+    with pytest.raises(ValueError, match="has no 'plane'; did you mean plain"):
+        load_reward("somebodys_rewards:plane")
+    with pytest.raises(ValueError, match="expected a reward or a function, got int"):
+        load_reward("somebodys_rewards:number")
+    with pytest.raises(ValueError, match=r"somebodys_rewards:wrong: expected 3 scores, got shape \(1,\)"):
+        load_reward("somebodys_rewards:wrong")(images)
+    with pytest.raises(ValueError, match='expected scores under "avg"'):
+        FunctionReward(lambda *_: {"one": [1.0]}, "f")(images)
+    with pytest.raises(ValueError, match="f: expected 3 scores, got str"):
+        FunctionReward(lambda *_: "good", "f")(images)
+
+
+def test_a_reward_of_the_wrong_shape_is_named(images):
+    class Wrong(Brightness):
+        def forward(self, images, **context):
+            out = super().forward(images)
+            return out._replace(score=out.score[:, None])
+
+    with pytest.raises(ValueError, match=r"expected scores \(3,\) for 3 images, got \(3, 1\) from Wrong"):
+        call_reward(Wrong(), images, {})
+
+
+def test_pyiqa_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ImportError, match=r"pyiqa:musiq needs the package pyiqa: pip install 'finpercep\[eval\]'"):
+        load_reward("pyiqa:musiq")
+
+
+class FakeMetric(torch.nn.Module):
+    """As pyiqa's InferenceModel: brightness, where lower is better."""
+
+    lower_better = True
+
+    def forward(self, images):
+        return images.flatten(1).mean(1, keepdim=True)
+
+
+def test_pyiqa_metric(monkeypatch, images):
+    fake = types.ModuleType("pyiqa")
+    fake.list_models = lambda metric_mode: ["niqe", "piqe", "musiq"]
+    fake.create_metric = lambda name, **options: FakeMetric()
+    monkeypatch.setitem(sys.modules, "pyiqa", fake)
+    x = images.clone().requires_grad_()
+    out = load_reward("pyiqa:niqe")(x)
+    torch.testing.assert_close(out.score, -images.flatten(1).mean(1))
+    out.score.sum().backward()
+    assert (x.grad < 0).all()
+    with pytest.raises(ValueError, match="pyiqa:nique: expected a no-reference metric of pyiqa; did you mean niqe"):
+        load_reward("pyiqa:nique")

@@ -1,0 +1,55 @@
+"""Mixtures: sums, and advantages that are normalized reward by reward."""
+
+import pytest
+import torch
+
+from finpercep.rewards import LRConsistency, Mixture
+from tests.rewards.conftest import Brightness
+
+
+def test_weighted_sum_and_map(images):
+    lr = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="bicubic", antialias=True).clamp(0, 1)
+    mixture = Mixture({"lr": (LRConsistency(), 2.0), "bright": (Brightness(), 0.5)})
+    out = mixture(images, lr=lr)
+    torch.testing.assert_close(out.score, 2.0 + 0.5 * images.flatten(1).mean(1))  # exactly consistent: 1
+    assert torch.equal(out.map, images[:, :1])
+    assert mixture.takes == ("lr",)
+
+
+def test_each_reward_is_normalized_before_they_are_added():
+    mixture = Mixture({"small": (Brightness(), 1.0), "large": (Brightness(), 3.0)})
+    small = torch.tensor([0.1, 0.2, 0.3, 5.0, 5.0, 8.0], dtype=torch.float64)
+    large = torch.tensor([300.0, 200.0, 100.0, -1.0, 0.0, 1.0], dtype=torch.float64)
+    total, stats = mixture.advantages({"small": small, "large": large}, group_size=3, eps=1e-12)
+
+    def normal(x):
+        x = x.view(2, 3)
+        return ((x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)).flatten()
+
+    torch.testing.assert_close(total.double(), normal(small) + 3 * normal(large), atol=1e-5, rtol=1e-5)
+    assert set(stats) == {"small", "large"}
+    # A plain sum would follow the large one alone; here the small one decides where the weights say so.
+    again, _ = Mixture({"small": (Brightness(), 3.0), "large": (Brightness(), 1.0)}).advantages(
+        {"small": small, "large": large}, group_size=3, eps=1e-12
+    )
+    assert again[2] > again[0]
+    assert total[2] < total[0]
+
+
+def test_fingerprint_changes_with_a_weight():
+    one, two = (Mixture({"a": (Brightness(), w)}).fingerprint for w in (1.0, 2.0))
+    assert one != two
+
+
+def test_errors():
+    class Lower(Brightness):
+        lower_better = True
+
+    with pytest.raises(ValueError, match="at least one reward"):
+        Mixture({})
+    with pytest.raises(ValueError, match=r"parts\['a'\]: expected a positive weight, got 0"):
+        Mixture({"a": (Brightness(), 0)})
+    with pytest.raises(ValueError, match=r"parts\['b'\].*lower ones are"):
+        Mixture({"a": (Brightness(), 1), "b": (Lower(), 1)})
+    with pytest.raises(ValueError, match=r"expected those of \['a'\], got \['b'\]"):
+        Mixture({"a": (Brightness(), 1)}).advantages({"b": torch.zeros(2)}, group_size=2)
