@@ -21,6 +21,7 @@ test: .venv/installed  ## lint, formatting, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest --durations=10
 
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
