@@ -1,4 +1,4 @@
-"""The metric "finpercep" in pyiqa: its registries filled as pyiqa reads them, and pyiqa itself where it is installed."""
+"""The metric "finpercep" in pyiqa: its registries, filled as pyiqa reads them, and pyiqa itself where installed."""
 
 import sys
 import types
