@@ -71,7 +71,7 @@ class StageReward(nn.Module):
     def forward(self, images: Tensor, **context: Any) -> RewardOutput:
         """R_k as the score (B,), and the map of the reward inside; differentiable where that reward is."""
         output = call_reward(self.reward, images, context)
-        if output.map is None:
+        if not isinstance(output.map, Tensor):
             return output
         gain = self.score_weight * output.score + self.map_weight * (1 - self._worst(output.map))
         return RewardOutput(gain, output.map)
