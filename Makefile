@@ -8,8 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench gpu-check wheel clean
+.PHONY: help demo check test docs bench gpu-check wheel clean
 .DEFAULT_GOAL := help
+
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+FAST = not (compile or emulator or interpreter or training or slow)
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,19 +20,23 @@ help:  ## show this
 demo: .venv/installed  ## score photos and their faults; ends with demo/index.html to look at
 	@$(BIN)/finpercep demo --out demo
 
-test: .venv/installed  ## lint, formatting, types and every test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+check: .venv/installed  ## while you work: lint, formatting, types, imports and the fast tests
+	$(LINT)
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+test: .venv/installed  ## everything: lint, formatting, types, imports, the site and every test
+	$(LINT)
+	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest --durations=10
+
+docs: .venv/installed  ## build the site into site/; a broken link or an unknown name is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-# In two commands: GPU_CHECK=--no-checks (measure), then GPU_CHECK=--checks-only, which adds to its results.
-gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend, with $(PYTHON) as it is
-	$(PYTHON) -m benchmarks.gpu $(GPU_CHECK)
+gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend in 8 minutes, with $(PYTHON) as it is
+	$(PYTHON) -m benchmarks.gpu
 
 wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +cu<version>) where nvcc is found
 	FINPERCEP_CUDA_ARCHS=$(WHEEL_ARCHS) FINPERCEP_REQUIRE_CUDA=$(if $(NVCC),1,0) FINPERCEP_NO_CUDA=$(if $(NVCC),0,1) \
@@ -37,7 +44,7 @@ wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +c
 	@ls -l dist/*.whl
 
 clean:  ## remove what was built and written; .venv stays, and is brought up to date by the next command
-	rm -rf build dist demo .pytest_cache .ruff_cache .mypy_cache .benchmarks *.egg-info finpercep/_C*.so
+	rm -rf build dist demo site .pytest_cache .ruff_cache .mypy_cache .benchmarks *.egg-info finpercep/_C*.so
 	find finpercep kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f .venv/installed .venv/installed-bench
 
