@@ -1,0 +1,1 @@
+"""Reinforcement learning of super-resolution generators against a reward that grows."""

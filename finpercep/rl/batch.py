@@ -1,0 +1,65 @@
+"""What a generator is given: low-resolution images, with the photos behind them where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Low-resolution images and what belongs to them, sample by sample.
+
+    Attributes:
+        lr: (B,3,h,w), float in [0, 1].
+        ids: (B,) int64 on the CPU; names the low-quality image. Groups are formed by it, never by the prompt.
+        photo: (B,3,H,W), float in [0, 1], H/h = W/w a whole number; None where only low-resolution images are known.
+
+    Raises:
+        ValueError: sides or lengths that do not fit each other.
+    """
+
+    lr: Tensor
+    ids: Tensor
+    photo: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr.dim() != 4 or self.lr.shape[1] != 3:
+            raise ValueError(f"lr: expected (B,3,h,w), got {tuple(self.lr.shape)}")
+        if self.ids.shape != self.lr.shape[:1]:
+            raise ValueError(f"ids: expected ({len(self.lr)},), one for each image, got {tuple(self.ids.shape)}")
+        if self.photo is not None:
+            check_pair(self.lr, self.photo)
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.lr[part], self.ids[part], None if self.photo is None else self.photo[part])
+
+    def repeat(self, times: int) -> Batch:
+        """Every sample `times` times, copies side by side: the groups of that size."""
+        photo = None if self.photo is None else self.photo.repeat_interleave(times, 0)
+        return Batch(self.lr.repeat_interleave(times, 0), self.ids.repeat_interleave(times), photo)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`; ids stay on the CPU, where seeds are made of them."""
+        return Batch(self.lr.to(device), self.ids, None if self.photo is None else self.photo.to(device))
+
+
+def check_pair(lr: Tensor, photo: Tensor, names: str = "lr, photo") -> int:
+    """How many times larger a photo (…,H,W) is than its low-resolution image (…,h,w).
+
+    Raises:
+        ValueError: the sides have no common whole factor.
+    """
+    (h, w), (height, width) = lr.shape[-2:], photo.shape[-2:]
+    scale = height // max(h, 1)
+    if len(lr) != len(photo) or scale < 1 or (h * scale, w * scale) != (height, width):
+        raise ValueError(
+            f"{names}: expected a photo whose sides are the same whole multiple of the low-resolution image's, got "
+            f"{tuple(photo.shape)} for {tuple(lr.shape)}"
+        )
+    return scale

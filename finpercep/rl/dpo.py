@@ -1,0 +1,106 @@
+"""Diffusion-DPO: Eq. 3, on pairs that the reward has labelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.data.randomness import seeded
+from finpercep.rewards import Reward
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import mix, per_sample
+from finpercep.rl.experience import Experience
+from finpercep.rl.generators import Generator
+from finpercep.rl.rollout import sample, sample_generators
+from finpercep.rl.scores import group_scores
+
+ERRORS = ("velocity", "epsilon")
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Options of Diffusion-DPO.
+
+    Attributes:
+        steps: of the sampler.
+        group_size: results of each image, at least 2: the best and the worst become a pair.
+        beta: β of Eq. 3.
+        error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
+        micro_batch: pairs in a forward pass of training.
+    """
+
+    steps: int = 5
+    group_size: int = 8
+    beta: float = 2000.0
+    error: str = "velocity"
+    micro_batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
+        if self.error not in ERRORS:
+            raise ValueError(f"error: expected one of {', '.join(ERRORS)}, got {self.error!r}")
+
+
+class DPO:
+    """-log σ(-β/2·(δ(x^w) - δ(x^l))), δ the squared error less that of the reference; same noise, same level."""
+
+    def __init__(self, generator: Generator, config: DPOConfig, seed: int = 0) -> None:
+        self.generator, self.config, self.seed = generator, config, seed
+
+    @torch.no_grad()
+    def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
+        """Sample groups, and make a pair of the best and the worst of each; ties are dropped.
+
+        Raises:
+            ValueError: all rewards are tied.
+        """
+        config, generator = self.config, self.generator
+        groups = batch.repeat(config.group_size)
+        draws = sample_generators(groups.ids, self.seed, "noise", step)
+        x0 = sample(generator, groups, config.steps, draws)
+        scores = group_scores(reward, generator.decode(x0, generator.condition(groups)), groups)["avg"]
+        by_image = scores.view(len(batch), config.group_size)
+        high, low = by_image.max(1), by_image.min(1)
+        rows = torch.nonzero(high.values > low.values).flatten()
+        if not len(rows):
+            raise ValueError(
+                f"reward: all {len(batch)} images have equal rewards for all their results, so that there is no pair; "
+                "raise group_size, or use a reward that is not saturated on these images"
+            )
+        draw = seeded(self.seed, "dpo", step)
+        s = torch.rand(len(rows), generator=draw, dtype=torch.float64).to(x0)
+        epsilon = torch.randn(len(rows), *x0.shape[1:], generator=draw, dtype=torch.float64).to(x0)
+        samples = x0.unflatten(0, by_image.shape)
+        pairs = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
+        kept = rows.cpu()
+        photo = None if batch.photo is None else batch.photo[rows]
+        figures = {"reward_avg": scores.mean(), "reward_gap": (high.values - low.values).mean()}
+        figures["zero_std_ratio"] = (high.values == low.values).float().mean()
+        return Experience(Batch(batch.lr[rows], batch.ids[kept], photo), {**pairs, "s": s, "epsilon": epsilon}, figures)
+
+    def loss(self, part: Experience) -> dict[str, Tensor]:
+        """Eq. 3 to minimize: the log-sigmoid of each pair, then their mean; and how often the pair is ordered right."""
+        rows = part.tensors
+        condition = self.generator.condition(part.batch)
+        difference = self._delta(rows["win"], rows, condition) - self._delta(rows["lose"], rows, condition)
+        inside = -self.config.beta / 2 * difference
+        return {
+            "loss": -F.logsigmoid(inside).mean(),
+            "implicit_acc": (inside > 0).to(inside.dtype).mean().detach(),
+        }
+
+    def _delta(self, x0: Tensor, rows: dict[str, Tensor], condition: object) -> Tensor:
+        """δ (B,): the model's squared error less the reference's."""
+        s, target = rows["s"], rows["epsilon"] - x0
+        x = mix(x0, rows["epsilon"], s)
+        weight = (1 - per_sample(s, x)).square() if self.config.error == "epsilon" else 1.0
+
+        def error(v: Tensor) -> Tensor:
+            return (weight * (v - target).square()).flatten(1).mean(1)
+
+        model = error(self.generator.velocity(x, s, condition))
+        return model - error(self.generator.reference_velocity(x, s, condition))

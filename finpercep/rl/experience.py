@@ -1,0 +1,40 @@
+"""What an algorithm has collected to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from finpercep.rewards import Reward
+from finpercep.rl.batch import Batch
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rows to learn from, in the order in which they are trained.
+
+    Attributes:
+        batch: the low-resolution image, and photo, of each of the N rows.
+        tensors: name -> (N, ...), what the algorithm's loss needs.
+        figures: name -> () on the device, for the log.
+        reward: for losses that go through it.
+        fresh: no update has been made since it was collected.
+    """
+
+    batch: Batch
+    tensors: dict[str, Tensor]
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    reward: Reward | None = None
+    fresh: bool = True
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def parts(self, size: int) -> Iterator[Experience]:
+        """Slices of at most `size` rows: the micro-batches of training."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            cut = {name: tensor[rows] for name, tensor in self.tensors.items()}
+            yield replace(self, batch=self.batch[rows], tensors=cut, figures={})

@@ -1,0 +1,72 @@
+"""Measures that the loop does not climb: results on photos that are never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.targets import fault_target
+from finpercep.rewards import Reward
+from finpercep.rl.batch import Batch
+from finpercep.rl.generators import Generator
+from finpercep.rl.photos import Pair
+from finpercep.rl.rollout import results
+from finpercep.rl.scores import as_file, score
+
+
+class HeldOut:
+    """Center crops of photos, each with the low-resolution version that its set has.
+
+    Args:
+        pairs: photos that are not trained on.
+        side: of the crops, pixels, a multiple of `scale`.
+        steps: of the sampler.
+        size: images in a forward pass.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], side: int, scale: int, steps: int, *, size: int = 8) -> None:
+        crops = [_center(pair, side, scale) for pair in pairs]
+        lr, photo = (torch.stack(images).float() / 255 for images in zip(*crops, strict=True))
+        self.batch = Batch(lr, torch.arange(len(pairs)), photo)
+        self.steps, self.size = steps, size
+        self.bank = FilterBank()
+
+    def images(self, generator: Generator, device: torch.device) -> Tensor:
+        """Results (B,3,H,W) as files would hold them, on the CPU; always from the same noise."""
+        parts = (self.batch[i : i + self.size].to(device) for i in range(0, len(self.batch), self.size))
+        return torch.cat([as_file(results(generator, part, self.steps, "held out")).cpu() for part in parts])
+
+    @torch.no_grad()
+    def measure(self, images: Tensor, reward: Reward, device: torch.device) -> dict[str, float]:
+        """Means over the photos: PSNR (dB) to the photo, severity of the true fault map M_gt, and the reward."""
+        photo = self.batch.photo
+        assert photo is not None
+        rewards = [
+            score(reward, images[part].to(device), self.batch[part].to(device)).score.cpu()
+            for part in (slice(i, i + self.size) for i in range(0, len(images), self.size))
+        ]
+        return {
+            "eval/psnr": float(psnr(images, photo).mean()),
+            "eval/severity": float(severity(images, photo, self.bank).mean()),
+            "eval/reward_avg": float(torch.cat(rewards).mean()),
+        }
+
+
+def psnr(images: Tensor, photos: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of RGB images in [0, 1]."""
+    return -10 * (images - photos).square().flatten(1).mean(1).log10()
+
+
+def severity(images: Tensor, photos: Tensor, bank: FilterBank) -> Tensor:
+    """Mean of M_gt (B,): 0 where nothing differs visibly from the photo, towards 1 the worse."""
+    return fault_target(photos, images, bank).flatten(1).mean(1)
+
+
+def _center(pair: Pair, side: int, scale: int) -> tuple[Tensor, Tensor]:
+    low = side // scale
+    top, left = ((length - low) // 2 for length in pair.lr.shape[1:])
+    rows, columns = slice(top * scale, top * scale + side), slice(left * scale, left * scale + side)
+    return pair.lr[:, top : top + low, left : left + low], pair.photo[:, rows, columns]

@@ -1,0 +1,92 @@
+"""DiffusionNFT (arXiv 2509.16117): reinforcement on the forward process, without log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finpercep.data.randomness import integer, seeded
+from finpercep.rewards import Reward
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import clean, mix
+from finpercep.rl.experience import Experience
+from finpercep.rl.generators import Generator
+from finpercep.rl.rollout import sample, sample_generators
+from finpercep.rl.scores import group_advantages, group_scores
+
+
+@dataclass(frozen=True)
+class NFTConfig:
+    """Options of DiffusionNFT.
+
+    Attributes:
+        steps: of the sampler; training uses its noise levels.
+        group_size: results of each image, at least 2.
+        mix: β: how far v⁺ and v⁻ lie on both sides of v_old.
+        advantage_clip: c: r = ½ + clip(A/c, -1, 1)/2. Smaller values use more of [0, 1].
+        reference_weight: weight of mean|v - v_ref|².
+        micro_batch: samples in a forward pass of training.
+    """
+
+    steps: int = 5
+    group_size: int = 8
+    mix: float = 1.0
+    advantage_clip: float = 5.0
+    reference_weight: float = 0.0
+    micro_batch: int = 16
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
+            )
+        if not self.mix > 0:
+            raise ValueError(f"mix: expected more than 0, got {self.mix}")
+
+
+class NFT:
+    """Good results pull v⁺ = βv + (1-β)v_old, bad ones v⁻ = (1+β)v_old - βv; v_old is the model that sampled them."""
+
+    def __init__(self, generator: Generator, config: NFTConfig, seed: int = 0) -> None:
+        self.generator, self.config, self.seed = generator, config, seed
+
+    @torch.no_grad()
+    def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
+        """Sample and score groups, noise each result to one of the sampler's levels, and keep v_old there."""
+        config, generator = self.config, self.generator
+        groups = batch.repeat(config.group_size)
+        draws = sample_generators(groups.ids, self.seed, "noise", step)
+        x0, condition = sample(generator, groups, config.steps, draws), generator.condition(groups)
+        scores = group_scores(reward, generator.decode(x0, condition), groups)
+        advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
+        draw, levels = seeded(self.seed, "nft", step), generator.steps(config.steps).s
+        drawn = [levels[integer(0, config.steps - 1, draw)] for _ in range(len(groups))]
+        s = torch.tensor(drawn, dtype=torch.float64).to(x0)
+        x = mix(x0, torch.randn(x0.shape, generator=draw, dtype=torch.float64).to(x0), s)
+        rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition)}
+        share = 0.5 + (advantages / config.advantage_clip) / 2
+        return Experience(groups, {**rows, "share": share.to(x0.dtype)}, figures)
+
+    def loss(self, part: Experience) -> dict[str, Tensor]:
+        """c/β·mean(r·L⁺ + (1-r)·L⁻), and the distance to the reference."""
+        config, rows = self.config, part.tensors
+        condition = self.generator.condition(part.batch)
+        v, old = self.generator.velocity(rows["x"], rows["s"], condition), rows["old"]
+        positive = self._branch(config.mix * v + (1 - config.mix) * old, rows)
+        negative = self._branch((1 + config.mix) * old - config.mix * v, rows)
+        share = rows["share"]
+        policy = (share * positive + (1 - share) * negative).mean() * config.advantage_clip / config.mix
+        terms = {"policy_loss": policy.detach(), "old_deviate": (v.detach() - old).square().mean()}
+        if not config.reference_weight:
+            return {"loss": policy, **terms}
+        reference = self.generator.reference_velocity(rows["x"], rows["s"], condition)
+        kl = (v - reference).square().mean()
+        return {"loss": policy + config.reference_weight * kl, **terms, "kl_loss": kl.detach()}
+
+    def _branch(self, v: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """L (B,): squared error of x̂0 over its own mean absolute error, which has no gradient."""
+        error = clean(rows["x"], rows["s"], v) - rows["x0"]
+        width = error.detach().double().abs().flatten(1).mean(1).clamp(min=1e-5).to(error)
+        return error.square().flatten(1).mean(1) / width

@@ -1,0 +1,54 @@
+"""Sampling: noise from a seed per image and sample, and the deterministic sampler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice, pairwise
+
+import torch
+from torch import Tensor
+
+from finpercep.data.randomness import seed_of
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import euler
+from finpercep.rl.generators import Generator
+
+
+def sample_generators(ids: Tensor, *names: object) -> list[torch.Generator]:
+    """A CPU generator for every row: a function of its image, of how many rows of that image came before, and `names`.
+
+    A sample's noise then does not depend on the batch it is in.
+    """
+    seen: Counter[int] = Counter()
+    generators = []
+    for image in ids.tolist():
+        generators.append(torch.Generator().manual_seed(seed_of(0, *names, image, seen[image])))
+        seen[image] += 1
+    return generators
+
+
+def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generator]) -> Tensor:
+    """x at s = 1, (B,channels,h,w), each row from its own torch generator."""
+    height, width = (side * generator.scale // generator.stride for side in batch.lr.shape[-2:])
+    shape = (generator.channels, height, width)
+    return torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(batch.lr)
+
+
+@torch.no_grad()
+def sample(
+    generator: Generator, batch: Batch, count: int, draws: list[torch.Generator], *, stop: int | None = None
+) -> Tensor:
+    """x after `stop` (default: all) of `count` Euler steps from noise, without gradient."""
+    steps, condition = generator.steps(count), generator.condition(batch)
+    x = initial_noise(generator, batch, draws)
+    for s, s_next in islice(pairwise(steps.s), stop):
+        v = generator.velocity(x, torch.full((len(x),), s, device=x.device, dtype=x.dtype), condition)
+        x = euler(x, s, s_next, v)
+    return x
+
+
+@torch.no_grad()
+def results(generator: Generator, batch: Batch, count: int, *names: object) -> Tensor:
+    """Images (B,3,H,W) of a batch by `count` Euler steps; `names` are what the noise is a function of."""
+    x = sample(generator, batch, count, sample_generators(batch.ids, *names))
+    return generator.decode(x, generator.condition(batch))

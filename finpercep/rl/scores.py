@@ -1,0 +1,82 @@
+"""Rewards of results, and advantages in their groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finpercep import ops
+from finpercep.models import RewardOutput
+from finpercep.rewards import Mixture, Reward, call_reward
+from finpercep.rl.batch import Batch
+
+
+def as_file(images: Tensor) -> Tensor:
+    """Images in [0, 1] as a file of 8 bits would hold them; the gradient passes the rounding unchanged."""
+    images = images.float() if images.dtype != torch.float64 else images
+    limited = images.clamp(0, 1)
+    return limited + ((limited * 255).round() / 255 - limited).detach()
+
+
+def score(reward: Reward, images: Tensor, batch: Batch) -> RewardOutput:
+    """The reward of results (B,3,H,W) of a batch, with gradient where gradients are on.
+
+    Raises:
+        ValueError: scores of another shape or on another device.
+    """
+    output = call_reward(reward, as_file(images), {"lr": batch.lr})
+    if output.score.device != images.device:
+        raise ValueError(f"reward: expected scores on {images.device} like the images, got {output.score.device}")
+    return output
+
+
+@torch.no_grad()
+def group_scores(reward: Reward, images: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Scores (B,) by name: "avg", and those of each part where the reward is a mixture.
+
+    Raises:
+        ValueError: see `score`.
+        FloatingPointError: a score is not finite; names the image.
+    """
+    scores = {}
+    if isinstance(reward, Mixture):
+        scores = {name: score(part, images, batch).score for name, part in reward.parts.items()}
+        average = torch.stack([reward.weights[name] * values for name, values in scores.items()]).sum(0)
+    else:
+        average = score(reward, images, batch).score
+    finite = average.isfinite()
+    if not bool(finite.all()):
+        bad = batch.ids[~finite.cpu()].unique().tolist()
+        raise FloatingPointError(f"reward: expected finite scores, got {average[~finite][0].item()} for image {bad[0]}")
+    return {**scores, "avg": average}
+
+
+def group_advantages(
+    reward: Reward, scores: dict[str, Tensor], ids: Tensor, clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Eq. 5 in the groups that `ids` form; each part of a mixture is normalized before they are added.
+
+    Returns:
+        Advantages (N,) within [-clip, clip], and figures for the log under flow_grpo's names.
+
+    Raises:
+        ValueError: a group of one, or no group whose rewards differ: there is nothing to learn from.
+    """
+    where = ids.to(scores["avg"].device)
+    advantages, stats = ops.group_advantage(scores["avg"], group_ids=where)
+    if int(stats.single):
+        raise ValueError(f"group: expected two results of every image or more, got {int(stats.single)} with one")
+    if isinstance(reward, Mixture):
+        parts = {name: values for name, values in scores.items() if name != "avg"}
+        advantages, by_part = reward.advantages(parts, group_ids=where)
+        dead = min(int(one.zero_variance) for one in by_part.values())
+    else:
+        dead = int(stats.zero_variance)
+    if dead == int(stats.groups):
+        raise ValueError(
+            f"reward: all {dead} groups have equal rewards, so that nothing can be learned; raise noise_level or "
+            "group_size, or use a reward that is not saturated on these images"
+        )
+    figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
+    figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
+    return advantages.clamp(-clip, clip), figures

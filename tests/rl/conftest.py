@@ -1,0 +1,27 @@
+"""A small set of photos with low-resolution versions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finpercep.io.pictures import as_picture, save_image
+
+
+@pytest.fixture
+def photo_set(tmp_path):
+    """A folder with index.jsonl: three photos to train on and two to hold out."""
+    draw, root, lines = torch.Generator().manual_seed(0), tmp_path / "photos", []
+    for number in range(5):
+        split = "train" if number < 3 else "val"
+        coarse = torch.rand(1, 3, 8, 8, generator=draw)
+        photo = F.interpolate(coarse, (64, 64), mode="bicubic").clamp(0, 1)
+        folder = root / split / f"p{number}"
+        save_image(as_picture(photo[0]), folder / "gt.png")
+        save_image(as_picture(F.avg_pool2d(photo, 4)[0]), folder / "lr.png")
+        lines.append(json.dumps({"split": split, "id": f"p{number}", "gt": "gt.png", "lr": "lr.png", "sr": {}}))
+    (root / "index.jsonl").write_text("\n".join(lines) + "\n")
+    return root

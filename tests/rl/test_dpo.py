@@ -1,0 +1,95 @@
+"""Diffusion-DPO: Eq. 3 against diffusers' formula, by finite differences, and its pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finpercep.rl.dpo import DPO, DPOConfig
+from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+
+CONFIG = DPOConfig(steps=3, group_size=3, beta=5.0)
+
+
+def diffusers_dpo(model, reference, rows, condition, beta, epsilon_error):
+    """diffusers' train_diffusion_dpo: winners first, losers behind them, the mean over pixels, then the sigmoid."""
+    x0 = torch.cat([rows["win"], rows["lose"]])
+    noise, s = rows["epsilon"].repeat(2, 1, 1, 1), rows["s"].repeat(2)
+    level = s.view(-1, 1, 1, 1)
+    x = (1 - level) * x0 + level * noise
+    losses = []
+    for network in (model, reference):
+        v = network.velocity(x, s, condition.repeat(2, 1, 1, 1))
+        if epsilon_error:
+            predicted, target = x + (1 - level) * v, noise
+        else:
+            predicted, target = v, noise - x0
+        losses.append(F.mse_loss(predicted, target, reduction="none").mean((1, 2, 3)).chunk(2))
+    (win, lose), (win_reference, lose_reference) = losses
+    inside = -0.5 * beta * ((win - lose) - (win_reference - lose_reference))
+    return -F.logsigmoid(inside).mean(), (inside > 0).double().mean()
+
+
+@pytest.mark.parametrize("error", ["velocity", "epsilon"])
+def test_against_diffusers(error):
+    generator = Toy()
+    algorithm = DPO(generator, replace(CONFIG, error=error))
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move(0.2)
+    terms = algorithm.loss(experience)
+    condition = generator.condition(experience.batch)
+    loss, accuracy = diffusers_dpo(
+        generator, generator.reference[0], experience.tensors, condition, 5.0, error == "epsilon"
+    )
+    torch.testing.assert_close(terms["loss"], loss)
+    assert float(terms["implicit_acc"]) == float(accuracy)
+
+
+def test_gradient():
+    generator = Toy()
+    algorithm = DPO(generator, CONFIG)
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move()
+    check_gradient(generator, lambda: algorithm.loss(experience)["loss"])
+
+
+def test_the_mean_is_outside_of_the_sigmoid():
+    """Two pairs that the model has moved apart by very different amounts."""
+    generator = Toy()
+    algorithm = DPO(generator, replace(CONFIG, beta=500.0))
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move(0.2)
+    each = [float(algorithm.loss(part)["loss"].detach()) for part in experience.parts(1)]
+    assert abs(each[0] - each[1]) > 0.1
+    assert float(algorithm.loss(experience)["loss"]) == pytest.approx(sum(each) / 2)
+
+
+def test_before_training_the_loss_is_log_two():
+    algorithm = DPO(Toy(), CONFIG)
+    terms = algorithm.loss(algorithm.collect(batch(), Red(), 0))
+    assert float(terms["loss"]) == pytest.approx(0.6931471805599453)
+
+
+def test_pairs():
+    """Best and worst of each image; ties are dropped."""
+    algorithm = DPO(Toy(), CONFIG)
+    everything = algorithm.collect(batch(), Given([0.3, 0.9, 0.1, 0.2, 0.7, 0.8]), 0).tensors
+    some = algorithm.collect(batch(), Given([0.5, 0.5, 0.5, 0.2, 0.7, 0.8]), 0)
+    assert some.batch.ids.tolist() == [8]
+    assert torch.equal(some.tensors["win"][0], everything["win"][1])
+    assert torch.equal(some.tensors["lose"][0], everything["lose"][1])
+    assert float(some.figures["zero_std_ratio"]) == 0.5
+    turned = algorithm.collect(batch(), Given([0.3, 0.1, 0.9, 0.2, 0.7, 0.8]), 0).tensors
+    assert torch.equal(turned["win"][0], everything["lose"][0])
+    with pytest.raises(ValueError, match="all 2 images have equal rewards for all their results"):
+        algorithm.collect(batch(), Given([0.5] * 6), 0)
+
+
+def test_options():
+    with pytest.raises(ValueError, match="group_size: expected 2 or more"):
+        DPOConfig(group_size=1)
+    with pytest.raises(ValueError, match="error: expected one of velocity, epsilon"):
+        DPOConfig(error="x0")

@@ -1,0 +1,148 @@
+"""Flow-GRPO: Eq. 4 to 6 against flow_grpo's formulas, by finite differences, and its ratio of 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finpercep.rewards import Mixture
+from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.scores import group_advantages, group_scores
+from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+
+CONFIG = GRPOConfig(steps=4, group_size=3, clip=0.05, beta=0.3, micro_batch=5)
+
+
+def flow_grpo_step(v, x, after, s, s_next, level, first):
+    """flow_grpo's sde_step_with_logprob, written out: log-probability, mean, std."""
+    dt = s_next - s
+    std = level * math.sqrt(s / (1 - (first if s == 1 else s)))
+    mean = x * (1 + std**2 / (2 * s) * dt) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
+    width = std * math.sqrt(-dt)
+    log_prob = -((after - mean) ** 2) / (2 * width**2) - math.log(width) - math.log(math.sqrt(2 * math.pi))
+    return log_prob.mean((1, 2, 3)), mean, std
+
+
+def flow_grpo_loss(generator, reference, rows, given, config, first):
+    """flow_grpo's training loss, written out, row by row."""
+    losses, divergences = [], []
+    for i in range(len(rows["s"])):
+        one = slice(i, i + 1)
+        x, after, s, s_next = rows["x"][one], rows["next"][one], float(rows["s"][i]), float(rows["s_next"][i])
+        condition = generator.condition(given[one])
+        level = torch.tensor([s])
+        log_prob, mean, std = flow_grpo_step(
+            generator.velocity(x, level, condition), x, after, s, s_next, config.noise_level, first
+        )
+        _, mean_reference, _ = flow_grpo_step(
+            reference.velocity(x, level, condition), x, after, s, s_next, config.noise_level, first
+        )
+        ratio = torch.exp(log_prob - rows["old_log_prob"][one])
+        advantage = rows["advantage"][i].clamp(-5, 5)
+        losses.append(torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - config.clip, 1 + config.clip)))
+        gap = ((mean - mean_reference) ** 2).mean()
+        divergences.append(gap / (2 * std**2 * (s - s_next)))  # flow_grpo leaves out the step's length
+    return torch.cat(losses).mean() + config.beta * torch.stack(divergences).mean()
+
+
+def test_gradient():
+    generator = Toy()
+    algorithm = GRPO(generator, CONFIG)
+    experience = replace(algorithm.collect(batch(), Red(), 0), fresh=False)
+    generator.move()
+    check_gradient(generator, lambda: algorithm.loss(experience)["loss"])
+
+
+def test_against_flow_grpo():
+    generator, given = Toy(), batch()
+    algorithm = GRPO(generator, CONFIG)
+    experience = replace(algorithm.collect(given, Red(), 0), fresh=False)
+    generator.move()
+    loss = algorithm.loss(experience)["loss"]
+    expected = flow_grpo_loss(generator, generator.reference[0], experience.tensors, experience.batch, CONFIG, 0.75)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_advantages_are_those_of_flow_grpo():
+    """(r - mean) / (std + 1e-4) by image, population std, limited."""
+    ids, values = torch.tensor([3, 9, 3, 9]), {"avg": torch.tensor([0.1, 0.5, 0.3, 0.9])}
+    advantages, figures = group_advantages(Red(), values, ids, clip=5.0)
+    expected = torch.tensor([-0.1 / 0.1001, -0.2 / 0.2001, 0.1 / 0.1001, 0.2 / 0.2001])
+    torch.testing.assert_close(advantages, expected)
+    assert float(figures["reward_avg"]) == pytest.approx(0.45)
+    assert float(figures["reward_std_mean"]) == pytest.approx(0.15)
+    assert float(figures["zero_std_ratio"]) == 0
+    limited, _ = group_advantages(Red(), values, ids, clip=0.5)
+    assert limited.abs().max() == 0.5
+
+
+def test_parts_of_a_mixture_are_normalized_before_they_are_added():
+    wide, narrow = Given([0.0, 100.0]), Given([0.2, 0.1])
+    reward = Mixture({"wide": (wide, 1.0), "narrow": (narrow, 3.0)})
+    given = batch(1).repeat(2)
+    scores = group_scores(reward, given.photo, given)
+    assert scores["avg"].tolist() == pytest.approx([0.6, 100.3])
+    advantages, figures = group_advantages(reward, scores, given.ids, clip=5.0)
+    assert advantages.tolist() == pytest.approx([-1 + 3, 1 - 3], abs=0.01)
+    assert float(figures["reward_narrow"]) == pytest.approx(0.15)
+
+
+def test_ratio_is_exactly_one_before_the_first_update():
+    algorithm = GRPO(Toy(), CONFIG)
+    experience = algorithm.collect(batch(), Red(), 0)
+    assert len(experience) == 2 * 3 * 3
+    for part in experience.parts(CONFIG.micro_batch):
+        terms = algorithm.loss(part)
+        assert float(terms["ratio"]) == 1.0
+        assert float(terms["approx_kl"]) == 0.0
+        assert float(terms["kl_loss"]) == 0.0
+
+
+def test_a_ratio_that_is_not_one_is_explained():
+    generator = Toy()
+    algorithm = GRPO(generator, CONFIG)
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move()
+    with pytest.raises(RuntimeError, match=r"ratio: expected 1 before the first update.*dropout"):
+        algorithm.loss(experience)
+
+
+def test_window_and_noise():
+    """Steps outside of the window are deterministic; the samples of a group differ and do not depend on the batch."""
+    algorithm = GRPO(Toy(), replace(CONFIG, window=(1, 2)))
+    rows = algorithm.collect(batch(), Red(), 0).tensors
+    assert rows["s"].tolist() == [0.75] * 6
+    assert rows["s_next"].tolist() == [0.5] * 6
+    assert (rows["x"][0] - rows["x"][1]).abs().max() > 0.1
+    alone = algorithm.collect(batch()[:1], Red(), 0).tensors
+    torch.testing.assert_close(rows["next"][:3], alone["next"])
+    again = algorithm.collect(batch(), Red(), 1).tensors
+    assert (rows["x"] - again["x"]).abs().max() > 0.1
+
+
+def test_the_reward_falls_on_the_right_samples():
+    algorithm = GRPO(Toy(), replace(CONFIG, group_size=2))
+    rows = algorithm.collect(batch(), Given([0.0, 1.0, 1.0, 0.0]), 0).tensors
+    assert [round(a) for a in rows["advantage"].tolist()] == [-1] * 3 + [1] * 6 + [-1] * 3
+
+
+def test_bad_rewards():
+    algorithm = GRPO(Toy(), replace(CONFIG, group_size=2))
+    with pytest.raises(FloatingPointError, match="expected finite scores, got nan for image 8"):
+        algorithm.collect(batch(), Given([0.0, 1.0, float("nan"), 0.0]), 0)
+    with pytest.raises(ValueError, match=r"all 2 groups have equal rewards.*raise noise_level or group_size"):
+        algorithm.collect(batch(), Given([0.5] * 4), 0)
+    with pytest.raises(ValueError, match=r"expected scores \(4,\) for 4 images, got \(3,\)"):
+        algorithm.collect(batch(), Given([0.5] * 3), 0)
+    with pytest.raises(ValueError, match="expected two results of every image or more, got 1 with one"):
+        group_advantages(Red(), {"avg": torch.tensor([0.1, 0.2, 0.3])}, torch.tensor([1, 1, 2]), 5.0)
+
+
+def test_options():
+    with pytest.raises(ValueError, match="group_size: expected 2 or more"):
+        GRPOConfig(group_size=1)
+    with pytest.raises(ValueError, match="window: expected steps within 0 to 4, without the last one"):
+        GRPOConfig(steps=5, window=(2, 5))

@@ -1,0 +1,25 @@
+"""Held-out measures by value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.rl.held_out import HeldOut, psnr, severity
+from finpercep.rl.photos import load_pairs
+from tests.rl.toy import Red
+
+
+def test_values(photo_set):
+    held = HeldOut(load_pairs([photo_set], "val", 4), 32, 4, 3)
+    photo, cpu = held.batch.photo, torch.device("cpu")
+    worse = photo * 0.9
+    figures = held.measure(worse, Red(), cpu)
+    expected = -10 * torch.log10((0.1 * photo).square().flatten(1).mean(1)).mean()
+    assert figures["eval/psnr"] == pytest.approx(float(expected), abs=1e-4)
+    rounded = (worse * 255).round() / 255
+    assert figures["eval/reward_avg"] == pytest.approx(float(rounded[:, 0].mean()), abs=1e-6)
+    assert figures["eval/severity"] > 0
+    assert severity(photo, photo, FilterBank()).tolist() == [0.0, 0.0]
+    assert psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)).item() == pytest.approx(20.0)

@@ -1,0 +1,102 @@
+"""DiffusionNFT against its published loss, by finite differences, and in a case worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finpercep.rl.experience import Experience
+from finpercep.rl.nft import NFT, NFTConfig
+from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+
+CONFIG = NFTConfig(steps=3, group_size=3, mix=0.4, advantage_clip=2.0, reference_weight=0.1)
+
+
+def published(v, old, reference, rows, config):
+    """DiffusionNFT's training loss, written out."""
+    beta, x0, x = config.mix, rows["x0"], rows["x"]
+    t = rows["s"].view(-1, 1, 1, 1)
+    branches = []
+    for mixed in (beta * v + (1 - beta) * old, (1 + beta) * old - beta * v):
+        predicted = x - t * mixed
+        with torch.no_grad():
+            weight = (predicted.double() - x0.double()).abs().mean((1, 2, 3), keepdim=True).clip(min=1e-5)
+        branches.append(((predicted - x0) ** 2 / weight).mean((1, 2, 3)))
+    r = rows["share"]
+    policy = (r * branches[0] / beta + (1 - r) * branches[1] / beta).mean() * config.advantage_clip
+    return policy + config.reference_weight * ((v - reference) ** 2).mean()
+
+
+def test_against_the_published_loss():
+    generator = Toy()
+    algorithm = NFT(generator, CONFIG)
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move()
+    rows = experience.tensors
+    at = (rows["x"], rows["s"], generator.condition(experience.batch))
+    expected = published(generator.velocity(*at), rows["old"], generator.reference_velocity(*at), rows, CONFIG)
+    torch.testing.assert_close(algorithm.loss(experience)["loss"], expected)
+
+
+def test_gradient():
+    """At fixed widths of the branches, which have no gradient."""
+    generator = Toy()
+    algorithm = NFT(generator, CONFIG)
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move()
+    rows, condition = experience.tensors, generator.condition(experience.batch)
+    level = rows["s"].view(-1, 1, 1, 1)
+
+    def branches():
+        v, old = generator.velocity(rows["x"], rows["s"], condition), rows["old"]
+        mixed = (0.4 * v + 0.6 * old, 1.4 * old - 0.4 * v)
+        return v, [rows["x"] - level * one - rows["x0"] for one in mixed]
+
+    widths = [error.detach().abs().mean((1, 2, 3)) for error in branches()[1]]
+
+    def fixed():
+        v, errors = branches()
+        plus, minus = (e.square().mean((1, 2, 3)) / w for e, w in zip(errors, widths, strict=True))
+        policy = (rows["share"] * plus + (1 - rows["share"]) * minus).mean() * 2.0 / 0.4
+        reference = generator.reference_velocity(rows["x"], rows["s"], condition)
+        return policy + 0.1 * (v - reference).square().mean()
+
+    check_gradient(generator, fixed)
+    generator.zero_grad()
+    fixed().backward()
+    expected = [p.grad.clone() for p in generator.parameters()]
+    generator.zero_grad()
+    algorithm.loss(experience)["loss"].backward()
+    for parameter, gradient in zip(generator.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_by_hand():
+    """One value: x0 = 1, s = 0.5, x = 0.5, v_old = 1, v = 2, β = 1: x̂0⁺ = -0.5, x̂0⁻ = 0.5; L⁺ = 1.5, L⁻ = 0.5."""
+
+    class Two(Toy):
+        def velocity(self, x, s, condition):
+            return torch.full_like(x, 2.0)
+
+    like = torch.ones(1, 3, 6, 6, dtype=torch.float64)
+    rows = {"x0": like, "x": 0.5 * like, "s": like[:, 0, 0, 0] / 2, "old": like, "share": 0.9 * like[:, 0, 0, 0]}
+    algorithm = NFT(Two(), NFTConfig(mix=1.0, advantage_clip=5.0))
+    terms = algorithm.loss(Experience(batch(1), rows))
+    assert float(terms["loss"]) == pytest.approx(5 * (0.9 * 1.5 + 0.1 * 0.5))
+    assert float(terms["old_deviate"]) == 1.0
+
+
+def test_shares_and_levels():
+    algorithm = NFT(Toy(), replace(CONFIG, group_size=2))
+    rows = algorithm.collect(batch(), Given([0.1, 0.3, 0.9, 0.5]), 0).tensors
+    torch.testing.assert_close(rows["share"], torch.tensor([0.25, 0.75, 0.75, 0.25]).double(), atol=1e-3, rtol=0)
+    limited = NFT(Toy(), replace(CONFIG, group_size=2, advantage_clip=0.5))
+    rows = limited.collect(batch(), Given([0.1, 0.3, 0.9, 0.5]), 0).tensors
+    assert rows["share"].tolist() == [0.0, 1.0, 1.0, 0.0]
+    assert set(rows["s"].tolist()) <= {1.0, 1 - 1 / 3, 1 - 2 / 3}
+    with pytest.raises(ValueError, match="group_size: expected 2 or more"):
+        NFTConfig(group_size=1)
+    with pytest.raises(ValueError, match="mix: expected more than 0"):
+        NFTConfig(mix=0)

@@ -1,0 +1,107 @@
+"""ReFL: Eq. 1 and 2 by value and by finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finpercep.models import RewardOutput
+from finpercep.rl import scores
+from finpercep.rl.generators.pretrain import draw_levels, flow_matching_loss
+from finpercep.rl.refl import ReFL, ReFLConfig
+from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+
+
+@pytest.fixture
+def exact_images(monkeypatch):
+    """Without the rounding to 8 bits, whose steps finite differences would see."""
+    monkeypatch.setattr(scores, "as_file", lambda images: images)
+
+
+@pytest.mark.parametrize("weighting", ["relu", "identity"])
+def test_gradient(exact_images, weighting):
+    generator = Toy()
+    algorithm = ReFL(generator, ReFLConfig(weighting=weighting, weight=30.0))
+    experience = algorithm.collect(batch(), Red(), 0)
+    check_gradient(generator, lambda: algorithm.loss(experience)["loss"])
+
+
+def test_value(exact_images):
+    """One image, written out: λ·relu(c - R(D(x - s·v))) + |v - (ε - x0)|²."""
+    generator, given = Toy(), batch()
+    algorithm = ReFL(generator, ReFLConfig(weight=2.0, target=0.7))
+    experience = algorithm.collect(given, Red(), 3)
+    x, s = experience.tensors["x"], float(experience.tensors["s"][0])
+    assert s in (pytest.approx(0.4), pytest.approx(0.2))  # one of the last two of five steps
+    terms = algorithm.loss(experience)
+    condition = generator.condition(given)
+    image = torch.sigmoid(x - s * generator.velocity(x, torch.tensor([s, s]), condition))
+    policy = torch.relu(0.7 - image[:, 0].flatten(1).mean(1)).mean()
+    torch.testing.assert_close(terms["policy_loss"], policy)
+
+    draw = torch.Generator().manual_seed(int(experience.tensors["seed"][0]))
+    at = 64 * torch.rand(2, generator=draw, dtype=torch.float64)
+    epsilon = torch.randn(2, 3, 6, 6, generator=draw, dtype=torch.float64)
+    level, x0 = 1 - at / 64, torch.logit(given.photo, 0.01)
+    noisy = (1 - level.view(2, 1, 1, 1)) * x0 + level.view(2, 1, 1, 1) * epsilon
+    pretrain = (generator.velocity(noisy, level, condition) - epsilon + x0).square().mean()
+    torch.testing.assert_close(terms["pretrain_loss"], pretrain)
+    torch.testing.assert_close(terms["loss"], 2 * policy + pretrain)
+
+
+def test_late_steps_alone_are_drawn():
+    algorithm = ReFL(Toy(), ReFLConfig(steps=8, late=3))
+    drawn = {float(algorithm.collect(batch(), Red(), step).tensors["s"][0]) for step in range(40)}
+    assert sorted(drawn) == pytest.approx([1 / 8, 2 / 8, 3 / 8])
+
+
+def test_levels_follow_the_sampler():
+    drawn = draw_levels(Toy(), 4000, torch.Generator().manual_seed(0))
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.02)
+    assert 0 <= float(drawn.min()) < 0.01
+    assert 0.99 < float(drawn.max()) <= 1
+
+
+def test_rounding_lets_the_gradient_pass():
+    image = torch.tensor([[[[0.1234, 0.9999]]]], requires_grad=True)
+    rounded = scores.as_file(image)
+    torch.testing.assert_close(rounded * 255, torch.tensor([[[[31.0, 255.0]]]]))
+    rounded.sum().backward()
+    assert torch.equal(image.grad, torch.ones_like(image))
+
+
+def test_a_reward_without_gradient():
+    algorithm = ReFL(Toy(), ReFLConfig())
+    experience = algorithm.collect(batch(), Given([0.1, 0.2]), 0)
+    with pytest.raises(ValueError, match=r"ReFL needs a reward with gradients to the pixels.*Given; use grpo"):
+        algorithm.loss(experience)
+
+
+def test_a_reward_of_the_wrong_shape():
+    class Wrong:
+        fingerprint = "wrong"
+
+        def __call__(self, images):
+            return RewardOutput(images.mean((2, 3)), None)
+
+    algorithm = ReFL(Toy(), ReFLConfig())
+    with pytest.raises(ValueError, match=r"expected scores \(2,\)"):
+        algorithm.loss(algorithm.collect(batch(), Wrong(), 0))
+
+
+def test_no_photos():
+    given = batch()
+    alone = type(given)(given.lr, given.ids)
+    with pytest.raises(ValueError, match="pretrain: expected photos"):
+        ReFL(Toy(), ReFLConfig()).collect(alone, Red(), 0)
+    with pytest.raises(ValueError, match="batch: expected photos"):
+        flow_matching_loss(Toy(), alone, torch.Generator())
+    terms = ReFL(Toy(), ReFLConfig(pretrain=False))
+    assert "pretrain_loss" not in terms.loss(terms.collect(alone, Red(), 0))
+
+
+def test_options():
+    with pytest.raises(ValueError, match="late: expected 1 to 5"):
+        ReFLConfig(late=6)
+    with pytest.raises(ValueError, match="weighting: expected one of relu, identity"):
+        ReFLConfig(weighting="square")

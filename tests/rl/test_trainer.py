@@ -1,0 +1,126 @@
+"""The loop: every algorithm in it, its log, and a resumed run that ends as the one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finpercep.rl.config import RLConfig, StageConfig
+from finpercep.rl.dpo import DPOConfig
+from finpercep.rl.generators import SRTiny
+from finpercep.rl.grpo import GRPOConfig
+from finpercep.rl.nft import NFTConfig
+from finpercep.rl.refl import ReFLConfig
+from finpercep.rl.trainer import RLTrainer, train
+
+ALGORITHMS = {
+    "refl": ReFLConfig(steps=2, late=1, micro_batch=1),
+    "dpo": DPOConfig(steps=2, group_size=2, micro_batch=1),
+    "grpo": GRPOConfig(steps=3, group_size=2, micro_batch=3, beta=0.1),
+    "nft": NFTConfig(steps=2, group_size=2, micro_batch=3),
+}
+
+
+@pytest.fixture
+def config(photo_set, tmp_path):
+    torch.manual_seed(1)
+    model = SRTiny((16, 24), 1)
+    for parameter in model.network.leave.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "generator")
+    return RLConfig(
+        data=(str(photo_set),),
+        out=str(tmp_path / "run"),
+        generator=str(tmp_path / "generator"),
+        stages=(StageConfig(steps=3, lr=1e-3), StageConfig(steps=2, lr=5e-4, score_weight=1.0, map_weight=0.0)),
+        batch=2,
+        side=32,
+        save_every=2,
+        eval_every=3,
+        eval_photos=2,
+        eval_steps=2,
+    )
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path, name):
+    """Killed after step 3, saved at 2: steps 3 to 5 come again, to the bit."""
+    config = replace(config, algorithm=ALGORITHMS[name], updates=2)
+    whole = train(config)
+    broken = replace(config, out=str(tmp_path / "broken"))
+
+    class Kill:
+        def start(self, *args, **kwargs): ...
+        def close(self): ...
+        def log(self, step, figures):
+            if step == 3:
+                raise KeyError("killed")
+
+    with pytest.raises(KeyError, match="killed"):
+        train(broken, [Kill()])
+    assert [line["step"] for line in lines(tmp_path / "broken")] == [0, 1, 2, 3]
+    resumed = train(broken)
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    assert lines(tmp_path / "run") == lines(tmp_path / "broken")
+    start = SRTiny.from_pretrained(config.generator)
+    assert resumed.fingerprint != start.fingerprint
+
+
+def test_log(config, tmp_path):
+    """Stage and fingerprint of the reward in every line; the rate falls in each stage; names of flow_grpo."""
+    trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["grpo"]))
+    train(trainer.config)
+    log = lines(tmp_path / "run")
+    first, second = trainer.curriculum.fingerprints
+    assert [line["stage"] for line in log] == [0, 0, 0, 0, 1, 1]
+    assert [line["reward"] for line in log] == [first] * 4 + [second] * 2
+    assert [line["lr"] for line in log[1:]] == pytest.approx([1e-3, 7.5e-4, 2.5e-4, 5e-4, 2.5e-4])
+    assert {"loss", "policy_loss", "kl_loss", "approx_kl", "clipfrac", "reward_avg", "zero_std_ratio"} <= log[1].keys()
+    assert [line["step"] for line in log if "eval/psnr" in line] == [0, 3, 5]
+    assert sorted(p.name for p in (tmp_path / "run" / "pictures").iterdir()) == [
+        "step-000000.png",
+        "step-000003.png",
+        "step-000005.png",
+    ]
+
+
+def test_another_reward_is_refused(config):
+    train(replace(config, algorithm=ALGORITHMS["refl"]))
+    stages = (config.stages[0], replace(config.stages[1], map_weight=0.5))
+    with pytest.raises(ValueError, match=r"state\.pt: made with reward_fingerprints=.*stages="):
+        train(replace(config, algorithm=ALGORITHMS["refl"], stages=stages))
+    with pytest.raises(ValueError, match=r"made with.*kind='ReFLConfig' \(now 'NFTConfig'\)"):
+        train(replace(config, algorithm=ALGORITHMS["nft"]))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(config, monkeypatch):
+    trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["refl"]))
+    before = trainer.generator.fingerprint
+    loss = trainer.algorithm.loss
+    monkeypatch.setattr(trainer.algorithm, "loss", lambda part: {k: v * float("nan") for k, v in loss(part).items()})
+    with pytest.raises(FloatingPointError, match="loss at step 0 is nan"):
+        trainer.step()
+    assert trainer.generator.fingerprint == before
+
+
+def test_refl_raises_its_reward(config):
+    """Ten updates on the same images, without the pre-training term, against the embedded reward model."""
+    algorithm = replace(ALGORITHMS["refl"], pretrain=False, weighting="identity")
+    trainer = RLTrainer(replace(config, algorithm=algorithm, stages=(StageConfig(steps=40, lr=2e-3),)))
+    batch = trainer.crops.batch(0, 2)
+    trainer.crops.batch = lambda number, size: batch
+    rewards = [trainer.step()["reward_avg"] for _ in range(10)]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.01
+
+
+def test_options(config):
+    with pytest.raises(ValueError, match="updates: expected at least 1, got 0"):
+        replace(config, updates=0)
