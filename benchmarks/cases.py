@@ -1,48 +1,65 @@
-"""What is measured: one case per operator, direction, dtype and size, with the bytes that it must move.
+"""The table of operators: what of each is tested on every backend, and what is measured on a CPU and on a GPU.
 
-`traffic` counts every input that has to be read and every output that has to be written, once each; it
-depends on the operator's definition and never on an implementation. All executors of a case work on the same
-inputs.
+A new operator needs a function that makes its work, and an entry in `FAMILIES`.
+
+Bytes are counted by the operator's definition and never by an implementation: every input that has to be read and every
+output that has to be written, once each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from finpercep import ops
 
+FP32, BF16 = torch.float32, torch.bfloat16
+FORWARD, TRAINING = ("forward",), ("forward", "training")
+EVERY = ("forward", "backward", "training")
 Outputs = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Inputs made, functions ready.
+    """One call of an operator, with its inputs.
 
-    `run(operator, *inputs)` calls the operator or its reference and returns the tensors; `differentiable` are
-    the inputs that receive gradient.
+    `run(operator, *inputs, *fixed)` calls the operator, or its reference, and returns its tensors. `fixed` are inputs
+    whose type is not that of the others: ids, noise levels. `differentiable` are the inputs that receive gradient.
+    `detached` are the outputs whose gradient is not their slope, because they take another output as a constant.
     """
 
+    operator: str
     run: Callable[..., Outputs]
-    operator: Callable[..., object]
-    definition: Callable[..., object]
     inputs: tuple[Tensor, ...]
     differentiable: tuple[int, ...]
     forward_bytes: int
-    backward_bytes: int
+    backward_bytes: int = 0
+    fixed: tuple[Tensor, ...] = ()
+    detached: tuple[int, ...] = ()
 
-    @property
-    def reference(self) -> Callable[..., Outputs]:
-        """The PyTorch definition on the inputs."""
-        return partial(self.run, self.definition)
+    def to(self, device: str, dtype: torch.dtype) -> Work:
+        """The same work elsewhere, on inputs rounded to `dtype`."""
+        inputs, fixed = (x.to(dtype).to(device) for x in self.inputs), (x.to(device) for x in self.fixed)
+        return replace(self, inputs=tuple(inputs), fixed=tuple(fixed))
 
-    def ours(self, backend: str | None = None) -> Callable[..., Outputs]:
-        """The operator on the inputs."""
-        return partial(self.run, partial(self.operator, backend=backend))
+    def function(self, backend: str | None = None) -> Callable[..., Outputs]:
+        """The operator as a function of `inputs`; backend "reference" is its PyTorch definition."""
+        if backend == "reference":
+            operator = getattr(ops, f"{self.operator}_reference")
+        else:
+            operator = partial(getattr(ops, self.operator), backend=backend)
+
+        def call(*inputs: Tensor) -> Outputs:
+            return self.run(operator, *inputs, *self.fixed)
+
+        return call
 
     def leaves(self, gradient: bool) -> list[Tensor]:
         """The inputs, those that receive gradient as leaves of a graph if `gradient`."""
@@ -70,153 +87,127 @@ def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Uniform in [0, 1), on torch's default device."""
-    device = torch.get_default_device()
-    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    return torch.rand(shape, generator=generator, device=device).to(dtype)
+# ---- the work of each operator, on torch's default device ------------------------------------------------------------
 
 
-def modulate(dtype: torch.dtype, batch: int, grid: int, channels: int, side: int, pool: str | None) -> Work:
+def modulate(
+    dtype: torch.dtype,
+    batch: int,
+    grid: tuple[int, int],
+    channels: int,
+    side: tuple[int, int],
+    gate: str = "residual",
+    resample: str = "area",
+    pool: str | None = None,
+) -> Work:
     """Eq. 7. Forward reads features and map and writes the product (or its mean); backward reads them and the
     gradient and writes both gradients."""
-    features = _random(batch, grid * grid, channels, dtype=dtype)
-    degradation = _random(batch, 1, side, side, dtype=torch.float32, seed=1)
-    product = batch * channels * (1 if pool else grid * grid) * features.element_size()
-    options = {"grid": (grid, grid), "gate": "residual", "pool": pool}
+    features = torch.rand(batch, math.prod(grid), channels, dtype=dtype) - 0.5
+    degradation = torch.rand(batch, 1, *side, dtype=torch.float64 if dtype == torch.float64 else FP32)
+    product = batch * channels * (1 if pool else math.prod(grid)) * features.element_size()
 
     def run(operator: Callable[..., Tensor], f: Tensor, d: Tensor) -> Outputs:
-        return (operator(f, d, **options),)
+        return (operator(f, d, grid, gate=gate, resample=resample, pool=pool),)
 
     both = _bytes(features, degradation)
-    return Work(
-        run,
-        ops.modulate,
-        ops.modulate_reference,
-        (features, degradation),
-        (0, 1),
-        forward_bytes=both + product,
-        backward_bytes=2 * both + product,
-    )
+    return Work("modulate", run, (features, degradation), (0, 1), both + product, 2 * both + product)
 
 
-def degradation_target(dtype: torch.dtype, batch: int, side: int, grid: int, channels: int) -> Work:
-    """Fusion for M_gt with min-max. Forward reads images and features and writes the map; backward reads them
-    and the map's gradient and writes the gradients of the distorted image and features."""
-    a, b = (_random(batch, 3, side, side, dtype=dtype, seed=s) for s in (0, 1))
-    fa, fb = (_random(batch, channels, grid, grid, dtype=dtype, seed=s) - 0.5 for s in (2, 3))
-    target = batch * side * side * 4
+def degradation_target(
+    dtype: torch.dtype,
+    batch: int,
+    side: tuple[int, int],
+    grid: tuple[int, int],
+    channels: int,
+    normalize: str = "minmax",
+    differentiable: tuple[int, ...] = (1, 3),
+) -> Work:
+    """Fusion for M_gt. Forward reads images and features and writes the map; backward reads them and the map's
+    gradient and writes the gradients of the distorted image and features."""
+    images = [torch.rand(batch, 3, *side, dtype=dtype) for _ in range(2)]
+    features = [torch.rand(batch, channels, *grid, dtype=dtype) - 0.5 for _ in range(2)]
+    reads, target = _bytes(*images, *features), batch * math.prod(side) * 4
 
     def run(operator: Callable[..., Tensor], *inputs: Tensor) -> Outputs:
-        return (operator(*inputs),)
+        return (operator(*inputs, normalize=normalize, alpha=0.25),)
 
-    reads = _bytes(a, b, fa, fb)
-    return Work(
-        run,
-        ops.degradation_target,
-        ops.degradation_target_reference,
-        (a, b, fa, fb),
-        (1, 3),
-        forward_bytes=reads + target,
-        backward_bytes=reads + target + _bytes(b, fb),
-    )
+    backward = reads + target + _bytes(images[1], features[1])
+    return Work("degradation_target", run, (*images, *features), differentiable, reads + target, backward)
 
 
-def group_advantage(dtype: torch.dtype, groups: int, size: int) -> Work:
-    """Eq. 5. Reads rewards, writes fp32 advantages; has no backward."""
-    rewards = _random(groups * size, dtype=dtype)
+def group_advantage(dtype: torch.dtype, count: int, size: int, ids: bool = False, scale: str = "group") -> Work:
+    """Eq. 5, of equal groups or of groups named by large int64 ids in no order. Reads rewards (and ids), writes fp32
+    advantages; has no backward. One group teaches nothing, and one reward is no number."""
+    rewards = torch.rand(count, dtype=dtype)
+    rewards[:size] = 0.25
+    rewards[-1] = torch.nan
+    fixed = (2**62 + torch.arange(count) * 7919 % (count // size),) if ids else ()
 
-    def run(operator: Callable[..., tuple[Tensor, ops.GroupStats]], rewards: Tensor) -> Outputs:
-        advantages, stats = operator(rewards, group_size=size)
+    def run(operator: Callable[..., tuple[Tensor, ops.GroupStats]], rewards: Tensor, *ids: Tensor) -> Outputs:
+        groups: dict[str, Any] = {"group_ids": ids[0]} if ids else {"group_size": size}
+        advantages, stats = operator(rewards, scale=scale, **groups)
         return (advantages, *stats)
 
-    return Work(
-        run,
-        ops.group_advantage,
-        ops.group_advantage_reference,
-        (rewards,),
-        (),
-        forward_bytes=_bytes(rewards) + groups * size * 4,
-        backward_bytes=0,
-    )
+    return Work("group_advantage", run, (rewards,), (), _bytes(rewards, *fixed) + 4 * count, fixed=fixed)
 
 
-def grpo_loss(dtype: torch.dtype, count: int) -> Work:
-    """Eq. 6 with statistics. Forward reads log-probabilities and advantages; backward also writes a gradient."""
-    old = _random(count, dtype=dtype) - 1
-    new = (old + 2e-4 * (_random(count, dtype=dtype, seed=1) - 0.5)).to(dtype)
-    advantages = _random(count, dtype=dtype, seed=2) - 0.5
+def grpo_loss(dtype: torch.dtype, *shape: int, kl: bool = False) -> Work:
+    """Eq. 6 with statistics. Forward reads log-probabilities and advantages; backward also writes a gradient. No ratio
+    lies near a bound, across which rounding would carry it."""
+    low, high = 0.1, 0.2
+    new, old = (torch.rand(shape, dtype=dtype) - 1 for _ in range(2))
+    for bound in (math.log(1 - low), math.log(1 + high)):
+        new = torch.where((new - old - bound).abs() < 0.01, new + 0.03, new)
+    inputs = [new, old, torch.rand(shape[0], dtype=dtype) - 0.5, *([torch.rand(shape, dtype=dtype)] if kl else [])]
 
     def run(operator: Callable[..., tuple[Tensor, ops.GRPOStats]], *inputs: Tensor) -> Outputs:
-        loss, stats = operator(*inputs, clip_low=1e-4, clip_high=1e-4)
+        options = {"kl": inputs[3], "beta": 0.3} if kl else {}
+        loss, stats = operator(*inputs[:3], clip_low=low, clip_high=high, **options)
         return (loss, *stats)
 
-    reads = _bytes(new, old, advantages)
+    reads = _bytes(*inputs)
+    backward = _bytes(*inputs[:3]) + (2 if kl else 1) * _bytes(new)
+    return Work("grpo_loss", run, tuple(inputs), (0, 3) if kl else (0,), reads, backward)
+
+
+def sde_step(
+    dtype: torch.dtype, *shape: int, draw: bool = False, kl: bool = False, mean: bool = False, kind: str = "flow"
+) -> Work:
+    """Eq. 4. In a rollout (`draw`) it reads velocity, sample and noise and writes the next sample. In training it
+    reads a stored outcome instead and writes no image; backward reads all again and writes the velocity's gradient."""
+    images = tuple(torch.rand(shape, dtype=dtype) - 0.5 for _ in range(3 + kl))
+    sigma = torch.linspace(1.0, 0.1, shape[0], dtype=torch.float64 if dtype == torch.float64 else FP32)
+
+    def run(operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, third: Tensor, *rest: Tensor) -> Outputs:
+        *other, now, after = rest
+        options = {"noise" if draw else "next_sample": third, "reference_velocity": other[0] if other else None}
+        step = operator(v, x, now, after, kind=kind, return_mean=mean, **options)
+        found = (step.next_sample if draw else None, step.log_prob, step.kl, step.mean if mean else None, step.std)
+        return [out for out in found if out is not None]
+
+    reads, image = _bytes(*images), _bytes(images[0])
     return Work(
+        "sde_step",
         run,
-        ops.grpo_loss,
-        ops.grpo_loss_reference,
-        (new, old, advantages),
+        images,
         (0,),
-        forward_bytes=reads,
-        backward_bytes=reads + _bytes(new),
+        forward_bytes=reads + (draw + mean) * image,
+        backward_bytes=reads + image,
+        fixed=(sigma, sigma - 0.05),
+        detached=(1,) if draw else (),
     )
 
 
-def _sde(dtype: torch.dtype, shape: tuple[int, ...], images: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    tensors = [_random(*shape, dtype=dtype, seed=s) - 0.5 for s in range(images)]
-    sigma = torch.linspace(0.9, 0.2, shape[0])
-    return tensors, sigma, sigma - 0.05
-
-
-def sde_draw(dtype: torch.dtype, *shape: int) -> Work:
-    """Eq. 4 in a rollout: reads velocity, sample and noise, writes the next sample; no gradient, no mean."""
-    images, sigma, sigma_next = _sde(dtype, shape, 3)
-
-    def run(operator: Callable[..., ops.SDEStep], velocity: Tensor, sample: Tensor, noise: Tensor) -> Outputs:
-        step = operator(velocity, sample, sigma, sigma_next, noise=noise, return_mean=False)
-        return step.next_sample, step.log_prob, step.std
-
-    return Work(
-        run,
-        ops.sde_step,
-        ops.sde_step_reference,
-        tuple(images),
-        (),
-        forward_bytes=_bytes(*images, images[0]),
-        backward_bytes=0,
-    )
-
-
-def sde_score(dtype: torch.dtype, *shape: int) -> Work:
-    """Eq. 4 in training: re-scores a stored outcome, with KL. Forward reads velocity, sample, outcome and
-    reference velocity; backward reads the four and writes the velocity's gradient."""
-    images, sigma, sigma_next = _sde(dtype, shape, 4)
-
-    def run(operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, end: Tensor, other: Tensor) -> Outputs:
-        step = operator(v, x, sigma, sigma_next, next_sample=end, reference_velocity=other, return_mean=False)
-        assert step.kl is not None
-        return step.log_prob, step.kl, step.std
-
-    return Work(
-        run,
-        ops.sde_step,
-        ops.sde_step_reference,
-        tuple(images),
-        (0,),
-        forward_bytes=_bytes(*images),
-        backward_bytes=_bytes(*images, images[0]),
-    )
+# ---- the table -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """One row of a table of measurements.
 
-    Directions: `forward` without gradient; `backward` alone; `training`, forward with gradient and then
-    backward. Work
-    can be moved between the two passes: what one implementation stores in forward, at the price of memory, it
-    need not compute in backward. So `training` is the comparison that counts, `backward` is shown beside it.
+    Directions: `forward` without gradient; `backward` alone; `training`, forward with gradient and then backward. Work
+    can be moved between the two passes: what one implementation stores in forward, at the price of memory, it need not
+    compute in backward. So `training` is the comparison that counts, `backward` is shown beside it.
     """
 
     operator: str
@@ -234,37 +225,147 @@ class Case:
         return f"{self.group}-{self.direction}"
 
 
-def _cases() -> list[Case]:
-    fp32, bf16 = torch.float32, torch.bfloat16
-    forward, training = ("forward",), ("forward", "training")
-    everything = ("forward", "backward", "training")
-    rows: list[tuple[str, torch.dtype, str, Sequence[str], Callable[[], Work]]] = [
-        ("modulate", fp32, "large", everything, partial(modulate, fp32, 32, 32, 1024, 448, None)),
-        ("modulate+pool", fp32, "large", everything, partial(modulate, fp32, 64, 32, 1024, 448, "mean")),
-        (
-            "degradation_target",
-            fp32,
-            "large",
-            everything,
-            partial(degradation_target, fp32, 32, 512, 32, 384),
-        ),
-        ("group_advantage", fp32, "large", forward, partial(group_advantage, fp32, 1 << 21, 16)),
-        ("grpo_loss", fp32, "large", everything, partial(grpo_loss, fp32, 1 << 25)),
-        ("sde_step draw", fp32, "large", forward, partial(sde_draw, fp32, 64, 16, 128, 128)),
-        ("sde_step score", fp32, "large", everything, partial(sde_score, fp32, 64, 16, 128, 128)),
-        ("modulate+pool", bf16, "large", forward, partial(modulate, bf16, 64, 32, 1024, 448, "mean")),
-        ("sde_step score", bf16, "large", training, partial(sde_score, bf16, 64, 16, 128, 128)),
-        ("group_advantage", fp32, "4096x24", forward, partial(group_advantage, fp32, 4096, 24)),
-        ("modulate+pool", fp32, "1x32²x128", training, partial(modulate, fp32, 1, 32, 128, 512, "mean")),
-        ("degradation_target", fp32, "1x256²", forward, partial(degradation_target, fp32, 1, 256, 16, 64)),
-        ("grpo_loss", fp32, "48x24", training, partial(grpo_loss, fp32, 48 * 24)),
-        ("sde_step score", fp32, "4x16x64²", training, partial(sde_score, fp32, 4, 16, 64, 64)),
-    ]
-    return [
-        Case(operator, direction, dtype, size, make)
-        for operator, dtype, size, directions, make in rows
-        for direction in directions
-    ]
+@dataclass(frozen=True)
+class Call:
+    """Small work for tests, in any type: `make(dtype)`."""
+
+    name: str
+    make: Callable[[torch.dtype], Work]
+
+    def __str__(self) -> str:
+        return self.name
 
 
-CASES = _cases()
+def _call(build: Callable[..., Work], *sizes: Any, **options: Any) -> Call:
+    described = [*map(str, sizes), *(f"{name}={value}" for name, value in options.items())]
+    return Call(f"{build.__name__}-{'-'.join(described)}", lambda dtype: build(dtype, *sizes, **options))
+
+
+def _rows(operator: str, directions: Sequence[str], dtype: torch.dtype, size: str, *build: Any, **options: Any) -> list:
+    make = partial(build[0], dtype, *build[1:], **options)
+    return [Case(operator, direction, dtype, size, make) for direction in directions]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything of one operator. `small` is one call of every kind, for views, gradients, registration, capture and
+    the sanitizer; `more` are kinds and sizes whose values are checked too. On the GPU the most telling come first:
+    there may be no time for the last."""
+
+    small: Sequence[Call]
+    more: Sequence[Call]
+    cpu: Sequence[Case]
+    gpu: Sequence[Case]
+
+
+GRID, SIDE = (32, 32), (448, 448)
+ALL = (0, 1, 2, 3)
+
+# fmt: off
+FAMILIES = {
+    "modulate": Family(
+        small=[
+            _call(modulate, 2, (4, 4), 64, (16, 24), gate="degradation"),
+            _call(modulate, 3, (3, 5), 7, (10, 13), gate="quality", resample="bilinear", pool="mean"),
+        ],
+        more=[
+            _call(modulate, 2, (9, 7), 33, (5, 4), pool="mean"),
+            _call(modulate, 1, GRID, 129, SIDE),
+        ],
+        cpu=[
+            *_rows("modulate", EVERY, FP32, "large", modulate, 32, GRID, 1024, SIDE),
+            *_rows("modulate+pool", EVERY, FP32, "large", modulate, 64, GRID, 1024, SIDE, pool="mean"),
+            *_rows("modulate+pool", FORWARD, BF16, "large", modulate, 64, GRID, 1024, SIDE, pool="mean"),
+            *_rows("modulate+pool", TRAINING, FP32, "1x32²x128", modulate, 1, GRID, 128, (512, 512), pool="mean"),
+        ],
+        gpu=[
+            *_rows("modulate+pool", TRAINING, BF16, "512x32²x1024", modulate, 512, GRID, 1024, SIDE, pool="mean"),
+            *_rows("modulate", TRAINING, BF16, "256x32²x1024", modulate, 256, GRID, 1024, SIDE),
+            *_rows("modulate+pool", TRAINING, BF16, "16x32²x1024", modulate, 16, GRID, 1024, SIDE, pool="mean"),
+            *_rows("modulate", TRAINING, BF16, "16x32²x1024", modulate, 16, GRID, 1024, SIDE),
+            *_rows("modulate", FORWARD, FP32, "512x32²x1024", modulate, 512, GRID, 1024, SIDE),
+        ],
+    ),
+    "degradation_target": Family(
+        small=[
+            _call(degradation_target, 2, (33, 47), (5, 4), 19, normalize=normalize, differentiable=ALL)
+            for normalize in ("minmax", "percentile")
+        ],
+        more=[
+            *(_call(degradation_target, 2, (33, 47), (5, 4), 19, normalize=normalize, differentiable=ALL)
+              for normalize in ("none", "scale")),
+            _call(degradation_target, 1, (128, 96), (8, 6), 64, differentiable=ALL),
+        ],
+        cpu=[
+            *_rows("degradation_target", EVERY, FP32, "large", degradation_target, 32, (512, 512), GRID, 384),
+            *_rows("degradation_target", FORWARD, FP32, "1x256²", degradation_target, 1, (256, 256), (16, 16), 64),
+        ],
+        gpu=[
+            *_rows("degradation_target", TRAINING, FP32, "64x512²", degradation_target, 64, (512, 512), GRID, 384),
+            *_rows("degradation_target", FORWARD, FP32, "4x512²", degradation_target, 4, (512, 512), GRID, 384),
+        ],
+    ),
+    "group_advantage": Family(
+        small=[
+            _call(group_advantage, 96, 24),
+            _call(group_advantage, 500, 5, ids=True),
+        ],
+        more=[
+            *(_call(group_advantage, 96, 24, scale=scale) for scale in ("batch", "none")),
+            _call(group_advantage, 4096, 41, ids=True),
+            _call(group_advantage, 96 * 1024, 24),
+            _call(group_advantage, 50_000, 500, ids=True, scale="batch"),
+        ],
+        cpu=[
+            *_rows("group_advantage", FORWARD, FP32, "large", group_advantage, 1 << 25, 16),
+            *_rows("group_advantage", FORWARD, FP32, "4096x24", group_advantage, 4096 * 24, 24),
+        ],
+        gpu=[
+            *_rows("group_advantage", FORWARD, FP32, "64x24", group_advantage, 64 * 24, 24),
+            *_rows("group_advantage ids", FORWARD, FP32, "64x24", group_advantage, 64 * 24, 24, ids=True),
+            *_rows("group_advantage", FORWARD, FP32, "2M x 16", group_advantage, 1 << 25, 16),
+            *_rows("group_advantage ids", FORWARD, FP32, "256x16", group_advantage, 256 * 16, 16, ids=True),
+        ],
+    ),
+    "grpo_loss": Family(
+        small=[_call(grpo_loss, 48, 10, kl=True)],
+        more=[_call(grpo_loss, 3, 1, kl=True), _call(grpo_loss, 70_001, 3, kl=True), _call(grpo_loss, 501)],
+        cpu=[
+            *_rows("grpo_loss", EVERY, FP32, "large", grpo_loss, 1 << 25),
+            *_rows("grpo_loss", TRAINING, FP32, "48x24", grpo_loss, 48 * 24),
+        ],
+        gpu=[
+            *_rows("grpo_loss", TRAINING, FP32, "32M", grpo_loss, 1 << 25),
+            *_rows("grpo_loss", TRAINING, FP32, "48x24", grpo_loss, 48 * 24),
+        ],
+    ),
+    "sde_step": Family(
+        small=[_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True) for draw in (True, False)],
+        more=[
+            *(_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True, kind=kind)
+              for kind in ("cps", "dance") for draw in (True, False)),
+            _call(sde_step, 3, 16, 64, 64, draw=True, kl=True, mean=True),
+            _call(sde_step, 3, 16, 64, 64),
+        ],
+        cpu=[
+            *_rows("sde_step draw", FORWARD, FP32, "large", sde_step, 64, 16, 128, 128, draw=True),
+            *_rows("sde_step score", EVERY, FP32, "large", sde_step, 64, 16, 128, 128, kl=True),
+            *_rows("sde_step score", TRAINING, BF16, "large", sde_step, 64, 16, 128, 128, kl=True),
+            *_rows("sde_step score", TRAINING, FP32, "4x16x64²", sde_step, 4, 16, 64, 64, kl=True),
+        ],
+        gpu=[
+            *_rows("sde_step draw", FORWARD, BF16, "256x16x128²", sde_step, 256, 16, 128, 128, draw=True),
+            *_rows("sde_step score", TRAINING, BF16, "256x16x128²", sde_step, 256, 16, 128, 128, kl=True),
+            *_rows("sde_step score", TRAINING, BF16, "4x16x64²", sde_step, 4, 16, 64, 64, kl=True),
+            *_rows("sde_step draw", FORWARD, BF16, "4x16x64²", sde_step, 4, 16, 64, 64, draw=True),
+            *_rows("sde_step score", TRAINING, FP32, "1024x16x128²", sde_step, 1024, 16, 128, 128, kl=True),
+        ],
+    ),
+}
+# fmt: on
+
+SMALL_CALLS = [call for family in FAMILIES.values() for call in family.small]
+CALLS = [*SMALL_CALLS, *(call for family in FAMILIES.values() for call in family.more)]
+CASES = [case for family in FAMILIES.values() for case in family.cpu]
+_in_turn = chain.from_iterable(zip_longest(*(family.gpu for family in FAMILIES.values())))
+GPU_CASES = [case for case in _in_turn if case is not None]

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks.cases import CASES, Case, Outputs, Work, differentiate, ones_for
-from finpercep.ops import _backend
+from finpercep import ops
 
 EXECUTORS = ("eager", "compile", "cpp")
 LARGE = 64 << 20  # bytes of traffic
@@ -57,15 +57,16 @@ class Prepared:
 
     def __init__(self, case: Case) -> None:
         self.group = case.group
+        torch.manual_seed(0)
         self.work: Work = case.make()
 
     @cache  # noqa: B019 - lives as long as the object, which is the point
     def executor(self, name: str) -> Callable[..., Outputs]:
         if name == "eager":
-            return self.work.reference
+            return self.work.function("reference")
         if name == "compile":
-            return torch.compile(self.work.reference, fullgraph=True, dynamic=False)
-        return self.work.ours()  # the default backend is C++ here
+            return torch.compile(self.work.function("reference"), fullgraph=True, dynamic=False)
+        return self.work.function()  # the default backend is C++ here
 
 
 _current: list[Prepared] = []
@@ -94,9 +95,8 @@ def round_of(case: Case, ready: Prepared, executor: str) -> tuple[Callable[[], o
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_operator(benchmark, copy: Ceiling, case: Case, executor: str) -> None:  # type: ignore[no-untyped-def]
-    family = case.operator.split("+")[0].split(" ")[0]
-    if executor == "cpp" and not _backend.has_cpp(family):
-        pytest.skip(f"operator {family} is not built: {_backend.unavailable_reason('cpp', family)}")
+    if executor == "cpp" and (reason := ops.backends()["available"]["cpp"]) is not True:
+        pytest.skip(reason)
     ready = prepared(case)
     size = ready.work.traffic(case.direction)
     before, timed = round_of(case, ready, executor)

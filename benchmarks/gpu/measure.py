@@ -7,40 +7,35 @@ hangs or is killed loses nothing, and the next one goes on behind it.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, Outputs, Work, differentiate, ones_for
+from benchmarks.cases import GPU_CASES, Case, differentiate, ones_for
 from benchmarks.gpu import report
-from benchmarks.gpu.cases import CASES
 from benchmarks.gpu.model import VARIANTS, variant
+from benchmarks.gpu.report import Row
 
 DEVICE = "cuda"
+EXECUTORS = report.EXECUTORS
 FLUSH = 1 << 30
 SLEEP = 4_000_000  # cycles, about 2 ms: longer than the host takes to enqueue any training step
 WAKE = 20 * SLEEP  # brings the clocks up after a compilation
 ROUNDS, WARMUP = 15, 3
-PARTS = {"rows": ("eager", "cuda", "triton", "compile"), "rest": ("compile-max",)}
-# The longest that a cell may take, compilation included.
-CELL_SECONDS = {"eager": 30.0, "cuda": 30.0, "triton": 30.0, "compile": 45.0, "compile-max": 60.0}
-MODEL_SECONDS = 120.0
+OPERATOR_SECONDS, MODEL_SECONDS = 45.0, 120.0  # the longest that a cell may take, compilation included
 UNFINISHED = "did not finish: a crash, a hang, or the end of the time"
 BROKE = "broke the device, "
-FRAGILE = 2  # cells that an executor may lose so, before the others go first
+FRAGILE = 2  # cells that an executor may lose so, before the others go first: every such cell costs a start
 AGAIN = 75  # exit status: this process cannot go on, another can
-
-Row = dict[str, Any]
 
 
 class Timer:
@@ -57,7 +52,7 @@ class Timer:
     def __call__(self, call: Callable[[], object]) -> float:
         seconds = []
         torch.cuda._sleep(WAKE)
-        for index in range(WARMUP + ROUNDS):
+        for _ in range(WARMUP + ROUNDS):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self.buffer.sum()
             torch.cuda._sleep(SLEEP)
@@ -65,9 +60,8 @@ class Timer:
             call()
             end.record()
             torch.cuda.synchronize()
-            if index >= WARMUP:
-                seconds.append(start.elapsed_time(end) / 1e3)
-        return statistics.median(seconds)
+            seconds.append(start.elapsed_time(end) / 1e3)
+        return statistics.median(seconds[WARMUP:])
 
     def peak(self, call: Callable[[], object]) -> int:
         """Bytes of memory beyond what is held before the call."""
@@ -102,22 +96,27 @@ def ceilings(timer: Timer) -> dict[str, float]:
     }
 
 
-def executor(work: Work, name: str) -> Callable[..., Outputs]:
-    """One of `EXECUTORS` as a function of the inputs."""
-    if name == "eager":
-        return work.reference
-    if name in report.RIVALS:
-        mode = "max-autotune-no-cudagraphs" if name == "compile-max" else None
-        return torch.compile(work.reference, fullgraph=True, dynamic=False, mode=mode)
-    return work.ours(name)
+@dataclass(frozen=True)
+class Cell:
+    """One time to measure: a column of a row. `prepared` gives the call, compiled: it has run once."""
+
+    row: Row
+    name: str
+    seconds: float
+    prepared: Callable[[], AbstractContextManager[Callable[[], object]]]
 
 
-def prepare(case: Case, name: str) -> Callable[[], object]:
-    """The call of a cell, compiled: it has run once in every direction that it has."""
+@contextmanager
+def prepared(case: Case, name: str) -> Iterator[Callable[[], object]]:
+    """A case by one executor."""
     training = case.direction != "forward"
+    torch.manual_seed(0)
     with torch.device(DEVICE):
         work = case.make()
-    run, inputs = executor(work, name), work.leaves(training)
+    run = work.function("reference" if name in ("eager", "compile") else name)
+    if name == "compile":
+        run = torch.compile(run, fullgraph=True, dynamic=False)
+    inputs = work.leaves(training)
     with torch.set_grad_enabled(training):
         incoming = ones_for(run(*inputs))
 
@@ -127,7 +126,27 @@ def prepare(case: Case, name: str) -> Callable[[], object]:
             return differentiate(outputs, inputs, incoming) if training else outputs
 
     call()
-    return call
+    yield call
+
+
+def cells(part: str) -> list[Cell]:
+    """In order: all executors of every case, then, if `part` is "all", the whole model."""
+    found = []
+    for case in GPU_CASES:
+        with torch.device("meta"):
+            row = report.row(case, case.make().traffic(case.direction))
+        found += [Cell(row, name, OPERATOR_SECONDS, partial(prepared, case, name)) for name in EXECUTORS]
+    if part == "all":
+        model = report.model_row()
+        found += [Cell(model, name, MODEL_SECONDS, partial(variant, name, DEVICE)) for name in VARIANTS]
+    return found
+
+
+def release() -> None:
+    """Leave the device's memory to what comes next; graphs of the compiler are cycles that hold tensors."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -142,119 +161,50 @@ def watched(seconds: float) -> Iterator[None]:
         watchdog.cancel()
 
 
-def attempt(
-    name: str,
-    errors: Row,
-    seconds: float,
-    save: Callable[[], object],
-    timer: Timer,
-    cell: Callable[[], None],
-) -> None:
-    """Run one cell; an error of any kind stays beside the results. Exits where no further cell could run."""
-    errors[name] = UNFINISHED
+def attempt(cell: Cell, row: Row, timer: Timer, save: Callable[[], object]) -> None:
+    """Measure one cell into `row`; an error stays beside the results. Exits where no further cell could run."""
+    row["errors"][cell.name] = UNFINISHED
     save()
     try:
-        with watched(seconds):
-            cell()
-        del errors[name]
+        release()
+        with watched(cell.seconds), cell.prepared() as call:
+            row["seconds"][cell.name], row["peak"][cell.name] = timer(call), timer.peak(call)
+        del row["errors"][cell.name]
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        errors[name] = f"{type(error).__name__}: {lines[0][:200]}"
-        print(f"{name}: {errors[name]}", flush=True)
+        row["errors"][cell.name] = f"{type(error).__name__}: {lines[0][:200]}"
         if timer.broken():
-            errors[name] = BROKE + errors[name]
+            row["errors"][cell.name] = BROKE + row["errors"][cell.name]
             save()
             raise SystemExit(AGAIN) from error
     save()
 
 
-def measure_case(case: Case, name: str, row: Row, timer: Timer) -> None:
-    """Time and memory of one executor, into its row."""
-    torch._dynamo.reset()
-    if name in report.RIVALS:
-        gc.collect()  # graphs of the compiler are cycles that hold tensors
-    torch.cuda.empty_cache()
-    with torch.device("meta"):
-        row["bytes"] = case.make().traffic(case.direction)
-    call = prepare(case, name)
-    row["seconds"][name], row["peak"][name] = timer(call), timer.peak(call)
+def missing(result: Row, part: str) -> list[Cell]:
+    """The cells that the results lack, those of executors that ended the process again and again last."""
+    errors = [item for row in result["rows"] for item in row["errors"].items()]
+    lost = [name for name, why in errors if why.startswith((UNFINISHED, BROKE))]
+    fresh = []
+    for cell in cells(part):
+        row = report.find(result, cell.row)
+        if cell.name not in row["seconds"] and cell.name not in row["errors"]:
+            fresh.append(cell)
+    return sorted(fresh, key=lambda cell: lost.count(cell.name) >= FRAGILE)
 
 
-def fragile(result: Row) -> set[str]:
-    """Executors whose kernels ended the process again and again: every such cell costs a start."""
-    lost = [
-        name for row in result["rows"] for name, why in row["errors"].items() if why.startswith((UNFINISHED, BROKE))
-    ]
-    return {name for name in lost if lost.count(name) >= FRAGILE}
-
-
-def measure_cases(
-    result: Row,
-    cases: Sequence[Case],
-    names: Sequence[str],
-    timer: Timer,
-    left: Callable[[], float],
-    save: Callable[[], object],
-) -> None:
-    """All cells that the results lack, while there is time; those of fragile executors last."""
-    last = fragile(result)
-    for group in ([n for n in names if n not in last], [n for n in names if n in last]):
-        for case in cases:
-            row = report.row_for(result, case)
-            missing = [name for name in group if name not in row["seconds"] and name not in row["errors"]]
-            for name in missing:
-                if left() <= 0:
-                    print(f"no time left: {case.name} {name} and what follows is not measured", flush=True)
-                    return
-                cell = partial(measure_case, case, name, row, timer)
-                attempt(name, row["errors"], CELL_SECONDS.get(name, 30.0), save, timer, cell)
-            if missing:
-                print(line(row, result["ceilings"]), flush=True)
-
-
-def measure_model(result: Row, timer: Timer, left: Callable[[], float], save: Callable[[], object]) -> None:
-    """The variants of the whole model that the results lack, while there is time."""
-    model = result["model"] or {"seconds": {}, "errors": {}}
-    result["model"] = model
-
-    def cell(name: str) -> None:
-        torch._dynamo.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
-        with variant(name, DEVICE) as call:
-            model["seconds"][name] = timer(call)
-
-    for name in VARIANTS:
-        if name not in model["seconds"] and name not in model["errors"] and left() > 0:
-            attempt(name, model["errors"], MODEL_SECONDS, save, timer, partial(cell, name))
-    print(report.times_of_model(model["seconds"]), flush=True)
-
-
-def line(row: Row, ceiling: dict[str, float]) -> str:
-    """One row as it appears while measuring."""
-    times = " ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in row["seconds"].items())
-    name, share = report.best(row), ""
-    if name is not None:
-        share = f", {row['bytes'] / row['seconds'][name] / 1e9 / ceiling['copy_gbps']:.0%} of copy"
-    return f"{row['operator']} {row['direction']} {row['dtype']} {row['size']}: {times} µs{share}"
-
-
-def main(path: Path, part: str, seconds: float) -> None:
+def main(path: Path, part: str, seconds: float, timer: Timer | None = None) -> None:
     end = time.monotonic() + seconds
-    result = json.loads(path.read_text())
-
-    def left() -> float:
-        return end - time.monotonic()
-
+    result, timer = report.load(path), timer or Timer()
     save = partial(report.write, result, path)
-    timer = Timer()
     if not result["ceilings"]:
         result["ceilings"] = ceilings(timer)
-        save()
-    if part == "model":
-        measure_model(result, timer, left, save)
-    else:
-        measure_cases(result, CASES, PARTS[part], timer, left, save)
+    for cell in missing(result, part):
+        if time.monotonic() >= end:
+            print(f"no time left: {cell.row['operator']} {cell.name} and what follows is not measured", flush=True)
+            return
+        row = report.find(result, cell.row)
+        attempt(cell, row, timer, save)
+        print(report.line(row, cell.name, result["ceilings"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The whole reward beside its bare encoder: ViT-L/14, 448², batch 16, bf16, compiled; random weights.
 
-`modulate` is a fusion barrier in a compiled model, so the head is measured with the operator and with the reference in
-its place.
+`modulate` is a fusion barrier in a compiled model, so the head is measured with the operator and with its definition.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,12 +20,6 @@ VARIANTS = ("encoder", WITH_OPERATOR, "reward, reference")
 SIDE, BATCH, LAYERS = 448, 16, 24
 
 
-class _Reference:
-    """Stands for `finpercep.ops` in the head."""
-
-    modulate = staticmethod(modulate_reference)
-
-
 @cache
 def reward(device: str) -> tuple[Any, torch.Tensor]:
     """The model, and images."""
@@ -33,15 +27,13 @@ def reward(device: str) -> tuple[Any, torch.Tensor]:
 
     from finpercep import RewardModel
 
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=LAYERS,
-        patch_size=14,
-        num_attention_heads=16,
-        image_size=224,
-        projection_dim=768,
-    ).to_dict()
+    sizes: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "projection_dim": 768,
+    }
+    config = CLIPVisionConfig(**sizes, num_hidden_layers=LAYERS, patch_size=14, image_size=224).to_dict()
     taps = [LAYERS * quarter // 4 for quarter in (1, 2, 3, 4)]
     encoder = {"type": "vit", "config": {"model_type": "clip_vision_model", **config}, "taps": taps}
     model = RewardModel(encoder, {"width": "light"}).eval().to(device, torch.bfloat16)
@@ -57,7 +49,7 @@ def variant(name: str, device: str) -> Iterator[Callable[[], object]]:
     compiled = torch.compile(model.encoder if name == "encoder" else model, dynamic=False)
     operator = head.ops
     if name.endswith("reference"):
-        head.ops = _Reference  # type: ignore[assignment]
+        head.ops = SimpleNamespace(modulate=modulate_reference)  # type: ignore[assignment]
     try:
         with torch.no_grad():
             compiled(images)

@@ -1,145 +1,94 @@
+"""The check of a CUDA machine, as far as it goes without one: C++ operators, and a clock in the place of a GPU."""
+
+from __future__ import annotations
+
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import cases
-from benchmarks.cases import Case
-from benchmarks.gpu import ROOT, measure, report, stages, warm
-from benchmarks.gpu.__main__ import CHECKS, MEASUREMENTS, SHARES, check, fingerprint, measured
-from benchmarks.gpu.cases import CASES, advantage_of_ids
-from benchmarks.gpu.stages import Command
+from benchmarks.cases import CASES, GPU_CASES, Case
+from benchmarks.gpu import ROOT, commands, measure, report, warm
+from benchmarks.gpu import __main__ as run
+from benchmarks.gpu.commands import Command
 
 CEILINGS = {"copy_gbps": 4000.0, "matmul_tflops": 700.0, "launch_seconds": 2e-6}
 
 
-def row(**changes):
+def row(**changes: Any) -> dict[str, Any]:
     """800 MB in 250 µs by CUDA: 3200 GB/s, 80 % of the copy."""
-    base = {
-        "operator": "modulate",
-        "direction": "forward",
-        "dtype": "bfloat16",
-        "size": "s",
-        "bytes": 800e6,
-        "seconds": {"eager": 1e-3, "compile": 3e-4, "triton": 2.6e-4, "cuda": 2.5e-4},
-        "peak": {"eager": 900, "triton": 300, "cuda": 300},
-        "errors": {},
-    }
-    return base | changes
+    base = {"operator": "modulate", "direction": "forward", "dtype": "bfloat16", "size": "s", "bytes": 800e6}
+    seconds = {"eager": 1e-3, "compile": 3e-4, "triton": 2.6e-4, "cuda": 2.5e-4}
+    return {**base, "seconds": seconds, "peak": {"eager": 900, "triton": 300, "cuda": 300}, "errors": {}, **changes}
 
 
-def test_cells_and_bar():
+def test_cells_and_bar() -> None:
     cells = dict(zip(report.COLUMNS, report.cells(row(), CEILINGS), strict=True))
     assert cells["cuda"] == "250.0"
-    assert cells["compile-max"] == ""  # not measured
-    assert (cells["GB/s"], cells["% copy"], cells["× compile"], cells["memory ÷ eager"]) == (
-        "3200",
-        "80",
-        "1.20",
-        "0.33",
-    )
+    ratios = (cells["GB/s"], cells["% copy"], cells["× compile"], cells["memory ÷ eager"])
+    assert ratios == ("3200", "80", "1.20", "0.33")
     assert cells["bar"] == "no: copy"
-    fast = row(seconds={"cuda": 2.2e-4, "compile": 2e-4})
-    assert report.cells(fast, CEILINGS)[-1] == "no: compile"
-    small = row(operator="group_advantage", bytes=1e4, seconds={"cuda": 3e-6})
-    assert report.cells(small, CEILINGS)[-1] == "no: launch"
-    ids = row(operator="group_advantage ids", bytes=1e4, seconds={"cuda": 3e-6})
-    assert report.cells(ids, CEILINGS)[-1] == "no: launch"
-    assert report.cells(row(seconds={"cuda": 2.2e-4}), CEILINGS)[-1] == "yes, without compile, compile-max"
-    rivals = {"compile": 3e-4, "compile-max": 2.5e-4}
-    assert report.cells(row(seconds={"cuda": 2.2e-4, **rivals}), CEILINGS)[-1] == "yes"
+    peak = {"cuda": 3e2}
+    assert report.cells(row(seconds={"cuda": 2.2e-4, "compile": 2e-4}), CEILINGS)[-1] == "no: compile"
+    for operator in ("group_advantage", "group_advantage ids"):
+        small = row(operator=operator, bytes=1e4, seconds={"cuda": 3e-6}, peak=peak)
+        assert report.cells(small, CEILINGS)[-1] == "no: launch"
+    assert report.cells(row(seconds={"cuda": 2.2e-4}), CEILINGS)[-1] == "yes, without compile"
+    assert report.cells(row(seconds={"cuda": 2.2e-4, "compile": 2.5e-4}), CEILINGS)[-1] == "yes"
 
 
-def test_what_was_not_measured_is_empty():
+def test_what_was_not_measured_is_empty() -> None:
     assert report.cells(row(seconds={"eager": 1e-3}), CEILINGS)[-5:] == [""] * 5
-    result = {"machine": {"gpu": "A card"}, "checks": [{"name": "build", "result": "failed (1)"}]}
-    page = report.markdown(result)
+    page = report.markdown(report.empty({"gpu": "A card"}) | {"checks": [{"name": "build", "result": "failed (1)"}]})
     assert "| build | failed (1) |" in page
     assert "Ceilings" not in page
 
 
-def test_files(tmp_path):
-    result = {"machine": {"gpu": "A card"}, "checks": [], "ceilings": CEILINGS, "rows": [row()], "model": {}}
-    page = report.write(result, tmp_path / "new" / "a-card.json")
-    assert json.loads((tmp_path / "new" / "a-card.json").read_text()) == result
-    table = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+def test_files(tmp_path: Path) -> None:
+    result = report.empty({"gpu": "A card"}) | {"ceilings": CEILINGS, "rows": [row()]}
+    path = tmp_path / "new" / "a-card.json"
+    report.write(result, path)
+    assert report.load(path) == result
+    table = [line for line in path.with_suffix(".md").read_text().splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in table[1:]} == {len(report.COLUMNS) + 1}
-    assert sorted(os.listdir(page.parent)) == ["a-card.json", "a-card.md"]  # nothing half
+    assert sorted(os.listdir(path.parent)) == ["a-card.json", "a-card.md"]  # nothing half
 
 
-def test_results_are_added_to_on_the_same_machine_only(tmp_path):
-    path, machine = tmp_path / "a.json", {"gpu": "A card", "sources": "1"}
-    empty = report.load(path, machine)
-    assert empty == {"machine": machine, "checks": [], "ceilings": {}, "rows": [], "model": {}}
-    report.write({**empty, "rows": [row()]}, path)
-    assert report.load(path, dict(machine))["rows"] == [row()]
-    assert report.load(path, {**machine, "sources": "2"})["rows"] == []
-    path.write_text("{")
-    assert report.load(path, machine)["rows"] == []
-
-
-def test_a_check_takes_the_place_of_its_earlier_run():
-    result = {"checks": [{"name": "build", "result": "failed"}, {"name": "tests", "result": "ok"}]}
-    report.put_check(result, {"name": "build", "result": "ok"})
-    report.put_check(result, {"name": "racecheck", "result": "ok"})
-    assert [tuple(c.values()) for c in result["checks"]] == [
-        ("build", "ok"),
-        ("tests", "ok"),
-        ("racecheck", "ok"),
-    ]
-
-
-def test_model_and_errors_in_the_page():
-    model = {
-        "seconds": {"encoder": 0.02, "reward, operator": 0.021},
-        "errors": {"reward, reference": "E: why"},
-    }
-    result = {
-        "machine": {"gpu": "A"},
-        "checks": [{"name": "a", "result": "x | y"}],
-        "ceilings": CEILINGS,
-        "rows": [row(errors={"compile-max": "E: no"})],
-        "model": model,
-    }
+def test_model_and_errors_in_the_page() -> None:
+    model = report.model_row() | {"seconds": {"encoder": 0.02, "reward, operator": 0.021}}
+    result = report.empty({"gpu": "A"}) | {"ceilings": CEILINGS, "checks": [{"name": "a", "result": "x | y"}]}
+    result["rows"] = [row(errors={"triton": "E: no"}), model | {"errors": {"reward, reference": "E: why"}}]
     page = report.markdown(result)
     assert "encoder 20.00 ms, reward, operator 21.00 ms (1.050 × encoder)." in page
-    assert page.endswith(
-        "Not measured:\n- modulate forward bfloat16 s, compile-max: E: no\n- ViT-L/14, reward, reference: E: why\n"
+    notes = (
+        "- modulate forward bfloat16 s, triton: E: no\n- ViT-L/14 forward bfloat16 16 x 448², reward, reference: E: why"
     )
+    assert page.endswith(f"Not measured:\n{notes}\n")
     assert "| a | x ¦ y |" in page
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_cases_exist_without_their_memory(case: Case):
+@pytest.mark.parametrize("case", [*GPU_CASES, *CASES], ids=lambda case: case.name)
+def test_cases_exist_without_their_memory(case: Case) -> None:
     with torch.device("meta"):
         work = case.make()
-        outputs = work.reference(*work.leaves(False))
+        outputs = work.function("reference")(*work.leaves(False))
     assert outputs[0].device.type == "meta"
     assert work.traffic("training") >= work.traffic("forward") > 0
 
 
-def test_sizes_reach_from_launch_bound_to_gigabytes():
-    with torch.device("meta"):
-        sizes = [case.make().traffic(case.direction) for case in CASES]
+def test_sizes_reach_from_launch_bound_to_gigabytes() -> None:
+    sizes = [cell.row["bytes"] for cell in measure.cells("operators")]
     assert min(sizes) < 1e5
     assert max(sizes) > 2e9
-
-
-def test_advantage_of_ids_is_that_of_its_groups():
-    work = advantage_of_ids(96, 24)
-    rewards, ids = work.inputs
-    assert work.forward_bytes == 96 * (4 + 8 + 4)
-    assert ids.unique().numel() == 4
-    advantages = work.reference(*work.leaves(False))[0]
-    for group in ids.unique():
-        members = rewards[ids == group]
-        expected = (members - members.mean()) / (members.std(correction=0) + 1e-4)
-        torch.testing.assert_close(advantages[ids == group], expected)
 
 
 class Clock:
@@ -148,10 +97,10 @@ class Clock:
     def __init__(self, broken: bool = False) -> None:
         self.is_broken = broken
 
-    def __call__(self, call) -> float:
+    def __call__(self, call: Callable[[], object]) -> float:
         return 1e-3 if call() is not None else 0.0
 
-    def peak(self, call) -> int:
+    def peak(self, call: Callable[[], object]) -> int:
         return 7
 
     def broken(self) -> bool:
@@ -160,152 +109,173 @@ class Clock:
 
 SMALL = [
     Case("grpo_loss", "training", torch.float32, "48", partial(cases.grpo_loss, torch.float32, 48)),
-    Case("group_advantage ids", "forward", torch.float32, "4x24", partial(advantage_of_ids, 96, 24)),
+    Case(
+        "group_advantage ids",
+        "forward",
+        torch.float32,
+        "4x24",
+        partial(cases.group_advantage, torch.float32, 96, 24, True),
+    ),
 ]
 
 
 @pytest.fixture
-def result(monkeypatch) -> dict:
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Results to measure small cases into, on the CPU."""
     monkeypatch.setattr(measure, "DEVICE", "cpu")
-    return {"machine": {"gpu": "A"}, "checks": [], "ceilings": CEILINGS, "rows": [], "model": {}}
+    monkeypatch.setattr(measure, "GPU_CASES", SMALL)
+    monkeypatch.setattr(measure, "EXECUTORS", ("eager", "no such backend", "cpp"))
+    path = tmp_path / "a.json"
+    report.write(report.empty({"gpu": "A"}) | {"ceilings": CEILINGS}, path)
+    return path
 
 
-def run(result, timer, left=lambda: 1.0, names=("eager", "no such backend"), save=lambda: None):
-    measure.measure_cases(result, SMALL, names, timer, left, save)
+def measured(path: Path, clock: Clock | None = None, seconds: float = 100.0, part: str = "operators") -> list[Any]:
+    measure.main(path, part, seconds, clock or Clock())  # type: ignore[arg-type]
+    rows: list[Any] = report.load(path)["rows"]
+    return rows
 
 
-def test_an_error_of_a_cell_leaves_the_others(result):
-    saved = []
-    run(result, Clock(), save=lambda: saved.append(json.dumps(result)))
-    assert [r["seconds"] for r in result["rows"]] == [{"eager": 1e-3}] * 2
-    assert [r["peak"] for r in result["rows"]] == [{"eager": 7}] * 2
-    assert [r["bytes"] for r in result["rows"]] == [48 * 4 * 7, 96 * 16]
-    for r in result["rows"]:
+def test_an_error_of_a_cell_leaves_the_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+    write = report.write
+
+    def kept(result: report.Row, path: Path) -> None:
+        saved.append(json.dumps(result))
+        write(result, path)
+
+    monkeypatch.setattr(report, "write", kept)
+    rows = measured(path)
+    assert [r["seconds"] for r in rows] == [{"eager": 1e-3, "cpp": 1e-3}] * 2
+    assert [r["peak"] for r in rows] == [{"eager": 7, "cpp": 7}] * 2
+    assert [r["bytes"] for r in rows] == [48 * 4 * 7, 96 * 16]
+    for r in rows:
         assert r["errors"]["no such backend"].startswith("ValueError: backend: expected one of")
     assert json.loads(saved[0])["rows"][0]["errors"] == {"eager": measure.UNFINISHED}  # what a crash would leave
     assert json.loads(saved[1])["rows"][0]["seconds"] == {"eager": 1e-3}
 
 
-def test_a_broken_device_ends_the_process_and_the_next_goes_on(result):
+def test_a_broken_device_ends_the_process_and_the_next_goes_on(path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(result, Clock(broken=True))
+        measured(path, Clock(broken=True))
     assert ended.value.code == measure.AGAIN
-    assert len(result["rows"]) == 1
+    result = report.load(path)
     assert result["rows"][0]["errors"]["no such backend"].startswith("broke the device, ValueError: backend")
     result["rows"][0]["seconds"]["eager"] = 5.0
-    run(result, Clock())
-    assert [r["seconds"]["eager"] for r in result["rows"]] == [5.0, 1e-3]  # not measured twice
+    report.write(result, path)
+    assert [r["seconds"]["eager"] for r in measured(path)] == [5.0, 1e-3]  # not measured twice
 
 
-def test_an_executor_that_breaks_the_device_again_and_again_goes_last(result, monkeypatch):
-    order = []
-    monkeypatch.setattr(measure, "line", lambda row, ceiling: "")
-    monkeypatch.setattr(measure, "attempt", lambda name, *rest: order.append(name))
-    run(result, Clock())
-    assert order == ["eager", "no such backend"] * 2
-    for why in (measure.UNFINISHED, f"{measure.BROKE}E: why"):
-        result["rows"].append(row(size=why, errors={"eager": why}))
-    order.clear()
-    run(result, Clock())
-    assert order == ["no such backend"] * 2 + ["eager"] * 2
+def test_an_executor_that_breaks_the_device_again_and_again_goes_last(path: Path) -> None:
+    result = report.load(path)
+    assert [cell.name for cell in measure.missing(result, "operators")] == ["eager", "no such backend", "cpp"] * 2
+    result["rows"] += [row(size=why, errors={"eager": why}) for why in (measure.UNFINISHED, f"{measure.BROKE}E: why")]
+    order = [cell.name for cell in measure.missing(result, "operators")]
+    assert order == ["no such backend", "cpp"] * 2 + ["eager"] * 2
 
 
-def test_without_time_nothing_is_measured(result):
-    run(result, Clock(), left=lambda: 0.0)
-    assert result["rows"][0]["seconds"] == result["rows"][0]["errors"] == {}
+def test_without_time_nothing_is_measured(path: Path) -> None:
+    measured(path, seconds=0.0)
+    assert all(r["seconds"] == r["errors"] == {} for r in report.load(path)["rows"])
 
 
-def test_variants_of_the_model_fail_alone(result, monkeypatch):
-    def variant(name, device):
+def test_variants_of_the_model_fail_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def variant(name: str, device: str) -> None:
         raise RuntimeError(f"no {name}\nmore")
 
     monkeypatch.setattr(measure, "variant", variant)
-    measure.measure_model(result, Clock(), lambda: 1.0, lambda: None)
-    assert result["model"]["errors"]["encoder"] == "RuntimeError: no encoder"
-    assert list(result["model"]["errors"]) == list(measure.VARIANTS)
+    model = measured(path, part="all")[-1]
+    assert model["errors"]["encoder"] == "RuntimeError: no encoder"
+    assert list(model["errors"]) == list(measure.VARIANTS)
 
 
-def test_a_cell_that_hangs_ends_the_process():
+def test_a_cell_that_hangs_ends_the_process() -> None:
     code = "import time\nfrom benchmarks.gpu.measure import watched\nwith watched(0.1): time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
     assert done.returncode == measure.AGAIN
 
 
-def test_a_command_out_of_time_keeps_its_output_and_leaves_no_process(tmp_path):
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(commands, "LOGS", tmp_path / "logs")
+
+
+def test_a_command_out_of_time_keeps_its_output_and_leaves_no_process(logs: None, tmp_path: Path) -> None:
     child = f"import time; time.sleep(3); open({str(tmp_path / 'alive')!r}, 'w')"
     code = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    outcome = stages.run(Command("slow", [sys.executable, "-c", code], 1.5))
-    assert outcome.check() == {
-        "name": "slow",
-        "result": "failed (out of time), 2 s: begun",
-        "output": "begun\n",
-    }
+    (outcome,) = commands.run([Command("slow", [sys.executable, "-c", code])], time.monotonic() + 1.5)
+    assert outcome.check() == {"name": "slow", "result": "failed (out of time), 2 s: begun", "output": "begun\n"}
     time.sleep(3)
     assert not (tmp_path / "alive").exists()
 
 
-def test_commands_at_the_same_time():
+def test_commands_at_the_same_time(logs: None) -> None:
     codes = ["print('fine')", "import os; print('bad'); raise SystemExit(int(os.environ['STATUS']))"]
-    commands = [Command(c, [sys.executable, "-c", c], 50, {"STATUS": "3"}) for c in codes]
-    good, bad = (outcome.check() for outcome in stages.together(commands))
+    both = [Command(str(i), [sys.executable, "-c", c], {"STATUS": "3"}) for i, c in enumerate(codes)]
+    good, bad = (outcome.check() for outcome in commands.run(both, time.monotonic() + 50))
     assert good["result"].startswith("ok, ")
     assert good["result"].endswith("s: fine")
     assert bad["result"].startswith("failed (3), ")
     assert bad["output"] == "bad\n"
 
 
-def test_measuring_goes_on_after_a_crash(monkeypatch):
-    statuses, commands = [-6, measure.AGAIN, 0], []
+def fake_run(monkeypatch: pytest.MonkeyPatch, statuses: list[int | None]) -> list[list[str]]:
+    """Commands end with these statuses, then with 0, and do not run; returns the names of those started together."""
+    started: list[list[str]] = []
 
-    def fake(command):
-        commands.append(command)
-        return stages.Outcome(command.name, statuses[len(commands) - 1], 1.0, "last\n")
+    def fake(together: list[Command], until: float) -> list[commands.Outcome]:
+        started.append([command.name for command in together])
+        status = statuses[len(started) - 1] if len(started) <= len(statuses) else 0
+        return [commands.Outcome(command.name, status, 1.0, "last\n") for command in together]
 
-    monkeypatch.setattr(stages, "run", fake)
-    assert measured("rows", ROOT / "x.json", 100.0) == {"name": "measure rows", "result": "ok, 1 s: last"}
-    assert len(commands) == 3
-    statuses[0] = None
-    commands.clear()
-    assert measured("rows", ROOT / "x.json", 100.0)["result"] == "its time was up, 1 s"
-    assert len(commands) == 1
+    monkeypatch.setattr(commands, "run", fake)
+    return started
 
 
-def test_two_commands_add_up(monkeypatch, tmp_path):
-    """Measuring, then testing: nothing of the first is lost, and each stage gets its share of the time."""
-    main, path, machine, given = sys.modules["benchmarks.gpu.__main__"], tmp_path / "a.json", {"gpu": "A"}, {}
-
-    def stage(name, seconds, path, measuring):
-        given[name] = seconds
-        if name == "rows":
-            report.write({**report.load(path, machine), "ceilings": CEILINGS, "rows": [row()]}, path)
-        return [{"name": f"measure {name}" if name in MEASUREMENTS else name, "result": "ok"}]
-
-    monkeypatch.setattr(main, "machine", lambda: machine)
-    monkeypatch.setattr(main, "run_stage", stage)
-    check([n for n in SHARES if n not in CHECKS], path, lambda: 100.0)
-    assert given["model"] == 100.0  # the last one: all that is left
-    assert given["rows"] == pytest.approx(100 * 60 / (60 + 30 + 20))
-    result = check([n for n in SHARES if n not in MEASUREMENTS], path, lambda: 100.0)
-    assert result["rows"] == [row()]
-    names = [c["name"] for c in result["checks"]]
-    assert sorted(names) == ["build", "measure model", "measure rest", "measure rows", "sanitizer", "tests"]
-    assert check([n for n in SHARES if n not in CHECKS], path, lambda: 100.0)["rows"] == [row()]
+def test_measuring_goes_on_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = fake_run(monkeypatch, [-6, measure.AGAIN, 0])
+    end = time.monotonic() + 100
+    assert run.measure("all", ROOT / "x.json", end) == {"name": "measure all", "result": "ok, 1 s: last"}
+    assert len(started) == 3
+    started = fake_run(monkeypatch, [None])
+    assert run.measure("all", ROOT / "x.json", end)["result"] == "its time was up, 1 s"
+    assert len(started) == 1
 
 
-def test_what_was_tuned_beside_others_is_forgotten(tmp_path):
-    for name in ("a.best_config", "a.py"):
-        (tmp_path / name).touch()
-    warm.forget_tuning(tmp_path)
-    assert os.listdir(tmp_path) == ["a.py"]
+def test_all_stages_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Build, measure, test, measure the rest; what fails is in the results, and the rest goes on."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    started = fake_run(monkeypatch, [1])
+    result = run.check(tmp_path / "a.json", time.monotonic())
+    assert [names[0] for names in started] == ["build", "measure operators", "tests of cuda 1/3", "measure all"]
+    assert started[2][-1] == "compile ahead built"
+    checks = {check["name"]: check["result"] for check in result["checks"]}
+    assert checks["build"].startswith("failed (1)")
+    assert checks["tests of triton 5/5"].startswith("ok")
+    assert not any("ahead" in name for name in checks)
+    assert json.loads((tmp_path / "a.json").read_text()) == result
+    assert run.BUILT < run.MEASURED < run.CHECKED < run.ENDED < 8 * 60
 
 
-def test_everything_measured_is_compiled_ahead():
-    assert [len(list(warm.jobs(built))) for built in (False, True)] == [2 + 2 * len(CASES), 1]
-    names = {name for names in measure.PARTS.values() for name in names}
-    assert names == set(report.EXECUTORS) == set(measure.CELL_SECONDS)
+def test_everything_measured_is_compiled_ahead() -> None:
+    every = [cell.name for part in range(3) for cell in warm.chosen(str(part), "3")]
+    assert sorted(every) == sorted(["encoder", "reward, reference", *["compile", "triton"] * len(GPU_CASES)])
+    assert [cell.name for cell in warm.chosen("built")] == ["reward, operator"]
 
 
-def test_kernels_are_found_in_a_tree_that_is_not_installed():
+def test_tests_run_in_parts_that_leave_none_out() -> None:
+    """The operators' tests behind -k, as the check runs them; here on the backend that a machine without GPU has."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-k", "sanitizer", "tests/gpu"]
+    found = []
+    for part in ([], ["--part", "1/2"], ["--part", "2/2"]):
+        done = subprocess.run([*command, *part], capture_output=True, text=True, cwd=ROOT)
+        found.append({line for line in done.stdout.splitlines() if "::" in line})
+    assert found[0] == found[1] | found[2]
+    assert abs(len(found[1]) - len(found[2])) <= 1
+
+
+def test_kernels_are_found_in_a_tree_that_is_not_installed() -> None:
     code = """
 import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "") + repr(f)]
@@ -323,13 +293,8 @@ print(finpercep.kernels._config.__file__)
     assert done.stdout.strip() == str(ROOT / "kernels" / "_config.py"), done.stderr
 
 
-def test_fingerprint_is_of_the_sources():
-    assert fingerprint() == fingerprint()
-    assert len(fingerprint()) == 12
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks what happens without a GPU")
-def test_without_a_gpu_it_says_so():
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True)
+def test_without_a_gpu_it_says_so() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.startswith("no CUDA device")

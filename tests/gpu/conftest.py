@@ -1,7 +1,9 @@
-"""Triton and CUDA on a GPU, in `make gpu-check`. Without one, the same tests run on the C++ operators if they can."""
+"""Triton and CUDA on a GPU, in `make gpu-check`. Without one, the same tests run on the C++ operators if they can, and
+on Triton's under its interpreter (tests/kernels/test_interpreter.py)."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,37 +12,34 @@ import pytest
 import torch
 
 import benchmarks.gpu  # noqa: F401  (finds finpercep.kernels in a tree that nobody installed)
-from finpercep.ops import _backend
+from finpercep import ops
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-BACKENDS = ("cuda", "triton") if GPU else ("cpp",)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ("cuda", "triton") if GPU else ("triton",) if INTERPRETED else ("cpp",)
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--backend", choices=BACKENDS, help="of tests/gpu: only this backend")
-    parser.addoption("--part", help='of tests/gpu: a share of the tests, "2/4"')
+    parser.addoption("--part", help='of tests/gpu: a share of the tests that were chosen, "2/4"')
 
 
+@pytest.hookimpl(trylast=True)  # behind -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    backend, part = config.getoption("backend", None), config.getoption("part", None)
-    kept = [item for item in items if backend in (None, backend_of(item))]
-    if part is not None:
-        first, step = map(int, part.split("/"))
-        kept = kept[first - 1 :: step]
+    part = config.getoption("part", None)
+    if part is None:
+        return
+    first, step = map(int, part.split("/"))
+    kept = items[first - 1 :: step]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
 
-def backend_of(item: pytest.Item) -> str | None:
-    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    reason = _backend.unavailable_reason(request.param)
-    if reason is not None:
+    reason = ops.backends()["available"][request.param]
+    if reason is not True:
         pytest.fail(f"{request.param}: {reason}") if GPU else pytest.skip(reason)
     return request.param
 
@@ -64,13 +63,13 @@ def poisoned() -> Iterator[None]:
     is ours.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*deterministic")
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
