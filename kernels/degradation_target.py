@@ -630,10 +630,11 @@ def degradation_target_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `finpercep::degradation_target_backward`: four gradients, empty where the bit of `needs` is not set."""
     sources = (reference, distorted, reference_features, distorted_features)
-    grads = tuple(
+    first, second, third, fourth = (
         (reference if s is None else s).new_empty((0,) if s is None or not needs >> i & 1 else s.shape)
         for i, s in enumerate(sources)
     )
+    grads = (first, second, third, fourth)
     batch, _, height, width = reference.shape
     if batch == 0 or needs == 0:
         return grads
@@ -681,6 +682,7 @@ def _feature_factors(
 ) -> Tensor:
     """Adjoint of the upsampling, and the factors of the cosine's gradient. (B, 3, h, w)"""
     out = upstream[1]
+    assert out is not None
     batch, _, height, width = out.shape
     h, w = moments.shape[2:]
     A = triton_type(out.dtype)

@@ -16,6 +16,37 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Whole files and folders that `make check` leaves out, and why; single tests carry their mark themselves.
+MARKS = {
+    "cuda/test_compiled.py": "compile",
+    "cuda/test_emulated.py": "emulator",
+    "kernels/test_compile.py": "compile",
+    "kernels/test_interpreter.py": "interpreter",
+    "benchmarks": "slow",
+    "cli/test_make_dataset.py": "training",
+    "cli/test_train_reward.py": "training",
+    "cli/test_training.py": "training",
+    "data/dataset/test_make.py": "training",
+    "demo": "training",
+    "docs": "slow",
+    "evaluation/test_evaluate.py": "training",
+    "examples": "training",
+    "gpu": "slow",
+    "models/test_vit_encoder.py": "slow",
+    "ops/test_build.py": "slow",
+    "rl": "training",
+    "training/test_trainer.py": "training",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        inside = item.path.relative_to(tests) if item.path.is_relative_to(tests) else Path()
+        for place in (inside, *inside.parents):
+            if (mark := MARKS.get(place.as_posix())) is not None:
+                item.add_marker(mark)
+
 
 def synthetic_photo(height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
     """A float ``(3, H, W)`` picture in [0, 1] with what photos have: smooth light, edges, fine texture."""
