@@ -14,13 +14,10 @@ import pytest
 
 from tests.cuda.build import REPOSITORY, address_sanitizer, build_emulator
 
+# The operators' own tests, but for those of the library, and what only the emulator runs.
+OPERATORS = sorted(path.name for path in (REPOSITORY / "tests" / "ops").glob("test_*.py"))
 SUITES = (
-    "tests/ops/test_modulate.py",
-    "tests/ops/test_degradation_target.py",
-    "tests/ops/test_advantage.py",
-    "tests/ops/test_grpo.py",
-    "tests/ops/test_sde.py",
-    "tests/ops/test_rl_kernels.py",
+    *(f"tests/ops/{name}" for name in OPERATORS if name not in ("test_backend.py", "test_build.py")),
     "tests/cuda/emulated_cases.py",
     "tests/cuda/emulated_offsets.py",
 )

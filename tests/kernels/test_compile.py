@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from benchmarks.cases import FAMILIES as OPERATORS
+from finpercep import ops
+
 from .cases import FAMILIES
 from .compiled import Compiled, compile_variant, measure, tool, variants
 
@@ -105,7 +108,8 @@ def test_resources(compiled: Futures, summary: list[str], family: str, capabilit
 
 
 def test_every_kernel_is_among_them() -> None:
-    modules = ("advantage", "degradation_target", "grpo", "modulate", "sde")
+    modules = {getattr(ops, operator).__module__.rpartition(".")[2] for operator in OPERATORS}
+    assert set(FAMILIES) == set(OPERATORS)
     defined = {
         name
         for module in modules

@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.cases import FAMILIES
 from finpercep import ops
 from finpercep.ops import _backend
 
 OPS = torch.ops.finpercep
-NAMES = [
-    "modulate",
-    "modulate_backward",
-    "degradation_target",
-    "degradation_target_backward",
-    "group_advantage",
-    "grpo_loss",
-    "grpo_loss_backward",
-    "sde_step",
-    "sde_step_backward",
-]
+NAMES = [name for operator in FAMILIES for name in (operator, f"{operator}_backward") if hasattr(OPS, f"{name}_triton")]
 
 
 def arguments(name: str) -> tuple:
