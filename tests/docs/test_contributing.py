@@ -59,8 +59,9 @@ def test_source_and_mask_templates(photo: torch.Tensor, tmp_path: Path, monkeypa
     made = make_dataset(str(tmp_path / "photos"), ["poster:4"], tmp_path / "fgr", config)
     assert sum(entry["rows"] for entry in made.manifest["files"]) == 2
     (scene,) = load_scenes(tmp_path / "fgr", "train")
-    assert scene.sources == ["poster"]
-    assert (scene.gt // 64 * 64 == scene.sr("poster")).all()
+    assert scene.sources == ["4"]  # as SOURCE names it where no NAME= stands before
+    assert (scene.gt // 64 * 64 == scene.sr("4")).all()
     sample = scene.draw(torch.Generator().manual_seed(0))
+    assert sample is not None
     assert sample.row["mask_kind"] == "stripe"
     assert set(sample.mask.float().mean((0, 2)).tolist()) == {0.0, 255.0}
