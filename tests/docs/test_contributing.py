@@ -44,7 +44,6 @@ def test_an_operator_is_at_most_twelve_places() -> None:
     assert len(re.findall(r"^\d+\. ", section, flags=re.M)) <= 12
 
 
-@pytest.mark.training
 def test_source_and_mask_templates(photo: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "poster.py").write_text(SOURCE)
     (tmp_path / "stripe.py").write_text(MASK)

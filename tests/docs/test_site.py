@@ -17,7 +17,6 @@ TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "csrc" / "
 ROOMS = "finpercep|csrc|kernels|benchmarks|tests|examples|docs"
 
 
-@pytest.mark.slow
 def test_it_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mkdocs", reason="pip install 'finpercep[docs]'")
     pytest.importorskip("mkdocstrings", reason="pip install 'finpercep[docs]'")

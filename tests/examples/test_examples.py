@@ -50,14 +50,12 @@ def test_score_folder_lists_the_worst_first(scratch: Path, capsys: pytest.Captur
     assert len(list(Path(last.removeprefix("maps: ")).glob("*.map.png"))) == 4
 
 
-@pytest.mark.slow
 def test_refl_step_raises_the_reward() -> None:
     history = program("refl_step")["main"](4)
     assert history[-1]["reward"] > history[0]["reward"] + 0.02
     assert history[-1]["pretraining"] < 2 * history[0]["pretraining"]
 
 
-@pytest.mark.slow
 def test_flow_grpo_step_starts_with_ratios_of_one() -> None:
     first, second = program("flow_grpo_step")["main"](2)
     assert first.ratio_min == first.ratio_max == 1
@@ -66,7 +64,6 @@ def test_flow_grpo_step_starts_with_ratios_of_one() -> None:
     assert second.kl_loss > 0
 
 
-@pytest.mark.training
 def test_own_sr_source_makes_samples_of_it(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_it_stands("own_sr_source")
     first, second = capsys.readouterr().out.splitlines()
@@ -77,7 +74,6 @@ def test_own_sr_source_makes_samples_of_it(scratch: Path, capsys: pytest.Capture
     assert {source for scene in scenes for source in scene.sources} == {"mine"}
 
 
-@pytest.mark.training
 def test_photos_to_model_leaves_a_model_with_a_map(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     as_it_stands("photos_to_model")
     line = capsys.readouterr().out.splitlines()[-1]
