@@ -19,7 +19,8 @@ from finpercep.evaluation.evaluate import evaluate
 from finpercep.evaluation.trials import SHIFTS
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel
-from finpercep.training.trainer import RewardTrainConfig, train
+from finpercep.runs.progress import Screen
+from finpercep.training import RewardTrainConfig, train
 
 RESULTS = Path(__file__).parent / "results"
 NOTHING = "none"  # the name of the run that leaves nothing out
@@ -39,8 +40,9 @@ def trained(args: argparse.Namespace, left_out: str) -> RewardModel:
         "dev_every": DEV if args.dev else 0,
     }
     base = args.runs / f"{left_out}-rm0"
-    train(RewardTrainConfig(out=str(base), steps=args.base_steps, **common))
-    return train(RewardTrainConfig(out=str(args.runs / left_out), anchor=str(base), steps=args.steps, **common))
+    train(RewardTrainConfig(out=str(base), steps=args.base_steps, **common), [Screen()])
+    full = RewardTrainConfig(out=str(args.runs / left_out), anchor=str(base), steps=args.steps, **common)
+    return train(full, [Screen()])
 
 
 def measured_scenes(args: argparse.Namespace) -> list[Scene]:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
 
-__all__ = ["package_version", "print_info"]
+def info() -> None:
+    """Show versions, the device, the compiled operators and the available models."""
+    from rich.console import Console
+    from rich.text import Text
 
+    from finpercep.runs.machine import device_name, package_version
 
-def package_version(name: str) -> str:
-    """Version of an installed distribution, or "not installed"."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def device_name() -> str:
-    """The device that scoring uses by default, with its threads or memory."""
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return f"cuda: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    return f"cpu: {torch.get_num_threads()} threads, {platform.machine()}"
+    lines = [
+        ("finpercep", package_version("finpercep")),
+        ("python", f"{platform.python_version()} ({platform.system()} {platform.machine()})"),
+        *((name, package_version(name)) for name in ("torch", "transformers", "numpy", "pillow")),
+        ("device", device_name()),
+    ]
+    lines += [*operator_lines(), *model_lines()]
+    width = max(len(name) for name, _ in lines)
+    console = Console(highlight=False)
+    for name, value in lines:
+        console.print(Text.assemble((name.ljust(width + 3), "bold"), value), soft_wrap=True)
 
 
 def operator_lines() -> list[tuple[str, str]]:
@@ -49,7 +48,7 @@ def _build_lines(title: str, build: dict[str, Any] | None, error: str) -> list[t
         return [(f"{title} {key.replace('_', ' ')}", _text(value)) for key, value in build.items()]
     if not error.startswith("ModuleNotFoundError"):
         return [(title, f"built, but it does not load: {error}")]
-    hint = "; FINPERCEP_CUDA_ARCHS=all builds it where nvcc is, without a GPU too" if "cuda" in title else ""
+    hint = "; with nvcc installed, FINPERCEP_CUDA_ARCHS=all builds it, even without a GPU" if "cuda" in title else ""
     return [(title, f"not built{hint}")]
 
 
@@ -79,21 +78,3 @@ def model_lines() -> list[tuple[str, str]]:
         lines.append((f"model {name}", f"{millions:.2f} M parameters, fingerprint {model.fingerprint}"))
     lines = lines or [("models", "none embedded")]
     return lines + [(f"preset {name}", f"{p.clip} with new, untrained parts") for name, p in PRESETS.items()]
-
-
-def print_info() -> None:
-    """Print everything, one line each."""
-    from rich.console import Console
-    from rich.text import Text
-
-    lines = [
-        ("finpercep", package_version("finpercep")),
-        ("python", f"{platform.python_version()} ({platform.system()} {platform.machine()})"),
-        *((name, package_version(name)) for name in ("torch", "transformers", "numpy", "pillow")),
-        ("device", device_name()),
-    ]
-    lines += [*operator_lines(), *model_lines()]
-    width = max(len(name) for name, _ in lines)
-    console = Console(highlight=False)
-    for name, value in lines:
-        console.print(Text.assemble((name.ljust(width + 3), "bold"), value), soft_wrap=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +10,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finpercep.cli.info import device_name, package_version
 from finpercep.io.files import atomic_write
+from finpercep.io.html_page import html_page, inline_jpeg
 from finpercep.io.pictures import as_picture, color_table, colorize, overlay, save_image
+from finpercep.runs.machine import device_name, package_version
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
     from PIL import ImageFont
 
-    from finpercep.demo.run import Case, Scene
+    from finpercep.demo.scenes import Case, Scene
 
 TITLES = {"photo": "Photo", "rebuilt": "Super-resolved", "implanted": "Photo with an implanted fault"}
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f4f1; color: #1d1d1f; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", sans-serif; }
+STYLE = """body { font-size: 16px; }
 main, header, footer { max-width: 1320px; margin: 0 auto; padding: 0 28px; }
 header { padding-top: 44px; padding-bottom: 8px; }
 h1 { font-size: 34px; line-height: 1.15; letter-spacing: -0.02em; margin: 0 0 10px; }
@@ -69,16 +64,7 @@ def write_page(scenes: Sequence[Scene], path: Path, model_name: str, fingerprint
     ordered = sum(scene.ordered for scene in scenes)
     colors = ", ".join("#{:02x}{:02x}{:02x}".format(*color) for color in color_table()[::15])
     versions = ", ".join(f"{name} {package_version(name)}" for name in ("finpercep", "torch"))
-    text = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>FinPercep demo</title>
-<style>{STYLE}.legend .bar {{ background: linear-gradient(90deg, {colors}); }}
-</style>
-</head>
-<body>
+    body = f"""
 <header>
 <h1>How good, and where it fails</h1>
 <p>Each photo is scored three times: as it is, rebuilt from a smaller copy of itself, and with one box of the rebuilt
@@ -99,12 +85,11 @@ photos.</p>
 package's own degradations, which are also among the faults its models are trained on. Mean is the map's mean; worst is
 the mean of its worst 1 % of pixels. The pictures here are JPEG copies; the figures belong to the originals.</p>
 </footer>
-</body>
-</html>
 """
+    style = f"{STYLE}.legend .bar {{ background: linear-gradient(90deg, {colors}); }}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(html_page("FinPercep demo", body, style=style).encode())
     return path
 
 
@@ -129,8 +114,10 @@ def _card(scene: Scene, case: Case) -> str:
         inside, outside = case.inside_outside()
         found = f'<div class="found">Mean map inside the box <b>{inside:.3f}</b>, outside <b>{outside:.3f}</b></div>'
     name = html.escape(f"{scene.name}, {TITLES[case.kind].lower()}")
-    photo = f'<img src="{_jpeg(as_picture(case.image))}" alt="{name}" width="{width}" height="{height}">'
-    heat = f'<img src="{_jpeg(overlay(case.image, case.map))}" alt="{name}: map" width="{width}" height="{height}">'
+    photo, heat = (
+        f'<img src="{inline_jpeg(picture, quality=91)}" alt="{name}{suffix}" width="{width}" height="{height}">'
+        for picture, suffix in ((as_picture(case.image), ""), (overlay(case.image, case.map), ": map"))
+    )
     figures = "".join(
         f"<div><dt>{label}</dt><dd>{value:.3f}</dd></div>"
         for label, value in (
@@ -145,12 +132,6 @@ def _card(scene: Scene, case: Case) -> str:
         f'<div class="picture">{heat}{outline}</div>'
         f"<dl>{figures}{found}</dl></article>\n"
     )
-
-
-def _jpeg(picture: PILImage.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=91, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_sheet(scenes: Sequence[Scene], path: Path, *, width: int = 250, gap: int = 8) -> Path:

@@ -1,53 +1,75 @@
 """Baselines that the evaluation table sets beside a reward model: maps without learning, and pyiqa's scores.
 
-Each is a `Judge` of `finpercep.evaluation.evaluate`: images (3,H,W) in [0, 1] -> (scores or None, maps or None).
+Each is a `Judge`: images, a list of float (3,H,W) in [0, 1] of one size -> `RewardOutput`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Judgement = tuple[Sequence[float] | Tensor | None, Sequence[Tensor] | Tensor | None]
-Judge = Callable[[list[Tensor]], Judgement]
+from finpercep.io.reasons import one_line
+from finpercep.models import RewardModel, RewardOutput
+
+Judge = Callable[[list[Tensor]], RewardOutput]
+"""What is evaluated: answers scores (B,), higher = better, and a map (1,H,W) per image, 1 = degraded, or None.
+
+A judge with an attribute `has_score = False` does not score; its scores are not looked at.
+"""
 
 # The strongest of 3, 5, 9, 15 and 31 by AUC against the swap mask.
 VARIANCE_WINDOW = 3
 CENTER_SIGMA = 0.25
 
 
-def random_map(seed: int = 0) -> Judge:
+@dataclass(frozen=True)
+class MapBaseline:
+    """A judge that draws maps and does not score: its scores are NaN.
+
+    Attributes:
+        draw: one map (H,W) for each image.
+    """
+
+    draw: Callable[[list[Tensor]], list[Tensor]]
+    has_score: ClassVar[bool] = False
+
+    def __call__(self, images: list[Tensor]) -> RewardOutput:
+        return RewardOutput(torch.full((len(images),), math.nan), [one[None] for one in self.draw(images)])
+
+
+def random_map(seed: int = 0) -> MapBaseline:
     """Uniform noise, new for every image, from one seed."""
     generator = torch.Generator().manual_seed(seed)
-
-    def judge(images: list[Tensor]) -> Judgement:
-        return None, [torch.rand(image.shape[-2:], generator=generator) for image in images]
-
-    return judge
+    return MapBaseline(lambda images: [torch.rand(image.shape[-2:], generator=generator) for image in images])
 
 
-def center_map(images: list[Tensor]) -> Judgement:
+def center_map() -> MapBaseline:
     """A Gaussian in the middle of the image, its standard deviation a quarter of each side."""
-    return None, [_gaussian(image.shape[-2])[:, None] * _gaussian(image.shape[-1]) for image in images]
+    return MapBaseline(
+        lambda images: [_gaussian(image.shape[-2])[:, None] * _gaussian(image.shape[-1]) for image in images]
+    )
 
 
-def flatness_map(images: list[Tensor]) -> Judgement:
-    """Minus local variance: 1 - v / max(v), v the variance of the grey image in a window of 3×3 pixels."""
-    return None, [1 - _local_variance(image) for image in images]
+def flatness_map() -> MapBaseline:
+    """Minus local variance: 1 - v / max(v), v the variance of the gray image in a window of 3×3 pixels."""
+    return MapBaseline(lambda images: [1 - _local_variance(image) for image in images])
 
 
-def difference_oracle(images: list[Tensor]) -> Judgement:
+def difference_oracle() -> MapBaseline:
     """mean_c |image - photo|: a map that only who has the photo can draw. The photo is the first image of a call."""
-    return None, [(image - images[0]).abs().mean(0) for image in images]
+    return MapBaseline(lambda images: [(image - images[0]).abs().mean(0) for image in images])
 
 
 def pyiqa_available() -> bool:
+    """Whether the package is installed."""
     return importlib.util.find_spec("pyiqa") is not None
 
 
@@ -72,32 +94,23 @@ def pyiqa_metric(name: str, device: str = "cpu") -> Judge:
     try:
         metric = pyiqa.create_metric(name, device=torch.device(device))
     except Exception as error:  # the hub, the network, missing packages: many types
-        raise RuntimeError(f"{name}: pyiqa cannot make it: {_first_line(error)}") from error
+        raise RuntimeError(f"{name}: pyiqa cannot make it: {one_line(error, 200)}") from error
     sign = -1.0 if metric.lower_better else 1.0
 
-    def judge(images: list[Tensor]) -> Judgement:
+    def judge(images: list[Tensor]) -> RewardOutput:
         try:
             with torch.inference_mode():
-                return [sign * float(metric(image[None])) for image in images], None
+                scores = [sign * float(metric(image[None])) for image in images]
         except Exception as error:  # e.g. images that are too small for it, metrics of whole folders
-            raise ValueError(f"expected a score of each image, got {_first_line(error)}") from error
+            raise ValueError(f"expected a score of each image, got {one_line(error, 200)}") from error
+        return RewardOutput(torch.tensor(scores, dtype=torch.float64), None)
 
     return judge
 
 
-def reward_judge(model: Any, *, batch_size: int = 8) -> Judge:
-    """A reward model as a judge: `model.score` on a batch of images of one size. RM_0 (no decoder) draws no map."""
-    draws = getattr(model, "decoder", None) is not None
-
-    def judge(images: list[Tensor]) -> Judgement:
-        output = model.score(torch.stack(images), batch_size=batch_size)
-        return output.score.tolist(), [m.detach().float().cpu() for m in output.map] if draws else None
-
-    return judge
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def reward_judge(model: RewardModel, *, batch_size: int = 8) -> Judge:
+    """A reward model as a judge: `model.score` on a batch of images of one size."""
+    return lambda images: model.score(torch.stack(images), batch_size=batch_size)
 
 
 def _gaussian(side: int) -> Tensor:
@@ -107,11 +120,11 @@ def _gaussian(side: int) -> Tensor:
 
 def _local_variance(image: Tensor) -> Tensor:
     """(H,W), divided by its maximum; all 0 in a flat image."""
-    grey = image.mean(0)[None, None].double()
+    gray = image.mean(0)[None, None].double()
     pad = VARIANCE_WINDOW // 2
 
     def box(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, VARIANCE_WINDOW, 1, pad, count_include_pad=False)
 
-    variance = (box(grey * grey) - box(grey) ** 2).clamp_min(0)[0, 0]
+    variance = (box(gray * gray) - box(gray) ** 2).clamp_min(0)[0, 0]
     return (variance / variance.max().clamp_min(1e-12)).float()

@@ -112,9 +112,9 @@ def evaluate_all(
 
     Args:
         judges: name -> judge. A judge is called once per scene with its images, a list of float (3,H,W) in [0, 1]
-            of one size: the photo, then the SR results, then the implanted photos. It returns (scores, maps): one
-            number, higher = better, and one map (H,W) or (1,H,W), 1 = degraded, per image; either may be None.
-            `finpercep.evaluation.baselines.reward_judge` makes one of a reward model.
+            of one size: the photo, then the SR results, then the implanted photos. It answers `RewardOutput`: scores
+            (B,), higher = better, and a map (H,W) or (1,H,W), 1 = degraded, per image, or None. Scores of a judge
+            with `has_score = False` are not looked at. `baselines.reward_judge` makes one of a reward model.
         seed, faults, shift: see `finpercep.evaluation.trials.iterate_trials`.
         progress: called after each scene.
 
@@ -138,7 +138,8 @@ def evaluate_all(
 def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
     count = len(trial.sources)
     images = [trial.photo, *trial.restored, *trial.implanted]
-    scores, maps = judge(images)
+    output = judge(images)
+    scores, maps = output.score if getattr(judge, "has_score", True) else None, output.map
     for kind, values in (("scores", scores), ("maps", maps)):
         if values is not None and len(values) != len(images):
             raise ValueError(f"expected {len(images)} {kind}, one per image, got {len(values)}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from finpercep.data import Scene, load_scenes
@@ -18,6 +17,7 @@ from finpercep.evaluation.evaluate import Evaluation, evaluate_all
 from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel
+from finpercep.runs.progress import progress_bar
 
 # key of the summary -> (heading, decimals)
 _COLUMNS = {
@@ -142,17 +142,16 @@ def _judges(
     for metric in metrics:
         judges[metric.upper()] = baselines.pyiqa_metric(metric, device)
     judges["random map"] = baselines.random_map()
-    judges["center map"] = baselines.center_map
-    judges["minus local variance"] = baselines.flatness_map
-    judges["|SR - GT| oracle"] = baselines.difference_oracle
+    judges["center map"] = baselines.center_map()
+    judges["minus local variance"] = baselines.flatness_map()
+    judges["|SR - GT| oracle"] = baselines.difference_oracle()
     return judges
 
 
 def _evaluate(
     judges: dict[str, Judge], scenes: list[Scene], shift: str, seed: int, faults: tuple[int, int]
 ) -> list[Evaluation]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress_bar(Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"shift {shift}", total=len(scenes))
         return evaluate_all(judges, scenes, seed=seed, faults=faults, shift=shift, progress=lambda: bar.advance(task))
 

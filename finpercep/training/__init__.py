@@ -1,0 +1,44 @@
+"""Training the reward model (supplement, section 5.1): settings, losses, trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finpercep._lazy import lazy
+
+__all__ = [
+    "LossWeights",
+    "RewardTrainConfig",
+    "RewardTrainer",
+    "align_loss",
+    "entropy_loss",
+    "level_loss",
+    "map_loss",
+    "rank_loss",
+    "total_loss",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from finpercep.training.config import RewardTrainConfig
+    from finpercep.training.losses import (
+        LossWeights,
+        align_loss,
+        entropy_loss,
+        level_loss,
+        map_loss,
+        rank_loss,
+        total_loss,
+    )
+    from finpercep.training.trainer import RewardTrainer, train
+
+_LOSSES = ("LossWeights", "align_loss", "entropy_loss", "level_loss", "map_loss", "rank_loss", "total_loss")
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "RewardTrainConfig": "finpercep.training.config",
+        "RewardTrainer": "finpercep.training.trainer",
+        "train": "finpercep.training.trainer",
+        **dict.fromkeys(_LOSSES, "finpercep.training.losses"),
+    },
+)

@@ -11,13 +11,18 @@ from finpercep.data.triplets import TripletConfig
 from finpercep.training.losses import LossWeights
 
 
+def _option(default: Any, help: str, **more: Any) -> Any:
+    """A field that `finpercep train-reward` has an option for."""
+    return field(default=default, metadata={"help": help, **more})
+
+
 @dataclass
 class RewardTrainConfig:
     """One training run; written to `<out>/train.json`.
 
     Attributes:
         data: folder with index.jsonl, see `load_scenes`.
-        out: the run's folder: the model, `train.json`, `state.pt` (for resuming), TensorBoard events.
+        out: the run's folder: the model, `train.json`, `state.pt` (to resume from).
         anchor: RM_0, the frozen S_base of L_align: what `load_base` takes. None trains RM_0 itself (no map; ranks and
             levels). Else the encoder and the head start from it and a decoder is added; nothing can grow from a
             CLIP-IQA, so that one needs `init`.
@@ -32,16 +37,28 @@ class RewardTrainConfig:
 
     data: str
     out: str
-    anchor: str | None = None
-    init: str | None = None
-    steps: int = 3000
-    batch: int = 8
-    lr_encoder: float = 1e-5
-    lr_new: float = 1e-4
+    anchor: str | None = _option(
+        None,
+        "The RM_0 to anchor to: a folder with an RM_0 or a CLIP-IQA, or finpercep-vit-b-16 or finpercep-vit-l-14 for "
+        "CLIP-IQA on that CLIP model (a CLIP-IQA also needs --init). Without this option, RM_0 itself, which has no "
+        "map, is trained.",
+    )
+    init: str | None = _option(
+        None,
+        "Model to continue from, with a new schedule: a name, a folder or a Hugging Face Hub id. It keeps its decoder "
+        "width and gate.",
+    )
+    steps: int = _option(3000, "Total number of updates.", min=1)
+    batch: int = _option(8, "Triplets per step.", min=1)
+    lr_encoder: float = _option(1e-5, "Peak learning rate of the encoder.")
+    lr_new: float = _option(1e-4, "Peak learning rate of everything else.")
     weight_decay: float = 1e-4
-    warmup: int = 100
-    seed: int = 0
-    leave_out: list[str] = field(default_factory=list)
+    warmup: int = _option(100, "Steps over which the learning rates rise to their peaks.", min=0)
+    seed: int = _option(0, "Seed for the weights and the triplets.")
+    leave_out: list[str] = field(
+        default_factory=list,
+        metadata={"help": "SR source to leave out of training. May be given several times."},
+    )
     encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv", "norm": True})
     decoder: dict[str, Any] = field(default_factory=lambda: {"width": "light", "norm": True})
     head: dict[str, Any] = field(default_factory=dict)
@@ -49,8 +66,8 @@ class RewardTrainConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     save_every: int = 250
     log_every: int = 25
-    workers: int = 1
-    dev_every: int = 0
+    workers: int = _option(1, "Number of processes that prepare triplets.", min=0)
+    dev_every: int = _option(0, "Hold out every N-th training scene (0: none), to choose settings on.", min=0)
     device: str = "cpu"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,9 @@ class LossWeights:
     align: float = 0.6
     restored: float = 0.3
     fault_odds: float = 4.5
-    margin_sr: float = 0.1
+    margin_sr: float = field(
+        default=0.1, metadata={"help": "Both margins of the ranking loss, m1 and m2.", "option": "--margin"}
+    )
     margin_syn: float = 0.1
 
 
@@ -54,8 +56,7 @@ def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0
     """Binary cross-entropy of the map, the mean over (B,1,H,W), weighted as in `map_loss`.
 
     [open] Most pixels are clean, so a decoder that starts from nothing first learns to answer 0 everywhere, where the
-    sigmoid leaves L_map no gradient. In a prototype of this encoder, new weights, 160 steps of 8 triplets, the map's
-    correlation with M_gt was 0.00 with L_map alone and 0.39 with this term alone.
+    sigmoid leaves L_map no gradient.
     """
     return (weight * F.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")).mean()
 

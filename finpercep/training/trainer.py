@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from finpercep.data.scenes import load_scenes, split_dev
+from finpercep.data.loading import load_scenes
+from finpercep.data.scenes import split_dev
 from finpercep.data.scenes_fingerprint import scenes_fingerprint
 from finpercep.data.triplets import Triplet, Triplets
 from finpercep.io.files import write_json
 from finpercep.models import CLIPIQA, RewardModel, load_base
 from finpercep.models.norms import freeze_norms
+from finpercep.runs.finite import FiniteGuard
 from finpercep.runs.interruption import Interruption, ignore_interrupts
-from finpercep.runs.run_folder import STATE, read_state, write_model, write_state
+from finpercep.runs.lock import folder_lock
+from finpercep.runs.monitors import Monitor, started
+from finpercep.runs.schedule import cosine
+from finpercep.runs.state import check_settings, read_state, write_state
 from finpercep.training.config import RewardTrainConfig, check_folders, comparable
 from finpercep.training.losses import (
     align_loss,
@@ -31,7 +34,9 @@ from finpercep.training.losses import (
     rank_loss,
     total_loss,
 )
+from finpercep.training.model_files import write_model
 
+STATE_PARTS = ("step", "model", "optimizer", "schedule", "settings")
 SETTLE = 0.8
 """Share of a run after which normalizations keep their statistics: the end of training sees the model that is used."""
 
@@ -45,7 +50,7 @@ class RewardTrainer:
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device)
         self.base = None if config.anchor is None else load_base(config.anchor).to(self.device)
-        if isinstance(self.base, RewardModel) and self.base.decoder is not None:
+        if self.base is not None and self.base.has_map:
             raise ValueError(f"anchor: expected RM_0, a model without a map, got {config.anchor}")
         self.model = self._new_model().to(self.device).train()
         self.optimizer = torch.optim.AdamW(
@@ -62,15 +67,16 @@ class RewardTrainer:
             "anchor_fingerprint": None if self.base is None else self.base.fingerprint,
             "init_fingerprint": None if config.init is None else self.model.fingerprint,
         }
+        self.guard = FiniteGuard(self.device)
         self.done = 0
 
     def _new_model(self) -> RewardModel:
         config = self.config
         if config.init is not None:
             model = RewardModel.from_pretrained(config.init, fold=False)
-            if config.anchor is None and model.decoder is not None:
+            if config.anchor is None and model.has_map:
                 raise ValueError(f"anchor: expected the RM_0 that {config.init} grew from, got none")
-            if config.anchor is not None and model.decoder is None:
+            if config.anchor is not None and not model.has_map:
                 raise ValueError(f"init: expected a model with a map, got {config.init}; as anchor alone it gets one")
             return model
         if config.anchor is None:
@@ -113,34 +119,54 @@ class RewardTrainer:
             "map": map_loss(predicted, target, weight),
             "entropy": entropy_loss(predicted, target, weight),
             "rank": rank,
-            "align": align_loss(gt, base if isinstance(base, Tensor) else base.score),
+            "align": align_loss(gt, base.score),
         }
 
-    def step(self, batch: Triplet) -> dict[str, float]:
-        """One update; returns the losses.
+    def step(self, batch: Triplet) -> dict[str, Tensor]:
+        """One update; returns the losses, () on the device, which the host does not wait for.
 
-        Raises:
-            FloatingPointError: the loss or the gradient is not finite; no weight was updated and what is saved stays.
+        After a loss or a gradient that is not finite, no step changes the weights; `check` says so.
         """
         config = self.config
         if self.done >= SETTLE * config.steps:
             freeze_norms(self.model)
         terms = self.losses(Triplet(*(part.to(self.device) for part in batch)))
         loss = total_loss(terms, config.loss)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"loss at step {self.done} is {loss.item()}; {config.out} is kept")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"norm of the gradient at step {self.done} is {norm}; {config.out} is kept")
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.guard.step(self.optimizer, self.done, loss, norm)
         self.schedule.step()
         self.done += 1
-        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+        return {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+
+    def check(self) -> None:
+        """Wait for the device and see whether all is well.
+
+        Raises:
+            FloatingPointError: a loss or a gradient was not finite; no weight was updated since and what is saved
+                stays.
+        """
+        try:
+            self.guard.check()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {self.config.out} is kept") from None
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in a line."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        stage = "full model" if self.base is not None else "RM_0 (score only)"
+        return f"{stage}: {parameters / 1e6:.2f} M parameters, {len(self.triplets.scenes)} scenes"
 
     def save(self) -> None:
-        """Write the model and the state; a kill at any moment leaves the previous or the new one, whole."""
+        """Write the model and the state; a kill at any moment leaves the previous or the new one of each, whole.
+
+        Raises:
+            FloatingPointError: see `check`.
+            OSError: a full disk, no permission; names the file and the size.
+        """
+        self.check()
         out = Path(self.config.out)
         out.mkdir(parents=True, exist_ok=True)
         write_model(self.model, out)
@@ -159,17 +185,11 @@ class RewardTrainer:
         Raises:
             ValueError: it cannot be read, or was made with other settings, scenes, anchor or init; names what differs.
         """
-        state = read_state(Path(self.config.out))
+        folder = Path(self.config.out)
+        state = read_state(folder, STATE_PARTS)
         if state is None:
             return False
-        path, was = Path(self.config.out) / STATE, state["settings"]
-        now = comparable(self.config) | self.fingerprints
-        changed = [f"{k}={was.get(k)!r} (now {now[k]!r})" for k in sorted(now) if was.get(k) != now[k]]
-        if changed:
-            raise ValueError(
-                f"{path}: made with {', '.join(changed)}; use the same settings, or another folder "
-                "(with --init to go on from this model)"
-            )
+        check_settings(state["settings"], comparable(self.config) | self.fingerprints, folder)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -177,48 +197,50 @@ class RewardTrainer:
         return True
 
 
-def train(config: RewardTrainConfig) -> RewardModel:
-    """Train to the end, resuming what is in `config.out`; progress on stderr, losses to TensorBoard.
+def train(config: RewardTrainConfig, monitors: Sequence[Monitor] = ()) -> RewardModel:
+    """Train to the end, resuming what is in `config.out`.
 
     Ctrl-C ends it after the step that is being made, and saves that; a second one ends it at once.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    Args:
+        config: the run.
+        monitors: who is told of it: `runs.progress.Screen`, `runs.trackers.TensorBoard`.
+
+    Returns:
+        The trained model, its normalizations folded.
+
+    Raises:
+        ValueError: settings, data or models that do not fit, or a state that was made with others.
+        OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
+        FloatingPointError: a loss or a gradient was not finite; what was saved stays.
+        KeyboardInterrupt: after Ctrl-C.
+    """
     trainer = RewardTrainer(config)
-    resumed = trainer.resume()
-    console = Console(stderr=True)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    stage = "full model" if trainer.base is not None else "RM_0 (score only)"
-    console.print(f"{stage}: {parameters / 1e6:.2f} M parameters, {len(trainer.triplets.scenes)} scenes")
-    if resumed:
-        console.print(f"resumed at step {trainer.done} from {config.out}")
-    else:  # the settings that the run began with are kept
-        settings = asdict(config) | trainer.model.config | trainer.fingerprints
-        write_json(Path(config.out) / "train.json", settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=console) as progress,
-        _writer(config.out, trainer.done) as writer,
-        Interruption() as interruption,
-    ):
-        task = progress.add_task("training", total=config.steps, completed=trainer.done)
-        started, first = time.perf_counter(), trainer.done
-        for batch in trainer.batches():
-            losses = trainer.step(Triplet(*batch))
-            if trainer.done % config.log_every == 0 or trainer.done == config.steps:
-                for name, value in losses.items():
-                    writer.add_scalar(f"train/{name}", value, trainer.done)
-                rate = (trainer.done - first) / (time.perf_counter() - started)
-                text = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                progress.update(task, completed=trainer.done, description=f"{text}  {rate:.2f} steps/s")
-                if not console.is_terminal:
-                    console.print(f"step {trainer.done}: {text}  {rate:.2f} steps/s", soft_wrap=True)
-            if trainer.done % config.save_every == 0 or trainer.done == config.steps or interruption.asked:
-                trainer.save()
-            if interruption.asked:
-                raise KeyboardInterrupt
+    with folder_lock(config.out):
+        resumed = trainer.resume()
+        if not resumed:  # the settings that the run began with are kept
+            settings = asdict(config) | trainer.model.config | trainer.fingerprints
+            write_json(Path(config.out) / "train.json", settings)
+        lines = [trainer.summary, *([f"resumed at step {trainer.done} from {config.out}"] if resumed else [])]
+        with started(monitors, lines, done=trainer.done, total=config.steps), Interruption() as interruption:
+            _loop(trainer, monitors, interruption)
     return trainer.model.fold_norms()
+
+
+def _loop(trainer: RewardTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> None:
+    config = trainer.config
+    for batch in trainer.batches():
+        losses = trainer.step(Triplet(*batch))
+        last = trainer.done == config.steps
+        if trainer.done % config.log_every == 0 or last:
+            trainer.check()
+            figures = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+            for monitor in monitors:
+                monitor.log(trainer.done, figures)
+        if trainer.done % config.save_every == 0 or last or interruption.asked:
+            trainer.save()
+        if interruption.asked:
+            raise KeyboardInterrupt
 
 
 def parameter_groups(model: RewardModel, config: RewardTrainConfig) -> list[dict[str, Any]]:
@@ -227,19 +249,3 @@ def parameter_groups(model: RewardModel, config: RewardTrainConfig) -> list[dict
     ids = {id(p) for p in encoder}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [{"params": encoder, "lr": config.lr_encoder}, {"params": rest, "lr": config.lr_new}]
-
-
-def cosine(step: int, warmup: int, steps: int) -> float:
-    """Factor of the rate: linear over `warmup` steps, then a cosine to 0 at `steps`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-def _writer(out: str, done: int) -> Any:
-    """Points of steps after `done`, from a run that was stopped before it saved, are hidden: they come again."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("TensorBoard is not installed; pip install 'finpercep[train]'") from error
-    return SummaryWriter(out, purge_step=done + 1)

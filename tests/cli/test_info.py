@@ -11,7 +11,10 @@ from finpercep.cli.info import operator_lines
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        ("ModuleNotFoundError: no", "not built; FINPERCEP_CUDA_ARCHS=all builds it where nvcc is, without a GPU too"),
+        (
+            "ModuleNotFoundError: no",
+            "not built; with nvcc installed, FINPERCEP_CUDA_ARCHS=all builds it, even without a GPU",
+        ),
         (
             "ImportError: this build of torch has no CUDA",
             "built, but it does not load: ImportError: this build of torch has no CUDA",

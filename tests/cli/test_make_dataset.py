@@ -1,14 +1,12 @@
 """``finpercep make-dataset`` from the command line."""
 
-import inspect
 import json
-from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
-from finpercep.cli.make_dataset import make_dataset
+from finpercep.data.dataset import make
 from finpercep.data.dataset.config import MakeConfig
 from tests.data import fgr
 
@@ -44,13 +42,61 @@ def test_from_folders_to_a_page(tmp_path):
     assert "config.masks_per_image: was 1, now 2" in other.output
 
 
-def test_defaults_are_the_librarys():
-    options = inspect.signature(make_dataset).parameters
-    renamed = {"masks": "mask", "masks_per_image": "masks", "points_per_side": "sam_points"}
-    for field in fields(MakeConfig):
-        option = options.get(renamed.get(field.name, field.name))
-        if option is not None and option.default is not None:  # None: the library's
-            assert option.default == field.default, field.name
+@pytest.fixture
+def seen(monkeypatch):
+    """The configurations that the command would make a data set with."""
+    configs = []
+
+    def stop(*arguments, **_):
+        configs.append(arguments[3])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(make, "make_dataset", stop)
+    return configs
+
+
+def test_defaults_are_the_librarys(seen, tmp_path):
+    run("--out", tmp_path / "o", "--gt", "x", "--sr", "builtin:smooth")
+    assert seen == [MakeConfig()]
+
+
+def test_every_option_arrives(seen, tmp_path):
+    words = (
+        "--mask boxes --mask blobs --masks 2 --area 0.1 0.2 --feathered 0.5 --features none --alpha 0.5 --normalize "
+        "minmax --target-scale 0.1 --restrict --scale 2 --crop 64 --crops 3 --val-share 0.2 --photos-per-shard 3 "
+        "--tile 0 --steps 7 --sam-points 8 --skip-bad --seed 9"
+    )
+    result = run("--out", tmp_path / "o", "--gt", "x", "--sr", "builtin:smooth", *words.split())
+    assert result.stderr.splitlines()[-1] == "seen"
+    assert seen == [
+        MakeConfig(
+            seed=9,
+            masks=("boxes", "blobs"),
+            masks_per_image=2,
+            area=(0.1, 0.2),
+            feathered=0.5,
+            features="none",
+            alpha=0.5,
+            normalize="minmax",
+            target_scale=0.1,
+            restrict=True,
+            scale=2,
+            crop=64,
+            crops=3,
+            val_share=0.2,
+            photos_per_shard=3,
+            skip_bad=True,
+            tile=0,
+            steps=7,
+            points_per_side=8,
+        )
+    ]
+
+
+def test_each_option_has_its_help():
+    text = run("--help").output
+    for name in ("--mask ", "--sam-points", "--val-share", "--target-scale", "--degradation", "--workers"):
+        assert name in text
 
 
 @pytest.mark.parametrize(
@@ -63,7 +109,7 @@ def test_defaults_are_the_librarys():
             ["--gt", "x", "--sr", "builtin:smooth", "--engine", "spark"],
             "engine: expected one of local, ray, got",
         ),
-        (["--demo", "--gt", "x"], "demo: expected neither --gt nor --sr"),
+        (["--demo", "--gt", "x"], "--demo: expected neither --gt nor --sr"),
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message, tmp_path):

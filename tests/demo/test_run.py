@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from finpercep.cli.main import app
 from finpercep.data.demo_photos import PHOTOS, load_photo
 from finpercep.demo.page import write_page, write_sheet
-from finpercep.demo.run import FAULTS, Scene, make_scene, most_different_box, score_scene
+from finpercep.demo.run import FAULTS
+from finpercep.demo.scenes import Scene, make_scene, most_different_box, score_scene
 from finpercep.models import RewardModel
 
 

@@ -24,7 +24,7 @@ from finpercep.evaluation import baselines, report
 from finpercep.evaluation.evaluate import evaluate, evaluate_all
 from finpercep.evaluation.metrics import MAP_METRICS
 from finpercep.evaluation.trials import iterate_trials, parse_shift, trial_seed
-from finpercep.models import RewardModel
+from finpercep.models import RewardModel, RewardOutput
 
 SOURCES = ("smooth", "grain")
 SEED_AB = 4286416307407407933  # the faults that published figures were measured on
@@ -73,18 +73,19 @@ class Answers:
         self.trials = list(iterate_trials(scenes, **options))  # type: ignore[arg-type]
         self.right, self.calls = right, 0
 
-    def __call__(self, images: list[Tensor]) -> tuple[list[float], list[Tensor]]:
+    def __call__(self, images: list[Tensor]) -> RewardOutput:
         trial = self.trials[self.calls]
         self.calls += 1
         count = len(trial.sources)
         clean, all_bad = torch.zeros(trial.photo.shape[1:]), torch.ones(trial.photo.shape[1:])
         scores = [1.0] + [0.2] * count + [0.6] * count
         maps = [clean] + [all_bad] * count + trial.targets
-        return (scores, maps) if self.right else ([-s for s in scores], [1 - m for m in maps])
+        values = torch.tensor(scores)
+        return RewardOutput(values, maps) if self.right else RewardOutput(-values, [1 - m for m in maps])
 
 
-def constant(images: list[Tensor]) -> tuple[list[float], list[Tensor]]:
-    return [0.3] * len(images), [torch.full(image.shape[1:], 0.25) for image in images]
+def constant(images: list[Tensor]) -> RewardOutput:
+    return RewardOutput(torch.full((len(images),), 0.3), [torch.full(image.shape[1:], 0.25) for image in images])
 
 
 @pytest.mark.parametrize("shift", ["none", "jpeg75", "resize0.7"])
@@ -116,8 +117,9 @@ def test_a_constant_judge_knows_nothing(scenes: list) -> None:
 
 
 def test_summary_separates_sources(scenes: list) -> None:
-    def fails_on_grain(images: list[Tensor]) -> tuple[list[float], None]:
-        return [0.5, 0.1, 0.9, 0.3, 0.8], None  # photo; smooth, grain; smooth, grain implanted
+    def fails_on_grain(images: list[Tensor]) -> RewardOutput:
+        # photo; smooth, grain; smooth, grain implanted
+        return RewardOutput(torch.tensor([0.5, 0.1, 0.9, 0.3, 0.8]), None)
 
     got = evaluate(fails_on_grain, scenes)
     assert got.sources == list(SOURCES)
@@ -132,7 +134,7 @@ def test_summary_separates_sources(scenes: list) -> None:
 
 
 def test_map_only_judge_has_no_score(scenes: list) -> None:
-    got = evaluate(baselines.difference_oracle, scenes)
+    got = evaluate(baselines.difference_oracle(), scenes)
     assert got.overall["gt_over_sr"] is None
     assert got.overall["auc"] > 0.95
     assert got.overall["clean_mean"] == 0
@@ -141,11 +143,14 @@ def test_map_only_judge_has_no_score(scenes: list) -> None:
 def test_baseline_maps() -> None:
     image = torch.zeros(3, 40, 60)
     image[:, :, 30:] = torch.rand(3, 40, 30, generator=torch.Generator().manual_seed(0))
-    _, maps = baselines.center_map([image])
-    assert maps[0].shape == (40, 60)
+    scores, (heat,) = baselines.center_map()([image])
+    assert scores.isnan().all()
+    assert heat.shape == (1, 40, 60)
+    maps = heat
     assert maps[0].argmax() // 60 in (19, 20)
     assert maps[0][0, 30] == pytest.approx(np.exp(-0.5 * (0.4875 / 0.25) ** 2), rel=0.01)
-    _, maps = baselines.flatness_map([image, torch.full((3, 8, 8), 0.3)])
+    _, heats = baselines.flatness_map()([image, torch.full((3, 8, 8), 0.3)])
+    maps = [heat[0] for heat in heats]
     assert maps[0][:, :28].min() == pytest.approx(1)
     assert maps[0][:, 30:].mean() < 0.8
     assert maps[0].min() == pytest.approx(0, abs=1e-6)
@@ -158,20 +163,16 @@ def test_baseline_maps() -> None:
 
 def test_reward_judge_scores_a_batch() -> None:
     class Model:
-        decoder: object = "any"
-
-        def score(self, images: Tensor, *, batch_size: int) -> SimpleNamespace:
+        def score(self, images: Tensor, *, batch_size: int) -> RewardOutput:
             assert images.shape == (2, 3, 8, 9)
             assert batch_size == 8
-            return SimpleNamespace(score=images.mean((1, 2, 3)), map=images[:, :1])
+            return RewardOutput(images.mean((1, 2, 3)), images[:, :1])
 
     images = [torch.zeros(3, 8, 9), torch.ones(3, 8, 9)]
-    scores, maps = baselines.reward_judge(Model())(images)
-    assert scores == [0, 1]
+    scores, maps = baselines.reward_judge(Model())(images)  # type: ignore[arg-type]
+    assert scores.tolist() == [0, 1]
+    assert maps is not None
     assert maps[1].shape == (1, 8, 9)
-    base = Model()
-    base.decoder = None  # RM_0: its map is all zeros and says nothing
-    assert baselines.reward_judge(base)(images) == ([0, 1], None)
 
 
 def test_reward_judge_takes_a_reward_model(scenes: list) -> None:
@@ -181,11 +182,19 @@ def test_reward_judge_takes_a_reward_model(scenes: list) -> None:
     scores, maps = baselines.reward_judge(model)(images)
     with torch.no_grad():
         expected = model(torch.stack(images))
-    assert scores == pytest.approx(expected.score.tolist(), abs=1e-6)
+    torch.testing.assert_close(scores, expected.score, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.stack(list(maps)), expected.map)
     got = evaluate(baselines.reward_judge(model), scenes[:1]).overall
     assert 0 <= got["clean_mean"] <= 1
     assert got["pairs"] == 2
+
+
+def test_a_model_without_a_map_has_no_figures_of_maps(scenes: list) -> None:
+    torch.manual_seed(0)
+    got = evaluate(baselines.reward_judge(RewardModel(encoder={"type": "conv"}).eval()), scenes[:1]).overall
+    assert got["gt_over_sr"] is not None
+    assert got["cc"] is got["clean_mean"] is None
+    assert got["maps"] == 0
 
 
 def test_faults_depend_on_seed_scene_and_source_only(scenes: list) -> None:
@@ -236,14 +245,14 @@ def test_bad_arguments(scenes: list) -> None:
 
 
 def test_a_bad_judge_is_named(scenes: list) -> None:
-    def bad(images: list[Tensor]) -> tuple[list[float], None]:
-        return [0.0], None
+    def bad(images: list[Tensor]) -> RewardOutput:
+        return RewardOutput(torch.zeros(1), None)
 
     with pytest.raises(ValueError, match="bad: scene s0: expected 5 scores, one per image, got 1"):
         evaluate_all({"good": constant, "bad": bad}, scenes)
 
-    def small(images: list[Tensor]) -> tuple[None, list[Tensor]]:
-        return None, [torch.zeros(4, 4)] * len(images)
+    def small(images: list[Tensor]) -> RewardOutput:
+        return RewardOutput(torch.zeros(len(images)), [torch.zeros(4, 4)] * len(images))
 
     with pytest.raises(ValueError, match=r"prediction: expected \(64, 96\) like the target, got \(4, 4\)"):
         evaluate(small, scenes)
@@ -332,8 +341,8 @@ def test_run_without_data(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_not_finite_is_named(scenes: list) -> None:
-    def broken(images: list[Tensor]) -> tuple[list[float], None]:
-        return [float("nan")] * len(images), None
+    def broken(images: list[Tensor]) -> RewardOutput:
+        return RewardOutput(torch.full((len(images),), float("nan")), None)
 
     with pytest.raises(ValueError, match=r"^broken: scene s0: expected finite scores, got \(nan, nan, nan\)"):
         evaluate_all({"broken": broken}, scenes)
@@ -371,8 +380,9 @@ def fake_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fake_pyiqa")
 def test_metrics_are_higher_where_better() -> None:
     images = [torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.75)]
-    assert baselines.pyiqa_metric("piqe")(images) == ([-0.25, -0.75], None)
-    assert baselines.pyiqa_metric("niqe")(images) == ([0.25, 0.75], None)
+    for name, expected in (("piqe", [-0.25, -0.75]), ("niqe", [0.25, 0.75])):
+        output = baselines.pyiqa_metric(name)(images)
+        assert (output.score.tolist(), output.map) == (expected, None)
 
 
 @pytest.mark.usefixtures("fake_pyiqa")
@@ -381,7 +391,7 @@ def test_metrics_that_cannot_be_used(scenes: list) -> None:
         baselines.pyiqa_metric("nique")
     with pytest.raises(ValueError, match=r"no-reference metric of pyiqa, got 'psnr'$"):
         baselines.pyiqa_metric("psnr")
-    with pytest.raises(RuntimeError, match=r"^musiq: pyiqa cannot make it: musiq\.pth: no such file$"):
+    with pytest.raises(RuntimeError, match=r"^musiq: pyiqa cannot make it: musiq\.pth: no such file and no network$"):
         baselines.pyiqa_metric("musiq")
     with pytest.raises(ValueError, match=r"^FID: scene s0: expected a score of .*, got expected two folders$"):
         evaluate_all({"FID": baselines.pyiqa_metric("fid")}, scenes)

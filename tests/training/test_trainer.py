@@ -3,17 +3,22 @@ import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finpercep.data.triplets import Triplet, TripletConfig
 from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.presets import PRESETS
+from finpercep.runs.lock import FolderInUseError, folder_lock
+from finpercep.runs.trackers import TensorBoard
+from finpercep.training.config import RewardTrainConfig
 from finpercep.training.losses import LossWeights, raise_odds
-from finpercep.training.trainer import RewardTrainConfig, RewardTrainer, cosine, parameter_groups, train
+from finpercep.training.trainer import RewardTrainer, parameter_groups, train
 from tests.data.conftest import write_scenes
 from tests.models.conftest import write_clip
 
@@ -46,12 +51,17 @@ def full(config):
 def test_base_then_full_model(config, tmp_path):
     base = train(config)
     assert base.decoder is None
-    assert base.score(torch.rand(3, 32, 32)).map.abs().max() == 0
+    assert base.score(torch.rand(3, 32, 32)).map is None
     model = train(full(config))
     loaded = RewardModel.from_pretrained(config.out + "-full")
     assert loaded.fingerprint == model.fingerprint != base.fingerprint
     assert json.loads((tmp_path / "rm0-full" / "train.json").read_text())["steps"] == 4
-    assert list((tmp_path / "rm0-full").glob("events*"))  # TensorBoard
+    assert sorted(path.name for path in (tmp_path / "rm0-full").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "state.pt",
+        "train.json",
+    ]
 
 
 def test_full_model_starts_from_its_anchor(config):
@@ -189,10 +199,10 @@ def test_each_point_is_logged_once(config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RewardTrainer, "batches", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(config)
+            train(config, [TensorBoard(config.out)])
     for number, path in enumerate((tmp_path / "rm0").glob("events*")):
         path.rename(path.with_name(f"events.out.tfevents.{number}"))  # the first by name, as by time
-    train(config)
+    train(config, [TensorBoard(config.out)])
     events = accumulator.EventAccumulator(str(tmp_path / "rm0"))
     events.Reload()
     assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
@@ -257,24 +267,136 @@ def test_training_lowers_the_loss(config):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def same(trainer, before):
+    return all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
 def test_loss_that_is_not_finite_stops_the_run(config):
     trainer = RewardTrainer(config)
-    before = [p.clone() for p in trainer.model.parameters()]
+    before = weights(trainer)
     batch = next(iter(trainer.batches()))
-    with pytest.raises(FloatingPointError, match="loss at step 0 is nan"):
-        trainer.step(batch._replace(gt=batch.gt * float("nan")))
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    trainer.step(batch._replace(gt=batch.gt * float("nan")))
+    assert same(trainer, before)
+    trainer.step(batch)  # what comes before it is asked changes nothing either
+    assert same(trainer, before)
+    for ask in (trainer.check, trainer.save):
+        with pytest.raises(FloatingPointError, match=r"^loss at step 0 is nan; .*rm0 is kept$"):
+            ask()
+    assert not Path(config.out).exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gradient_that_is_not_finite_stops_the_run(config, value):
     trainer = RewardTrainer(config)
-    before = [p.clone() for p in trainer.model.parameters()]
+    batch = next(iter(trainer.batches()))
+    trainer.step(batch)
+    before = weights(trainer)
     next(trainer.model.head.parameters()).register_hook(lambda gradient: gradient * value)
-    with pytest.raises(FloatingPointError, match=r"norm of the gradient at step 0 is (nan|inf); .*rm0 is kept"):
-        trainer.step(next(iter(trainer.batches())))
-    assert trainer.done == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    trainer.step(batch)
+    assert same(trainer, before)
+    with pytest.raises(FloatingPointError, match=r"^norm of the gradient at step 1 is (nan|inf); .*rm0 is kept$"):
+        trainer.check()
+
+
+def test_what_was_saved_before_a_loss_that_is_not_finite_stays(config, monkeypatch):
+    """Found at the next logging or saving, whichever comes first: here saving, two steps later."""
+    losses, files = RewardTrainer.losses, {}
+
+    def poisoned(trainer, batch):
+        terms = losses(trainer, batch)
+        if trainer.done == 2:
+            files.update({path.name: path.read_bytes() for path in Path(config.out).iterdir() if path.suffix})
+            terms["rank"] = terms["rank"] * float("nan")
+        return terms
+
+    monkeypatch.setattr(RewardTrainer, "losses", poisoned)
+    with pytest.raises(FloatingPointError, match=r"^loss at step 2 is nan; .*rm0 is kept$"):
+        train(config)
+    assert sorted(files) == ["config.json", "model.safetensors", "state.pt", "train.json"]
+    assert {path.name: path.read_bytes() for path in Path(config.out).iterdir()} == files
+    assert torch.load(Path(config.out) / "state.pt", weights_only=True)["step"] == 2
+
+
+class HostReads(TorchDispatchMode):
+    """Counts where a tensor's value is read on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(config, monkeypatch):
+    train(config)
+    trainer = RewardTrainer(full(config))
+    batch = next(iter(trainer.batches()))
+    trainer.step(batch)  # sets up the optimizer
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # reads its own step counters, which lie on the host
+    with HostReads() as reads:
+        losses = trainer.step(batch)
+    assert reads.count == 0
+    assert set(losses) == {"loss", "map", "entropy", "rank", "align"}
+    with HostReads() as reads:
+        trainer.check()
+    assert reads.count > 0
+
+
+class Recorder:
+    """A monitor that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, lines, *, done, total):
+        self.told.append(("start", lines, done, total))
+
+    def log(self, step, figures):
+        self.told.append(("log", step, figures))
+
+    def close(self):
+        self.told.append(("close",))
+
+
+def test_monitors_are_told_what_happens(config):
+    first, second = Recorder(), Recorder()
+    train(dataclasses.replace(config, log_every=3), [first])
+    start, *logs, close = first.told
+    assert start[1] == ["RM_0 (score only): 0.01 M parameters, 3 scenes"]
+    assert start[2:] == (0, 4)
+    assert [log[1] for log in logs] == [3, 4]
+    assert all(set(log[2]) == {"loss", "rank", "level"} for log in logs)
+    assert logs[0][2]["loss"] == pytest.approx(0.8 * logs[0][2]["rank"] + 0.3 * logs[0][2]["level"])
+    assert close == ("close",)
+    train(config, [second])
+    assert second.told == [
+        ("start", [start[1][0], f"resumed at step 4 from {config.out}"], 4, 4),
+        ("close",),
+    ]
+
+
+def test_training_needs_no_terminal_and_no_tensorboard(config, monkeypatch):
+    for name in [*sys.modules]:
+        if name.split(".")[0] in ("rich", "tensorboard"):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("rich", "tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    train(config)
+    assert (Path(config.out) / "model.safetensors").is_file()
+
+
+def test_two_runs_do_not_share_a_folder(config):
+    train(config)
+    before = {path.name: path.read_bytes() for path in Path(config.out).iterdir()}
+    with folder_lock(config.out), pytest.raises(FolderInUseError, match=f"in use by process {os.getpid()} "):
+        train(dataclasses.replace(config, steps=8))
+    assert {path.name: path.read_bytes() for path in Path(config.out).iterdir()} == before
 
 
 def test_clip_iqa_is_the_anchor_of_a_model_around_clip(config, tmp_path, monkeypatch):
@@ -290,7 +412,7 @@ def test_clip_iqa_is_the_anchor_of_a_model_around_clip(config, tmp_path, monkeyp
     batch = next(iter(trainer.batches()))
     base = CLIPIQA.from_clip(clip)
     gt = trainer.model.eval()(batch.gt).score
-    torch.testing.assert_close(trainer.losses(batch)["align"], (gt - base(batch.gt)).abs().mean())
+    torch.testing.assert_close(trainer.losses(batch)["align"], (gt - base(batch.gt).score).abs().mean())
     assert not any(p.requires_grad for p in trainer.base.parameters())
     before = trainer.model.fingerprint
     trainer.step(batch)
@@ -314,10 +436,3 @@ def test_parameter_groups_are_the_papers(config):
     optimizer = RewardTrainer(config).optimizer
     assert optimizer.defaults["betas"] == (0.9, 0.999)
     assert optimizer.defaults["weight_decay"] == 1e-4
-
-
-def test_cosine():
-    assert cosine(0, 10, 100) == pytest.approx(0.1)
-    assert cosine(10, 10, 100) == 1
-    assert cosine(55, 10, 100) == pytest.approx(0.5)
-    assert cosine(100, 10, 100) == pytest.approx(0, abs=1e-12)

@@ -1,54 +1,44 @@
-"""The commands that train and measure: options arrive, errors are one line."""
+"""``finpercep train-reward``: options arrive, errors are one line."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
-from finpercep.cli.training import pick_device
+from finpercep.runs.progress import Screen
+from finpercep.runs.trackers import TensorBoard
+from finpercep.training import trainer
+from finpercep.training.config import RewardTrainConfig
 from tests.data.conftest import write_scenes
 
-if TYPE_CHECKING:
-    from finpercep.models import RewardModel
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[RewardTrainConfig]:
+    """The configurations that the command would train with."""
+    configs: list[RewardTrainConfig] = []
+    monkeypatch.setattr(trainer, "train", lambda config, monitors: configs.append(config))
+    return configs
 
 
-def test_training_defaults_are_the_configurations() -> None:
-    import inspect
-
-    from finpercep.cli.training import train_reward
-    from finpercep.data.triplets import TripletConfig
-    from finpercep.training.losses import LossWeights
-    from finpercep.training.trainer import RewardTrainConfig
-
-    given = {name: p.default for name, p in inspect.signature(train_reward).parameters.items()}
-    config = RewardTrainConfig(data="d", out="o")
-    for name in (
-        "anchor",
-        "steps",
-        "batch",
-        "lr_encoder",
-        "lr_new",
-        "warmup",
-        "dev_every",
-        "seed",
-        "workers",
-    ):
-        assert given[name] == getattr(config, name), name
-    assert {"width": given["width"], "norm": True} == config.decoder
-    assert given["crop"] == TripletConfig().crop
-    assert given["margin"] == LossWeights().margin_sr == LossWeights().margin_syn
+def test_defaults_are_the_configurations(seen: list[RewardTrainConfig]) -> None:
+    result = CliRunner().invoke(app, ["train-reward", "d", "--out", "o", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert seen == [RewardTrainConfig(data="d", out="o")]
+    assert seen[0].decoder["width"] == "light"  # as the help says
 
 
-def test_train_reward_passes_every_option_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import finpercep.training.trainer as reward
+def test_it_shows_and_tracks_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[type] = []
+    monkeypatch.setattr(trainer, "train", lambda config, monitors: kinds.extend(map(type, monitors)))
+    assert CliRunner().invoke(app, ["train-reward", "d", "--out", "o", "--device", "cpu"]).exit_code == 0
+    assert kinds == [Screen, TensorBoard]
 
-    seen: list[reward.RewardTrainConfig] = []
-    monkeypatch.setattr(reward, "train", seen.append)
+
+def test_train_reward_passes_every_option_on(seen: list[RewardTrainConfig]) -> None:
     options = {
         **{
             "--out": "o",
@@ -81,11 +71,9 @@ def test_train_reward_passes_every_option_on(monkeypatch: pytest.MonkeyPatch) ->
     assert (config.loss.margin_sr, config.loss.margin_syn) == (0.2, 0.2)
 
 
-@pytest.mark.parametrize(("command", "status"), [("train-reward", 2), ("evaluate-reward", 1)])
-def test_missing_data_is_one_line(command: str, status: int, tmp_path: Path, model_folder: Path) -> None:
-    extra = ["--out", str(tmp_path / "out")] if command == "train-reward" else ["--model", str(model_folder)]
-    result = CliRunner().invoke(app, [command, str(tmp_path / "none"), *extra])
-    assert result.exit_code == status
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train-reward", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith(str(tmp_path / "none" / "index.jsonl"))
 
@@ -148,60 +136,12 @@ def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
 
 
 def test_interrupted_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    import finpercep.training.trainer as reward
-
-    def stop(_: object) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reward, "train", stop)
+    monkeypatch.setattr(trainer, "train", stop)
     result = CliRunner().invoke(app, ["train-reward", "d", "--out", "somewhere"])
     assert result.exit_code == 130
-    assert result.stderr == "interrupted; the same command goes on from what was last saved in somewhere\n"
-
-
-def test_evaluate_reward_passes_every_option_on(
-    monkeypatch: pytest.MonkeyPatch, model_folder: Path, small_model: RewardModel
-) -> None:
-    import finpercep.evaluation.report as report
-
-    seen: list[tuple[object, dict[str, Any]]] = []
-    monkeypatch.setattr(report, "run", lambda data, **options: seen.append((data, options)))
-    words = (
-        "--split train --shift jpeg75 --shift none --metric niqe --metric musiq --without srgan --seed 4 "
-        "--json f.json --device cpu --model"
+    assert (
+        result.stderr == "interrupted; run the same command again to continue from what was last saved in somewhere\n"
     )
-    for options in ([*words.split(), str(model_folder)], ["--baselines-only"], ["--metric", "none"]):
-        assert CliRunner().invoke(app, ["evaluate-reward", "d", *options]).exit_code == 0
-    assert seen[0][1].pop("model").fingerprint == small_model.fingerprint
-    assert seen[0] == (
-        Path("d"),
-        {
-            **{"name": str(model_folder), "split": "train", "shifts": ["jpeg75", "none"]},
-            **{"metrics": ["niqe", "musiq"], "without": ["srgan"], "seed": 4, "json_file": Path("f.json")},
-            "device": "cpu",
-        },
-    )
-    assert seen[1][1] == {
-        **{"model": None, "name": None, "split": "val", "shifts": ["none"], "metrics": None},
-        **{"without": [], "seed": 0, "json_file": None, "device": pick_device("auto")},
-    }
-    assert seen[2][1]["name"] == "finpercep-tiny"
-    assert seen[2][1]["metrics"] == []
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            "--model finpercep-tinny",
-            "finpercep-tinny: no such model or folder; did you mean 'finpercep-tiny'?",
-        ),
-        ("--device gpu7", "gpu7"),
-        ("--device gpu7 --baselines-only", "gpu7"),
-    ],
-)
-def test_evaluation_without_its_model_or_device_ends_with_2(words: str, message: str) -> None:
-    result = CliRunner().invoke(app, ["evaluate-reward", "d", *words.split()])
-    assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert message in result.stderr

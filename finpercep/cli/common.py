@@ -1,0 +1,75 @@
+"""What several commands share: options with one meaning, the device, the model, and how a command ends on an error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from finpercep.models import RewardModel
+
+DEFAULT_MODEL = "finpercep-tiny"
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, a folder, or a Hugging Face Hub id.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="Number of CPU threads; 0 keeps torch's default.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: auto, cpu, cuda, cuda:1, …")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A data set made by make-dataset, or a folder with an index.jsonl (one scene per line: split, id, gt, sr) "
+        "and its images in SPLIT/ID/."
+    ),
+]
+
+
+@contextmanager
+def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn the expected kinds of errors into their message on stderr, in one line, and an exit status."""
+    try:
+        yield
+    except kinds as error:
+        message = str(error).strip() or type(error).__name__
+        if "Traceback (most recent call last)" in message:  # of a worker process: what it raised comes last
+            message = message.splitlines()[-1].partition(": ")[2]
+        print(" ".join(message.split()), file=sys.stderr)
+        raise typer.Exit(status) from None
+
+
+def set_threads(threads: int) -> None:
+    """Number of CPU threads of torch; 0 keeps its default."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def pick_device(name: str) -> str:
+    """The device that "auto" means here; other names as they are."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def check_device(name: str) -> str:
+    """`pick_device`, or the end of the command where there is no such device."""
+    import torch
+
+    device = pick_device(name)
+    with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
+        torch.empty(0, device=device)
+    return device
+
+
+def load_model(name: str, device: str, threads: int) -> RewardModel:
+    """The model on its device, or the end of the command with status 2."""
+    from finpercep.models import RewardModel
+
+    set_threads(threads)
+    device = check_device(device)
+    with one_line_errors(2, ValueError, OSError, RuntimeError):
+        return RewardModel.from_pretrained(name).to(device)

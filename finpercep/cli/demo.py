@@ -1,0 +1,32 @@
+"""``finpercep demo``: sample photos and faults in them, scored and shown on a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finpercep.cli.common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    load_model,
+    one_line_errors,
+)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page and its pictures.")] = Path("demo"),
+    model: ModelOption = DEFAULT_MODEL,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score sample photos, super-resolved versions of them, and photos with implanted faults, and write a page that
+    shows the results.
+    """
+    from finpercep.demo.run import run_demo
+
+    with one_line_errors(2, ImportError, OSError):
+        run_demo(load_model(model, device, threads), out, model)

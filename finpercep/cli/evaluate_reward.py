@@ -1,0 +1,73 @@
+"""``finpercep evaluate-reward``: a reward model and the baselines, measured on known faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finpercep.cli.common import (
+    DEFAULT_MODEL,
+    DataArgument,
+    DeviceOption,
+    ModelOption,
+    check_device,
+    one_line_errors,
+)
+
+
+def evaluate_reward(
+    data: DataArgument,
+    model: ModelOption = DEFAULT_MODEL,
+    baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Measure only the baselines.")] = False,
+    split: Annotated[str, typer.Option("--split", help="Split to measure on.")] = "val",
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shift",
+            help="Change made to all images first: none, jpegQ or resizeF (such as jpeg75, resize0.7); all means none, "
+            "jpeg75 and resize0.7. May be given several times.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="No-reference metric of pyiqa to compare with, or none. May be given several times. Default: piqe, if "
+            "pyiqa is installed.",
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without", help="Add rows that average over all SR sources but this one. May be given several times."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for the implanted faults.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a reward model and the baselines on scenes with known faults, and print the tables.
+
+    The exit status is 2 for an unknown model or device, and 1 for data that cannot be used.
+    """
+    from finpercep.evaluation.report import run
+    from finpercep.models import RewardModel
+
+    device = check_device(device)
+    with one_line_errors(2, ValueError, OSError, ImportError):
+        reward = None if baselines_only else RewardModel.from_pretrained(model).to(device)
+    with one_line_errors(1, ValueError, OSError, RuntimeError, ImportError):
+        run(
+            data,
+            model=reward,
+            name=None if baselines_only else model,
+            split=split,
+            shifts=shift or ["none"],
+            metrics=None if metric is None else [name for name in metric if name != "none"],
+            without=without or [],
+            seed=seed,
+            json_file=json_file,
+            device=device,
+        )

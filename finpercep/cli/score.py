@@ -1,0 +1,133 @@
+"""``finpercep score``: the score of images, and where they fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, ThreadsOption, load_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finpercep.engine.files import FileScore
+
+
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders (searched recursively) or glob patterns.")],
+    model: ModelOption = DEFAULT_MODEL,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            "--maps",
+            help="Folder for overlays: each map drawn over its photo, as a PNG; purple marks slight, yellow severe "
+            "degradation.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line for each file, and nothing else, on stdout.")
+    ] = False,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score images and map their faults.
+
+    The score lies in [0, 1]; higher is better. The map lies in [0, 1]; 1 means degraded. The table shows its mean and
+    the mean of its worst 1 % of pixels ("-", or null with --json, for a model without a map, such as RM_0). Results
+    are printed in order, as soon as they are ready.
+
+    A file that cannot be scored adds one line "path: reason" to stderr (with --json also an object with "path" and
+    "error" to stdout, so that every file has its line); the other files are still scored, and the exit status is 1.
+    It is 2 for an unknown model, and 130 after Ctrl-C.
+    """
+    from rich.console import Console
+
+    from finpercep.engine.files import score_files
+
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    files, failures = _expand(paths)
+    reward = load_model(model, device, threads) if files else None
+    if maps is not None and reward is not None and not reward.has_map:
+        print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
+        raise typer.Exit(2)
+    show = _json_line if as_json else _table_row
+    results = score_files(reward, files, maps=maps) if reward is not None else iter(())
+    done = failed = 0
+    try:
+        for result in _with_progress([*failures], results, len(failures) + len(files), errors):
+            done += 1
+            failed += result.error is not None
+            if result.error is not None:
+                errors.print(f"{result.path}: {result.error}")
+            show(result, done - failed == 1)
+    except KeyboardInterrupt:
+        print(f"interrupted after {done} of {len(failures) + len(files)} files", file=sys.stderr)
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if failed else 0)
+
+
+def _expand(arguments: Iterable[str]) -> tuple[list[Path], list[FileScore]]:
+    """Every argument by itself, so that one folder without images does not stop the others."""
+    from finpercep.engine.files import FileScore
+    from finpercep.io.images import ImageError, expand_paths
+
+    files: list[Path] = []
+    failures = []
+    for argument in arguments:
+        try:
+            files += expand_paths([argument])
+        except ImageError as error:
+            failures.append(FileScore(Path(argument), error=str(error).removeprefix(f"{argument}: ")))
+    return (expand_paths(files) if files else []), failures
+
+
+def _json_line(result: FileScore, first: bool) -> None:
+    line: dict[str, Any] = {"path": str(result.path)}
+    if result.error is not None:
+        line["error"] = result.error
+    else:
+        figures = {name: getattr(result, name) for name in ("score", "map_mean", "map_worst")}
+        line |= {name: None if math.isnan(value) else round(value, 6) for name, value in figures.items()}
+    print(json.dumps(line), flush=True)  # ASCII: any file name, in any locale
+
+
+def _table_row(result: FileScore, first: bool) -> None:
+    """Rows of fixed width, the path last: a table that can stream and that no path length breaks."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if result.error is not None:
+        return
+    console = Console(highlight=False)
+    if first:
+        console.print(Text(" score   map mean   map worst   image", style="bold"))
+    mean, worst = ("     -" if math.isnan(value) else f"{value:6.4f}" for value in (result.map_mean, result.map_worst))
+    row = f"{result.score:6.4f}     {mean}      {worst}   {_printable(result.path)}"
+    console.print(Text(row), soft_wrap=True)
+
+
+def _printable(path: Path) -> str:
+    """A file name as the terminal can show it: names need not be valid text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(path).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _with_progress(
+    failures: list[FileScore], results: Iterator[FileScore], total: int, console: Console
+) -> Iterator[FileScore]:
+    """Show a bar on stderr if that is a terminal and stdout is not: there the rows are the progress."""
+    yield from failures
+    if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
+        yield from results
+        return
+    from finpercep.runs.progress import progress_bar
+
+    # rich would by default send what is printed on stdout through its own console, which is stderr here
+    with progress_bar(console, transient=True, redirect_stdout=False) as bar:
+        yield from bar.track(results, total=total - len(failures), description="scoring")

@@ -1,0 +1,103 @@
+"""``finpercep train-reward``: a reward model from photos and super-resolved versions of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finpercep.cli.common import (
+    DataArgument,
+    DeviceOption,
+    ThreadsOption,
+    check_device,
+    one_line_errors,
+    set_threads,
+)
+from finpercep.cli.options import given, settings_command
+
+if TYPE_CHECKING:
+    from finpercep.training.config import RewardTrainConfig
+
+TrainReward = settings_command(
+    "finpercep.training.config:RewardTrainConfig",
+    "finpercep.data.triplets:TripletConfig",
+    "finpercep.training.losses:LossWeights",
+    after="out",
+)
+
+
+def train_reward(
+    ctx: typer.Context,
+    data: DataArgument,
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the run: the model, the state to resume from, and TensorBoard events."),
+    ],
+    width: Annotated[
+        str | None,
+        typer.Option(
+            "--width",
+            help="Width of a new decoder: light, full, or a number of channels. Default: light.",
+            show_default=False,
+        ),
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option("--gate", help="How the map weights the features: degradation, quality or residual."),
+    ] = None,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a reward model on photos and super-resolved versions of them.
+
+    First train RM_0, which only gives a score (no --anchor); then the full model with its map, anchored to RM_0. With
+    CLIP, RM_0 is CLIP-IQA and needs no training: --anchor finpercep-vit-b-16 --init finpercep-vit-b-16. The same
+    command with the same --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
+    """
+    from finpercep.data.triplets import TripletConfig
+    from finpercep.runs.progress import Screen
+    from finpercep.runs.trackers import TensorBoard
+    from finpercep.training.config import RewardTrainConfig
+    from finpercep.training.losses import LossWeights
+    from finpercep.training.trainer import train
+
+    set_threads(threads)
+    device = check_device(device)
+    loss = LossWeights(**given(ctx, LossWeights))
+    config = RewardTrainConfig(
+        data=str(data),
+        out=str(out),
+        **given(ctx, RewardTrainConfig),
+        triplets=TripletConfig(**given(ctx, TripletConfig)),
+        loss=dataclasses.replace(loss, margin_syn=loss.margin_sr),  # --margin is both
+        device=device,
+    )
+    with one_line_errors(2, ValueError):
+        _refuse_unused(config, width=width, gate=gate)
+    if width is not None:
+        config.decoder["width"] = int(width) if width.isdecimal() else width
+    if gate is not None:
+        config.head["gate"] = gate
+    try:
+        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
+            train(config, [Screen(), TensorBoard(out)])
+    except KeyboardInterrupt:
+        print(f"interrupted; run the same command again to continue from what was last saved in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _refuse_unused(config: RewardTrainConfig, *, width: str | None, gate: str | None) -> None:
+    """Refuse what the run would not use.
+
+    Raises:
+        ValueError: --width or --gate was given, and the model does not take it.
+    """
+    for name, value in (("width", width), ("gate", gate)):
+        if value is not None and config.init is not None:
+            raise ValueError(f"--{name}: expected without --init, whose model keeps its own, got both")
+    if width is not None and config.anchor is None:
+        raise ValueError("--width: expected with --anchor: RM_0 has no decoder, got no --anchor")
