@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finpercep.ops import _backend
+from finpercep.ops import has_cpp
 
 
 def compiled(operator: str, images: Tensor) -> Callable[..., Tensor] | None:
@@ -17,7 +17,7 @@ def compiled(operator: str, images: Tensor) -> Callable[..., Tensor] | None:
     that nothing of a sample leaves the cache; results differ from PyTorch's by rounding.
     """
     usable = images.device.type == "cpu" and images.dtype == torch.float32
-    if not usable or (images.requires_grad and torch.is_grad_enabled()) or not _backend.has_cpp(operator):
+    if not usable or (images.requires_grad and torch.is_grad_enabled()) or not has_cpp(operator):
         return None
     kernel: Callable[..., Tensor] = getattr(torch.ops.finpercep, operator)
     return kernel

@@ -10,7 +10,6 @@ from finpercep.data.degradations.diff_jpeg import jpeg_each
 from finpercep.data.degradations.noise import add_noise
 from finpercep.data.degradations.ragged import Ragged, resize_each
 from finpercep.data.degradations.random_bits import keys
-from finpercep.ops import _backend
 from tests.conftest import synthetic_photo
 from tests.ops.conftest import cpp, poisoned, simd  # noqa: F401
 
@@ -26,7 +25,7 @@ def both(monkeypatch):
             pytest.skip("the compiled extension is older than these sources")
         made = stage(*arguments, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(_backend, "has_cpp", lambda operator: False)
+            patch.setattr("finpercep.data.degradations.compiled.has_cpp", lambda operator: False)
             return made, stage(*arguments, **options)
 
     return run
