@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from finpercep._lazy import lazy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "RewardOutput",
     "__version__",
     "available_models",
+    "load_base",
     "ops",
     "worst_mean",
 ]
@@ -19,28 +22,24 @@ __all__ = [
 if TYPE_CHECKING:
     from finpercep import ops
     from finpercep.io.images import ImageError
-    from finpercep.models import CLIPIQA, RewardModel, RewardOutput, available_models, worst_mean
+    from finpercep.models.base import load_base
+    from finpercep.models.checkpoint import available_models
+    from finpercep.models.clip_iqa import CLIPIQA
+    from finpercep.models.output import RewardOutput
+    from finpercep.models.reward_model import RewardModel
+    from finpercep.models.scoring import worst_mean
 
-_HOMES = {
-    "CLIPIQA": "finpercep.models",
-    "ImageError": "finpercep.io.images",
-    "RewardModel": "finpercep.models",
-    "RewardOutput": "finpercep.models",
-    "available_models": "finpercep.models",
-    "worst_mean": "finpercep.models",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import finpercep` stays quick, and `finpercep.ops` needs nothing but torch."""
-    import importlib
-
-    if name == "ops":
-        return importlib.import_module("finpercep.ops")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'finpercep' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# On first use: `import finpercep` stays quick, and `finpercep.ops` needs nothing but torch.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "CLIPIQA": "finpercep.models.clip_iqa",
+        "ImageError": "finpercep.io.images",
+        "RewardModel": "finpercep.models.reward_model",
+        "RewardOutput": "finpercep.models.output",
+        "available_models": "finpercep.models.checkpoint",
+        "load_base": "finpercep.models.base",
+        "ops": "finpercep.ops",
+        "worst_mean": "finpercep.models.scoring",
+    },
+)

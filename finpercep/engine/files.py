@@ -14,10 +14,11 @@ import torch
 
 from finpercep.io.images import ImageError, load_image
 from finpercep.io.pictures import overlay, save_image
+from finpercep.io.reasons import one_line
 from finpercep.models.scoring import worst_mean
 
 if TYPE_CHECKING:
-    from finpercep.models import RewardModel
+    from finpercep.models.reward_model import RewardModel
 
 __all__ = ["FileScore", "map_file_names", "score_files"]
 
@@ -35,26 +36,21 @@ class FileScore(NamedTuple):
     error: str | None = None
 
 
-def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, float, torch.Tensor]:
-    """Score, mean of the map, mean of its worst 1 %, and the map ``(1, H, W)`` of one ``(3, H, W)`` image.
+def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, float, torch.Tensor | None]:
+    """Score, mean of the map, mean of its worst 1 %, and the map (1,H,W) of one image (3,H,W).
 
-    The means are NaN for a model without a map (RM_0).
+    The means are NaN and the map is None for a model without one (RM_0).
 
     Raises:
         FloatingPointError: the model gives a score or a map that is not finite.
     """
     out = model.score([image])
-    degradation = out.map[0]
-    if not (math.isfinite(out.score[0]) and bool(degradation.isfinite().all())):
+    degradation = None if out.map is None else out.map[0]
+    if not (math.isfinite(out.score[0]) and (degradation is None or bool(degradation.isfinite().all()))):
         raise FloatingPointError(f"expected a finite score and map, got score {float(out.score[0])} from the model")
-    if model.decoder is None:
-        return float(out.score[0]), float("nan"), float("nan"), degradation
-    return (
-        float(out.score[0]),
-        float(degradation.mean()),
-        float(worst_mean(degradation[None])[0]),
-        degradation,
-    )
+    if degradation is None:
+        return float(out.score[0]), float("nan"), float("nan"), None
+    return float(out.score[0]), float(degradation.mean()), float(worst_mean(degradation[None])[0]), degradation
 
 
 def score_files(
@@ -62,8 +58,9 @@ def score_files(
 ) -> Iterator[FileScore]:
     """Score files in order and yield each result as it is made. Holds two images: one ahead is read.
 
-    With `maps`, an overlay of each is written there as PNG, named by `map_file_names`. A file that cannot be
-    read or scored, or whose overlay cannot be written, gives a result with `error`; the others go on.
+    With `maps`, an overlay of each is written there as PNG, named by `map_file_names`; a model without a map gives
+    none. A file that cannot be read or scored, or whose overlay cannot be written, gives a result with `error`; the
+    others go on.
     """
     names = map_file_names(paths, Path(maps)) if maps is not None else None
     with ThreadPoolExecutor(1) as reader:
@@ -79,12 +76,14 @@ def _score_one(model: RewardModel, path: Path, read: Callable[[], torch.Tensor],
     try:
         image = read()
         score, mean, worst, degradation = score_image(model, image)
-        if target is not None:
+        if target is not None and degradation is not None:
             save_image(overlay(image, degradation), target)
     except (ImageError, FloatingPointError) as error:
         return FileScore(path, error=str(error).removeprefix(f"{path}: "))
     except (RuntimeError, MemoryError) as error:
-        return FileScore(path, error=f"expected to score it, got {' '.join(str(error).split()) or 'no memory'}")
+        return FileScore(
+            path, error=f"expected to score it, got {one_line(error) if str(error).strip() else 'no memory'}"
+        )
     except OSError as error:
         return FileScore(path, error=f"expected to write its map, got {error.strerror or error}: {error.filename}")
     return FileScore(path, score, mean, worst)

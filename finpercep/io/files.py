@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,15 +16,28 @@ __all__ = ["atomic_write", "write_json"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its name at the end, or is removed on any error."""
+    """Open a temporary file beside `path` that takes its name at the end, or is removed on any error.
+
+    Raises:
+        OSError: a full disk, no permission; names `path` and, of a full disk, what is free.
+    """
     temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, _reason(error, path), str(path)) from error
         raise
+
+
+def _reason(error: OSError, path: Path) -> str:
+    if error.errno != errno.ENOSPC:
+        return error.strerror
+    return f"{error.strerror} ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free)"
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["file_hash", "folder_fingerprint", "weights_fingerprint"]
 
 _LARGE = 2**20
 
@@ -35,19 +43,10 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def model_folder(name: str, patterns: list[str] | None = None) -> str:
-    """A saved model's folder: `name` itself, or where the hub's copy of it lies (downloaded if need be).
-
-    Raises:
-        OSError: neither; the message says why the hub has not given it.
-    """
-    name = os.path.expanduser(name)
-    if os.path.isdir(name):
-        return name
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(name, allow_patterns=patterns)
-    except Exception as error:  # the hub raises many types: no network, no such name, no permission
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{name}: expected a folder or a hub id that can be downloaded, got {reason}") from error
+def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits that identify a JSON-able configuration and weights (as float32)."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

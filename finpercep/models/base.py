@@ -20,8 +20,7 @@ def load_base(name_or_path: str | Path, **hub_options: Any) -> RewardModel | CLI
         hub_options: for the download, see `RewardModel.from_pretrained`.
 
     Returns:
-        The model in eval mode, without gradients to its weights. Called with images (B,3,H,W) a CLIPIQA gives scores
-        (B,), a RewardModel a `RewardOutput` with them.
+        The model in evaluation mode, without gradients to its weights.
 
     Raises:
         TypeError: an option that is not one for downloads.

@@ -1,21 +1,32 @@
-"""Where models come from: embedded weights, folders, the Hugging Face hub; and readable errors when they do not fit."""
+"""Saved models: embedded weights and folders, and readable errors where configuration and weights do not fit.
+
+Both come from anywhere, so the configuration is held against the weights' names and shapes before anything is built.
+"""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from finpercep.io.hub import model_folder
+from finpercep.io.reasons import one_line
 from finpercep.models.presets import PRESETS
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = ("config.json", "model.safetensors")
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+STORED_FLOATS = ("F32", "F16", "BF16", "F64")
+"""`FLOATS` by their names in safetensors files. Eight-bit ones mean nothing without their scales."""
+LAYERS = 1000  # as many are built without a look at the file
+NESTING = 16
+"""Levels of lists and objects in a configuration; ours have four."""
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def available_models() -> list[str]:
@@ -27,48 +38,43 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
     """The folder of a model: embedded name, folder, or hub id (downloaded to the usual cache).
 
     Raises:
-        TypeError: an option that is not one of `HUB_OPTIONS`.
+        TypeError: an option that is not one of `finpercep.io.hub.HUB_OPTIONS`.
         ValueError: nothing of that name; suggests the nearest known one.
     """
-    check_hub_options(hub_options)
-    name = str(name_or_path)
-    if name in available_models():
-        return WEIGHTS / name
-    if Path(name).is_dir():
-        return Path(name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name, allow_patterns=list(FILES), **hub_options))
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{name}: neither a folder nor a model that the hub gave: {reason}") from error
-    known = available_models() + sorted(PRESETS)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(known)}"
-    raise ValueError(f"{name}: no such model or folder; {hint}")
-
-
-def check_hub_options(options: dict[str, Any]) -> None:
-    """Pass `HUB_OPTIONS` alone: the hub's client and `transformers` ignore what they do not know.
-
-    Raises:
-        TypeError: another option; names it.
-    """
-    for name in options:
-        if name in HUB_OPTIONS:
-            continue
-        hint = f"expected {', '.join(HUB_OPTIONS)}"
-        if name in ("torch_dtype", "dtype", "device", "device_map"):
-            hint = f"use .to({'device' if 'device' in name else 'dtype'}) on the loaded model"
-        raise TypeError(f"{name}: unknown option; {hint}")
+    embedded = available_models()
+    found = WEIGHTS / str(name_or_path) if name_or_path in embedded else name_or_path
+    return model_folder(found, FILES, known=embedded + sorted(PRESETS), **hub_options)
 
 
 def share_weights(folder: str | Path) -> None:
     """Let those read the weights in `folder` who may read its configuration: safetensors writes for the owner alone."""
     config, weights = (Path(folder) / name for name in FILES)
     weights.chmod(config.stat().st_mode & 0o777)
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: no JSON, or nested more deeply than any configuration; names the file.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, got {one_line(error)}") from error
+    if _nested(content) > NESTING:
+        raise ValueError(f"{file}: expected JSON of at most {NESTING} levels, got more")
+    return content
+
+
+def _nested(content: Any) -> int:
+    levels, inside = 0, [content]
+    while inside := [value for value in inside if isinstance(value, (dict, list))]:
+        levels += 1
+        if levels > NESTING:
+            break
+        inside = [x for value in inside for x in (value.values() if isinstance(value, dict) else value)]
+    return levels
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -80,56 +86,120 @@ def read_config(folder: Path) -> dict[str, Any]:
     for file in FILES:
         if not (folder / file).is_file():
             raise ValueError(f"{folder / file}: not found; a model folder has {FILES[0]} and {FILES[1]}")
-    try:
-        config = json.loads((folder / FILES[0]).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / FILES[0]}: expected JSON, got {error}") from error
+    config = read_json(folder / FILES[0])
     if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
         raise ValueError(f"{folder / FILES[0]}: expected a reward model's configuration with an encoder")
     return config
 
 
-def load_checkpoint(
-    folder: Path, keys: Sequence[str] = ("encoder", "decoder", "head")
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration (only `keys`; None where one is absent) and weights of a folder.
+class Stored(NamedTuple):
+    """Shape of a tensor in a file, and whether its numbers are floating-point ones that a model can have."""
+
+    shape: tuple[int, ...]
+    floating: bool
+
+
+def read_layout(file: Path) -> dict[str, Stored]:
+    """Names, shapes and kinds of the tensors in a safetensors file, from its header alone.
 
     Raises:
-        ValueError: a file missing, truncated or foreign; the message names it.
+        ValueError: truncated, or another file; names it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
-    config = read_config(folder)
     try:
-        weights = load_file(str(folder / FILES[1]))
+        with safe_open(str(file), framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: Stored(tuple(s.get_shape()), s.get_dtype() in STORED_FLOATS) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / FILES[1]}: truncated or not a safetensors file: {error}") from error
-    return {key: config.get(key) for key in keys}, weights
+        raise ValueError(f"{file}: truncated or not a safetensors file: {one_line(error)}") from error
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Load weights that must fit exactly.
+def load_model(
+    build: Callable[..., Model],
+    folder: Path,
+    keys: Sequence[str],
+    *,
+    kind: str,
+    shown: str | Path,
+    dtype: torch.dtype | None,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Model:
+    """A model from its folder, in evaluation mode, on the default device (the CPU where that is "meta").
+
+    Args:
+        build: makes the model from the configuration's `keys` as keyword arguments; one that is absent is None.
+        kind: what is loaded, with its article, for messages.
+        shown: the name that was asked for, for messages.
+        dtype: floating-point type of the model; None is the file's own.
+        change: what is done to the encoder's configuration first.
 
     Raises:
-        ValueError: tensors missing, unexpected or of another shape; names `source` and one of them.
+        ImportError: the configuration needs a package that is not installed.
+        ValueError: a file is missing, truncated or foreign, or the two do not fit; names it.
     """
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    foreign = sorted(weights.keys() - expected.keys())
-    shapes = sorted(k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape)
-    for problem, names in (("missing", missing), ("unexpected", foreign), ("of another shape", shapes)):
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype: expected {', '.join(str(t)[6:] for t in FLOATS)} or None, got {dtype}")
+    config, layout = read_config(folder), read_layout(folder / FILES[1])
+    check_depth(config["encoder"], len(layout), folder / FILES[0])
+    options = {key: config.get(key) for key in keys} | {"encoder": change(config["encoder"])}
+    device = torch.empty(0).device
+    with torch.inference_mode(False):  # else the model could never be trained
+        try:
+            with torch.device("meta"):
+                model = build(**options)
+        except ImportError:
+            raise
+        except Exception as error:  # a foreign configuration can fail anywhere
+            raise ValueError(f"{shown}: config.json does not describe {kind}: {one_line(error)}") from error
+        check_fit(model.state_dict(), layout, f"{shown}: model.safetensors does not fit config.json")
+        load_tensors(model, folder / FILES[1], torch.device("cpu") if device.type == "meta" else device, dtype)
+        return model.eval()
+
+
+def load_tensors(model: nn.Module, file: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Give a model that was built on the meta device the weights that are in `file`."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as tensors:
+        given = {name: tensors.get_tensor(name) for name in model.state_dict()}
+        # A copy: what the file's memory is mapped to would change with the file.
+        types = {name: dtype or value.dtype for name, value in given.items() if value.is_floating_point()}
+        model.load_state_dict(
+            {name: value.to(device, types.get(name, torch.int64), copy=True) for name, value in given.items()},
+            assign=True,
+        )
+
+
+def check_depth(encoder: dict[str, Any], tensors: int, file: Path) -> None:
+    """Refuse a configuration with more layers than the file has tensors, before they are built.
+
+    Raises:
+        ValueError: names `file`, the configuration.
+    """
+    inner = encoder.get("config")
+    depths = encoder.get("depths")
+    counts = [*depths, *(1 for _ in depths)] if isinstance(depths, list) else []
+    counts += [inner.get("num_hidden_layers")] if isinstance(inner, dict) else []
+    layers = sum(count for count in counts if isinstance(count, int))
+    if layers > max(tensors, LAYERS):
+        raise ValueError(f"{file}: expected at most as many layers as there are tensors ({tensors}), got {layers}")
+
+
+def check_fit(expected: Mapping[str, Tensor], layout: Mapping[str, Stored], problem: str) -> None:
+    """Tensors in a file must be those of a model, in shape and kind of number.
+
+    Raises:
+        ValueError: tensors missing, unexpected, of another shape or type; starts with `problem` and names one of them.
+    """
+    both = sorted(expected.keys() & layout.keys())
+    shapes = [name for name in both if tuple(expected[name].shape) != layout[name].shape]
+    types = [name for name in both if expected[name].is_floating_point() != layout[name].floating]
+    for what, names in (
+        ("missing", sorted(expected.keys() - layout.keys())),
+        ("unexpected", sorted(layout.keys() - expected.keys())),
+        ("of another shape", shapes),
+        ("of another type", types),
+    ):
         if names:
-            raise ValueError(
-                f"{source}: model.safetensors does not fit config.json: {len(names)} tensors {problem}, e.g. {names[0]}"
-            )
-    model.load_state_dict(weights)
-
-
-def fingerprint(config: Any, weights: dict[str, Tensor]) -> str:
-    """16 hex digits that identify a JSON-able configuration and weights (as float32)."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            raise ValueError(f"{problem}: {len(names)} tensors {what}, e.g. {names[0]}")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from finpercep.models.checkpoint import check_hub_options
+from finpercep.io.hub import model_folder
+from finpercep.io.reasons import one_line
+from finpercep.models.checkpoint import FLOATS, Stored, check_depth, read_json, read_layout
+from finpercep.models.vit_encoder import ViTEncoder
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+_TOWER = "vision_model."
+_EXPECTED = "the configuration of a CLIP model"
 
 _VISION_KEYS = (
     "hidden_size",
@@ -33,30 +38,14 @@ def clip_folder(source: str | Path, **hub_options: Any) -> Path:
     """The folder of a CLIP checkpoint: `source` itself, or what the hub gives for that id (in the usual cache).
 
     Raises:
-        TypeError: an option that is not one of `HUB_OPTIONS`.
+        TypeError: an option that is not one of `finpercep.io.hub.HUB_OPTIONS`.
         ValueError: neither a folder nor reachable.
     """
-    check_hub_options(hub_options)
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    name = str(source)
-    try:
-        config = hf_hub_download(name, CONFIG, **hub_options)
-        try:
-            hf_hub_download(name, SAFETENSORS, **hub_options)
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            hf_hub_download(name, PICKLE, **hub_options)
-    except Exception as error:  # the hub's client raises many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
-            f"{name}: neither a folder with a CLIP checkpoint nor one that the hub gave: {reason}"
-        ) from error
-    return Path(config).parent
+    kind = "a CLIP checkpoint"
+    folder = model_folder(source, (CONFIG, SAFETENSORS), kind=kind, **hub_options)
+    if folder == Path(source) or (folder / SAFETENSORS).is_file():
+        return folder
+    return model_folder(source, (CONFIG, PICKLE), kind=kind, **hub_options)
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
@@ -69,17 +58,20 @@ def vision_config(folder: Path) -> dict[str, Any]:
 
     file = folder / CONFIG
     try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: expected the configuration of a CLIP model, got {error}") from error
+        config = read_json(file)
+    except ValueError as error:
+        raise ValueError(str(error).replace("expected JSON", f"expected {_EXPECTED}")) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in ("clip", "clip_vision_model"):
-        raise ValueError(f"{file}: expected the configuration of a CLIP model, got model_type {kind!r}")
+        raise ValueError(f"{file}: expected {_EXPECTED}, got model_type {kind!r}")
     vision = config
     if kind == "clip":  # files of 2021 keep the differences to the defaults under another name
         vision = config.get("vision_config") or config.get("vision_config_dict") or {}
-    known = {key: vision[key] for key in _VISION_KEYS if key in vision}
-    complete = CLIPVisionConfig(**known)
+    try:
+        known = {key: vision[key] for key in _VISION_KEYS if key in vision}
+        complete = CLIPVisionConfig(**known)
+    except Exception as error:  # newer versions of transformers check types
+        raise ValueError(f"{file}: expected {_EXPECTED}, got {one_line(error)}") from error
     return {"model_type": "clip_vision_model", **{key: getattr(complete, key) for key in _VISION_KEYS}}
 
 
@@ -92,44 +84,64 @@ def read_weights(folder: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     file = folder / SAFETENSORS
-    if file.is_file():
-        try:
-            with safe_open(str(file), framework="pt") as tensors:
-                return {key: tensors.get_tensor(key) for key in tensors.keys() if key.startswith(prefixes)}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file}: truncated or not a safetensors file: {error}") from error
+    if not file.is_file():
+        return {key: value for key, value in _unpickled(folder, "cpu").items() if key.startswith(prefixes)}
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if key.startswith(prefixes)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: truncated or not a safetensors file: {one_line(error)}") from error
+
+
+def _unpickled(folder: Path, device: str) -> dict[str, Tensor]:
     file = folder / PICKLE
     if not file.is_file():
         raise ValueError(f"{folder / SAFETENSORS}: not found; a CLIP folder has {CONFIG} and {SAFETENSORS}")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location=device, weights_only=True)
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:
-        raise ValueError(f"{file}: not loadable as weights only: {str(error).splitlines()[0]}") from error
-    return {key: value for key, value in state.items() if key.startswith(prefixes)}
+        raise ValueError(f"{file}: not loadable as weights only: {one_line(error)}") from error
 
 
-def load_vision_tower(encoder: nn.Module, folder: Path) -> None:
-    """Copy the vision tower (`vision_model.…`) of a CLIPModel or CLIPVisionModel checkpoint into a `ViTEncoder`.
-
-    Layers after the encoder's last tap are left out.
+def check_vision_tower(folder: Path, config: dict[str, Any], taps: Sequence[int]) -> None:
+    """Hold the shapes that `config` asks for against those in the checkpoint, before any of it is built.
 
     Raises:
-        ValueError: a tensor is missing or has another shape; names the folder and the tensor.
+        ValueError: a tensor of the tower is missing, or has another shape or type; names the folder and the tensor.
     """
-    given = {_encoder_name(key): value for key, value in read_weights(folder, ("vision_model.",)).items()}
-    expected = encoder.state_dict()
-    wanted = {key: given[key] for key in expected if key in given}
-    missing = sorted(expected.keys() - wanted.keys())
+    if (folder / SAFETENSORS).is_file():
+        stored = read_layout(folder / SAFETENSORS)
+    else:
+        stored = {key: Stored(tuple(v.shape), v.dtype in FLOATS) for key, v in _unpickled(folder, "meta").items()}
+    given = {_encoder_name(key): value for key, value in stored.items() if key.startswith(_TOWER)}
+    check_depth({"config": config}, len(given), folder / CONFIG)
+    try:
+        with torch.device("meta"):
+            expected = ViTEncoder(config, taps).state_dict()
+    except Exception as error:
+        raise ValueError(f"{folder / CONFIG}: expected {_EXPECTED}, got {one_line(error)}") from error
+    missing = sorted(expected.keys() - given.keys())
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors of the vision tower are missing, e.g. {missing[0]}")
-    for key, value in wanted.items():
-        if value.shape != expected[key].shape:
-            raise ValueError(f"{folder}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}")
-    encoder.load_state_dict(wanted)
+    for key, value in expected.items():
+        if given[key].shape != tuple(value.shape):
+            raise ValueError(f"{folder}: {key}: expected shape {tuple(value.shape)}, got {given[key].shape}")
+        if not given[key].floating:
+            raise ValueError(f"{folder}: {key}: expected floating-point weights, got others")
+
+
+def load_vision_tower(encoder: ViTEncoder, folder: Path) -> None:
+    """Copy the vision tower (`vision_model.…`) of a CLIPModel or CLIPVisionModel checkpoint into an encoder.
+
+    Layers after the encoder's last tap are left out. `check_vision_tower` says what does not fit.
+    """
+    given = {_encoder_name(key): value for key, value in read_weights(folder, (_TOWER,)).items()}
+    encoder.load_state_dict({key: given[key] for key in encoder.state_dict()})
 
 
 def _encoder_name(key: str) -> str:
-    key = key.removeprefix("vision_model.")
+    key = key.removeprefix(_TOWER)
     for theirs, ours in _RENAMED:
         if key.startswith(theirs):
             return ours + key.removeprefix(theirs)

@@ -14,10 +14,21 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from finpercep.models.checkpoint import fingerprint, load_checkpoint, load_weights, resolve, share_weights
-from finpercep.models.clip_files import clip_folder, load_vision_tower, read_weights, vision_config
+from finpercep.io.fingerprints import weights_fingerprint
+from finpercep.io.reasons import one_line
+from finpercep.models.attention import DEFAULT_ATTENTION, with_attention, without_attention
+from finpercep.models.checkpoint import FLOATS, load_model, resolve, share_weights
+from finpercep.models.clip_files import (
+    check_vision_tower,
+    clip_folder,
+    load_vision_tower,
+    read_weights,
+    vision_config,
+)
 from finpercep.models.head import at_least_float32, without_autocast
-from finpercep.models.reward_model import PREPROCESSING, pad_to_multiple
+from finpercep.models.inputs import PREPROCESSING, check_images
+from finpercep.models.output import RewardOutput
+from finpercep.models.tiles import pad_to_multiple
 from finpercep.models.vit_encoder import ViTEncoder
 
 PROMPTS = ("Good photo.", "Bad photo.")
@@ -36,18 +47,19 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         embedding: size of CLIP's joint space.
         prompts: good, bad.
 
-    Shape: images (B,3,H,W), float in [0, 1], any size -> (B,) in [0, 1], higher = better. Differentiable. Scores are
-        float32, those of a float64 model float64.
+    Shape: images (B,3,H,W), float in [0, 1], any size -> `RewardOutput` with scores (B,) in [0, 1], higher = better,
+        and without a map. Differentiable. Scores are float32, those of a float64 model float64.
     """
 
     lower_better = False
+    has_map = False
 
+    @torch.inference_mode(False)  # made under inference mode, a model could never be trained
     def __init__(self, encoder: dict[str, Any], embedding: int, prompts: Sequence[str] = PROMPTS) -> None:
         super().__init__()
         if len(prompts) != 2:
             raise ValueError(f"prompts: expected a good and a bad one, got {len(prompts)}")
-        saved = {key: value for key, value in encoder.items() if key != "attn_implementation"}
-        self.config = {"encoder": saved, "embedding": embedding, "prompts": list(prompts)}
+        self.config = {"encoder": without_attention(encoder), "embedding": embedding, "prompts": list(prompts)}
         self.encoder = ViTEncoder(taps=[encoder["config"]["num_hidden_layers"]], **encoder)
         self.projection = nn.Linear(self.encoder.channels[-1], embedding, bias=False)
         self.text: Tensor
@@ -55,27 +67,35 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         self.register_buffer("text", torch.zeros(2, embedding))
         self.register_buffer("logit_scale", torch.zeros(()))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> RewardOutput:
+        """Scores of images (B,3,H,W), float in [0, 1]; the map is None.
+
+        Raises:
+            ValueError: wrong rank or channels, no pixels, or another device than the model's.
+            TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
+        """
+        check_images(images, self.projection.weight)
         class_token = self.encoder.tokens(pad_to_multiple(images, self.encoder.stride))[-1][:, 0]
         dtype = at_least_float32(class_token.dtype)  # times 100, half-precision cosines would be steps of 0.4
         with without_autocast(images.device):
             image = F.linear(class_token.to(dtype), self.projection.weight.to(dtype))
             cosines = F.normalize(image, dim=-1) @ self.text.to(dtype).T  # [B, 2]
             logits = self.logit_scale.to(dtype).exp() * cosines
-        return logits.softmax(-1)[:, 0]
+        return RewardOutput(logits.softmax(-1)[:, 0], None)
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify weights, prompts, configuration and preprocessing."""
-        return fingerprint([PREPROCESSING, self.config], self.state_dict())
+        return weights_fingerprint([PREPROCESSING, self.config], self.state_dict())
 
     @classmethod
+    @torch.inference_mode(False)
     def from_clip(
         cls,
         source: str | Path,
         *,
         prompts: Sequence[str] = PROMPTS,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str = DEFAULT_ATTENTION,
         **hub: Any,
     ) -> CLIPIQA:
         """From a CLIPModel with its tokenizer: a folder or a hub id, e.g. "openai/clip-vit-large-patch14".
@@ -90,24 +110,38 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
             ValueError: not such a checkpoint; names the folder or id.
         """
         folder = clip_folder(source, **hub)
-        encoder = {"config": vision_config(folder), "attn_implementation": attn_implementation}
+        config = vision_config(folder)
+        check_vision_tower(folder, config, [config["num_hidden_layers"]])
         rest = read_weights(folder, ("visual_projection.weight", "logit_scale"))
         if len(rest) != 2:
             raise ValueError(f"{folder}: expected a CLIPModel with its projection, got only a vision tower")
-        model = cls(encoder, rest["visual_projection.weight"].shape[0], prompts)
+        projection, scale = rest["visual_projection.weight"], rest["logit_scale"]
+        width = config["hidden_size"]
+        if projection.dim() != 2 or projection.shape[1] != width or scale.numel() != 1:
+            raise ValueError(f"{folder}: expected a projection from {width} channels, got {tuple(projection.shape)}")
+        if not all(tensor.dtype in FLOATS for tensor in rest.values()):
+            raise ValueError(f"{folder}: expected a floating-point projection, got {projection.dtype}")
+        model = cls(with_attention({"config": config}, attn_implementation), len(projection), prompts)
         load_vision_tower(model.encoder, folder)
-        model.projection.load_state_dict({"weight": rest["visual_projection.weight"]})
-        model.logit_scale.copy_(rest["logit_scale"].reshape(()))
-        model.text.copy_(_embed_prompts(source, prompts, hub))
+        with torch.no_grad():
+            model.projection.weight.copy_(projection)
+            model.logit_scale.copy_(scale.reshape(()))
+            model.text.copy_(_embed_prompts(source, prompts, hub))
         return model.eval().requires_grad_(False)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path, *, attn_implementation: str = "sdpa", **options: Any
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        attn_implementation: str = DEFAULT_ATTENTION,
+        **options: Any,
     ) -> CLIPIQA:
-        """Load what `save_pretrained` wrote: a folder or a hub id. Frozen, in eval mode.
+        """Load what `save_pretrained` wrote: a folder or a hub id. Frozen, in evaluation mode.
 
         Args:
+            dtype: floating-point type of the model, e.g. torch.bfloat16; None is that of the file.
             attn_implementation: see `ViTEncoder`.
             options: for downloads, see `RewardModel.from_pretrained`.
 
@@ -115,19 +149,20 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
             TypeError: an option for downloads that is not known.
             ValueError: no such folder, or files that do not fit; names the file.
         """
-        config, weights = load_checkpoint(resolve(name_or_path, **options), ("encoder", "embedding", "prompts"))
-        encoder = {**config.pop("encoder"), "attn_implementation": attn_implementation}
-        try:
-            model = cls(encoder, **config)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{name_or_path}: config.json does not describe a CLIP-IQA: {error}") from error
-        load_weights(model, weights, name_or_path)
-        return model.eval().requires_grad_(False)
+        return load_model(
+            cls,
+            resolve(name_or_path, **options),
+            ("encoder", "embedding", "prompts"),
+            kind="a CLIP-IQA",
+            shown=name_or_path,
+            dtype=dtype,
+            change=lambda encoder: with_attention(encoder, attn_implementation),
+        ).requires_grad_(False)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json and model.safetensors.
 
-        The options are those of `huggingface_hub`'s mixin, but that `config` is always the model's own.
+        The options are those of `huggingface_hub`'s mixin; `config` is always the model's own.
         """
         pushed = super().save_pretrained(save_directory, **{**options, "config": self.config})
         share_weights(save_directory)
@@ -148,6 +183,5 @@ def _embed_prompts(source: str | Path, prompts: Sequence[str], hub: dict[str, An
         tokens = tokenizer(list(prompts), padding=True, return_tensors="pt")
         text = clip.text_projection(clip.text_model(**tokens).pooler_output)
     except Exception as error:  # tokenizers and transformers raise many types on foreign folders
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{source}: expected a CLIPModel with its tokenizer, got {reason}") from error
+        raise ValueError(f"{source}: expected a CLIPModel with its tokenizer, got {one_line(error)}") from error
     return F.normalize(text, dim=-1)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.models.filters import derivative_kernels
+from finpercep.models.constants import KeepsConstants
+from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution, scale_output
+from finpercep.models.tiles import repeat_edges
 
 
 class ResidualBlock(nn.Module):
@@ -26,7 +28,7 @@ class ResidualBlock(nn.Module):
         return F.relu_(self.conv2(F.relu_(self.conv1(x))).add_(x))
 
 
-class EnergyStem(nn.Module):
+class EnergyStem(KeepsConstants):
     """Log energies of derivatives at three scales, and the mean color, at stride 4.
 
     Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
@@ -39,27 +41,24 @@ class EnergyStem(nn.Module):
     kernels: Tensor
 
     SCALES = 3
-    FLOOR = 0.002  # below it, energy is quantization noise
-    CENTER = -4.5  # log energy of faint texture
 
     def __init__(self, channels: int, *, norm: bool = False) -> None:
         super().__init__()
-        kernels = derivative_kernels()
-        self.register_buffer("kernels", kernels.contiguous(memory_format=torch.channels_last), persistent=False)
-        self.mix = convolution(self.SCALES * len(kernels) + 3, channels, 1, norm=norm)
+        self.keep_constant("kernels", _kernels)
+        self.mix = convolution(self.SCALES * KERNELS + 3, channels, 1, norm=norm)
 
     def forward(self, images: Tensor) -> Tensor:
         level, features = images, []
         for scale in range(self.SCALES):
             if scale:
                 level = F.avg_pool2d(level, 2)
-            padded = _repeat_edges(level)
+            padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
             # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
             energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
             if scale < 2:
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)
-        energies = torch.cat(features, dim=1).add_(self.FLOOR).log_().sub_(self.CENTER)
+        energies = torch.cat(features, dim=1).add_(ENERGY_FLOOR).log_().sub_(ENERGY_CENTER)
         return F.relu_(self.mix(torch.cat([energies, level * 4 - 2], dim=1)))
 
 
@@ -107,10 +106,8 @@ class ConvEncoder(nn.Module):
         return features
 
 
-def _repeat_edges(x: Tensor) -> Tensor:
-    """One more row and column on each side. Not F.pad: torch.compile (2.15) fails on its gradient's strides."""
-    x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
-    return torch.cat([x[..., :1], x, x[..., -1:]], -1)
+def _kernels() -> Tensor:
+    return derivative_kernels().contiguous(memory_format=torch.channels_last)
 
 
 def _receptive_radius(depths: Sequence[int]) -> int:

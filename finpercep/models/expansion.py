@@ -6,28 +6,41 @@ ones with zero weights, and a first map is flat, with the score head rescaled by
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from finpercep.models.attention import with_attention
+from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
+from finpercep.models.head import ScoreHead
+from finpercep.models.lora import add_lora
+from finpercep.models.vit_encoder import ViTEncoder
 
-if TYPE_CHECKING:
-    from finpercep.models.reward_model import RewardModel
 
-ATTENTION_LAYERS = r".*\.(q_proj|v_proj|query|value)"
-"""What LoRA adapts: queries and values, by the names that `transformers` gives them."""
+class Growing(Protocol):
+    """The parts of a model that can grow."""
+
+    config: dict[str, Any]
+    encoder: ConvEncoder | ViTEncoder
+    decoder: FPNDecoder | None
+    head: ScoreHead
+
+
+Model = TypeVar("Model", bound=Growing)
 
 
 def expand(
-    model: RewardModel,
+    build: Callable[[dict[str, Any], dict[str, Any] | None, dict[str, Any]], Model],
+    model: Model,
     decoder: dict[str, Any] | None = None,
     head: dict[str, Any] | None = None,
     *,
     lora_rank: int = 0,
-) -> RewardModel:
-    """See `RewardModel.expand`."""
+) -> Model:
+    """See `RewardModel.expand`; `build` makes a model from the configurations of its parts."""
     if decoder is None and not lora_rank:
         raise ValueError("expand: expected a decoder or a lora_rank, got neither")
     if model.decoder is not None and head:
@@ -36,8 +49,8 @@ def expand(
     if lora_rank and config["encoder"].get("lora_rank"):
         raise ValueError("lora_rank: expected 0, because the encoder has adapters already")
     decoder = config["decoder"] if decoder is None else _norm_of(config) | decoder
-    grown = type(model)(_with_attention(model), decoder, config["head"] | (head or {}))
-    grown.to(next(model.parameters()).device, next(model.parameters()).dtype)
+    grown = build(_with_attention(model), decoder, config["head"] | (head or {}))
+    _like(grown, model)
     grown.encoder.load_state_dict(model.encoder.state_dict())
     grown.head.load_state_dict(model.head.state_dict())
     if model.decoder is None and grown.decoder is not None:
@@ -48,35 +61,22 @@ def expand(
     if lora_rank:
         grown.config["encoder"]["lora_rank"] = lora_rank
         add_lora(grown.encoder, lora_rank)
-    return grown.train(model.training)
+    return grown
 
 
-def add_lora(encoder: nn.Module, rank: int) -> None:
-    """Put LoRA adapters of `rank` on the attention of a vision transformer; only they stay trainable.
-
-    Raises:
-        ImportError: peft is not installed.
-        ValueError: not a vision transformer, or a bad rank.
-    """
-    from finpercep.models.vit_encoder import ViTEncoder
-
-    if not isinstance(encoder, ViTEncoder):
-        raise ValueError("lora_rank: expected a vision transformer; a convolutional encoder is trained whole")
-    if rank < 1:
-        raise ValueError(f"lora_rank: expected at least 1, got {rank}")
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError('lora_rank needs the package peft: pip install "finpercep[lora]"') from error
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION_LAYERS), encoder)
+def _like(grown: Growing, model: Growing) -> None:
+    """Move a new model to where the present one is, in its type."""
+    parameter = next(model.encoder.parameters())
+    for part in (grown.encoder, grown.decoder, grown.head):
+        if part is not None:
+            part.to(parameter.device, parameter.dtype)
 
 
-def _with_attention(model: RewardModel) -> dict[str, Any]:
+def _with_attention(model: Growing) -> dict[str, Any]:
     """The encoder's configuration, with the choice of attention that is never saved."""
-    config = dict(model.config["encoder"])
-    if config["type"] == "vit":
-        config["attn_implementation"] = model.encoder.attn_implementation
-    return config
+    config = model.config["encoder"]
+    name = getattr(model.encoder, "attn_implementation", None)
+    return dict(config) if name is None else with_attention(config, name)
 
 
 def _norm_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _norm_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _start_flat(model: RewardModel) -> None:
+def _start_flat(model: Growing) -> None:
     """Make a new decoder's map one constant, and let the head undo what that does to Eq. 7."""
     assert model.decoder is not None
     final, first = model.decoder.conv2, model.head.mlp[0]

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Opponent colours: luminance, and two chroma axes at half weight (the eye resolves chroma less finely).
+# Opponent colors: luminance, and two chroma axes at half weight (the eye resolves chroma less finely).
 OPPONENT = ((0.299, 0.587, 0.114), (0.5, -0.25, -0.25), (0.25, -0.5, 0.25))
+
+KERNELS = 15
+"""Filters in `derivative_kernels`."""
+
+# Log energies: below the floor, energy is quantization noise; the center is that of faint texture.
+ENERGY_FLOOR = 0.002
+ENERGY_CENTER = -4.5
 
 
 def _derivatives() -> Tensor:

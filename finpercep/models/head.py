@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep import ops
-from finpercep.ops.modulate import GATES
+from finpercep.ops.modulate import GATES, RESAMPLES
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -37,13 +37,15 @@ class ScoreHead(nn.Module):
         resample: how the map is brought to the feature's grid.
 
     Raises:
-        ValueError: unknown gate.
+        ValueError: unknown gate or resampling.
     """
 
     def __init__(self, channels: int, *, hidden: int = 64, gate: str = "residual", resample: str = "area") -> None:
         super().__init__()
         if gate not in GATES:
             raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")
+        if resample not in RESAMPLES:
+            raise ValueError(f"resample: expected one of {', '.join(RESAMPLES)}, got {resample!r}")
         self.gate, self.resample = gate, resample
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)

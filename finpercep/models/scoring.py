@@ -3,36 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.io.images import ImageError, to_tensor
-from finpercep.models.head import at_least_float32
-
-if TYPE_CHECKING:
-    from finpercep.models.reward_model import RewardModel, RewardOutput
+from finpercep.models.head import ScoreHead, at_least_float32
+from finpercep.models.output import RewardOutput
+from finpercep.models.tiles import padded_crop, tile_spans
 
 TILE = 1536
 """Default tile side in pixels: bounds the memory beyond the image and its map."""
 _SELECT = 1 << 22  # pixels that worst_mean looks at together
 
 
+class Encoder(Protocol):
+    """What scoring needs to know of an encoder."""
+
+    stride: int
+    radius: int
+
+
+class Scorer(Protocol):
+    """A model that scores images (B,3,H,W) of its own device and type, whole or by tiles."""
+
+    @property
+    def encoder(self) -> Encoder | Any: ...
+    @property
+    def head(self) -> ScoreHead | Any: ...
+    @property
+    def has_map(self) -> bool: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def __call__(self, images: Tensor) -> RewardOutput: ...
+    def pool_and_map(self, images: Tensor, core: tuple[slice, slice] | None = None) -> tuple[Tensor, Tensor | None]: ...
+
+
 def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -> Tensor:
     """max̂(M): mean of the worst `fraction` of pixels (at least one) of each map; no single pixel makes it [open].
 
-    Takes ``(B, 1, H, W)``, or a list of ``(1, H, W)``, as `RewardModel.score` returns; gives ``(B,)``, float32 or, of
-    float64 maps, float64; differentiable.
+    Args:
+        degradation: (B,1,H,W), or a list of (1,H,W) as `RewardModel.score` returns.
+        fraction: in (0, 1].
+
+    Returns:
+        (B,), float32 or, of float64 maps, float64; differentiable.
 
     Raises:
         ValueError: `fraction` outside (0, 1], or maps of another shape.
     """
     if not 0 < fraction <= 1:  # NaN too
         raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction}")
+    if degradation is None:
+        raise ValueError("degradation: expected a map, got None from a model without one")
     if not isinstance(degradation, Tensor):
         maps = [worst_mean(one[None], fraction) for one in degradation]
         return torch.cat(maps) if maps else torch.empty(0)
@@ -47,41 +71,36 @@ def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -
     return worst.mean(1, dtype=at_least_float32(worst.dtype))
 
 
-def score(model: RewardModel, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
-    """See `RewardModel.score`."""
-    from finpercep.models.reward_model import RewardOutput
-
+def score(model: Scorer, images: Any, *, batch_size: int, tile: int | None) -> RewardOutput:
+    """See `RewardModel.score`; `model` is in evaluation mode."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     side = tile_side(model, tile)
     items, stacked = as_images(images)
     scores: list[Tensor] = [torch.empty(())] * len(items)
     maps: list[Tensor] = [torch.empty(())] * len(items)
-    with evaluation(model):
-        for group in same_size_groups(items, batch_size, side):
-            if max(items[group[0]].shape[-2:]) > side:
-                out = [score_tiled(model, items[i], side) for i in group]
-                group_scores, group_maps = torch.stack([s for s, _ in out]), [m for _, m in out]
-            else:
-                device, dtype = _placement(model)
-                result = model(_stack([as_float(items[i].to(device), dtype) for i in group]))
-                group_scores, group_maps = result.score.float().cpu(), list(result.map.float().cpu())
-            for i, s, m in zip(group, group_scores, group_maps, strict=True):
-                scores[i], maps[i] = s, m
+    for group in same_size_groups(items, batch_size, side):
+        for i, (one_score, one_map) in zip(group, _score_group(model, [items[i] for i in group], side), strict=True):
+            scores[i] = one_score
+            if one_map is not None:
+                maps[i] = one_map
     all_scores = torch.stack(scores) if scores else torch.empty(0)
+    if not model.has_map:
+        return RewardOutput(all_scores, None)
     return RewardOutput(all_scores, _stack(maps) if stacked else maps)
 
 
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in its own mode again (some may have been frozen)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _score_group(model: Scorer, images: list[Tensor], side: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Score () and map (1,H,W) of each of some images of one size."""
+    if max(images[0].shape[-2:]) > side:
+        for image in images:
+            yield score_tiled(model, image, side)
+        return
+    device, dtype = _placement(model)
+    result = model(_stack([as_float(image.to(device), dtype) for image in images]))
+    assert not isinstance(result.map, list)
+    maps = [None] * len(images) if result.map is None else result.map.float().cpu()
+    yield from zip(result.score.float().cpu(), maps, strict=True)
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -120,7 +139,7 @@ def same_size_groups(items: Sequence[Tensor], batch_size: int, side: int) -> Ite
             yield indices[start : start + step]
 
 
-def tile_side(model: RewardModel, tile: int | None) -> int:
+def tile_side(model: Scorer, tile: int | None) -> int:
     """The tile's side: a positive multiple of the encoder's stride."""
     stride = model.encoder.stride
     side = TILE if tile is None else tile
@@ -129,7 +148,7 @@ def tile_side(model: RewardModel, tile: int | None) -> int:
     return side // stride * stride
 
 
-def score_tiled(model: RewardModel, image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def score_tiled(model: Scorer, image: Tensor, side: int) -> tuple[Tensor, Tensor | None]:
     """Score () and map (1,H,W) of one (3,H,W) image, by tiles of `side` pixels with a halo of context around each.
 
     The halo is as wide as the model can see, so the map has no seams; Eq. 7's mean is the mean over the tiles'
@@ -139,46 +158,28 @@ def score_tiled(model: RewardModel, image: Tensor, side: int) -> tuple[Tensor, T
     stride = model.encoder.stride
     halo = -(-context_radius(model) // stride) * stride
     height, width = image.shape[-2:]
-    result = torch.empty(1, height, width)
+    result = torch.empty(1, height, width) if model.has_map else None
     pooled_sum: Tensor | float = 0.0
     cells = 0
     for rows, row_core in tile_spans(height, side, halo, stride):
         for columns, column_core in tile_spans(width, side, halo, stride):
             crop = as_float(padded_crop(image, rows, columns).to(device), dtype)[None]
             pooled, degradation = model.pool_and_map(crop, (row_core, column_core))
-            count = degradation.shape[-2] * degradation.shape[-1]
+            count = (row_core.stop - row_core.start) * (column_core.stop - column_core.start)
             pooled_sum, cells = pooled_sum + pooled.float() * count, cells + count
-            top, left = rows.start + row_core.start, columns.start + column_core.start
-            target = result[:, top : top + degradation.shape[-2], left : left + degradation.shape[-1]]
-            target.copy_(degradation[0, :, : target.shape[-2], : target.shape[-1]])
+            if result is not None and degradation is not None:
+                top, left = rows.start + row_core.start, columns.start + column_core.start
+                target = result[:, top : top + degradation.shape[-2], left : left + degradation.shape[-1]]
+                target.copy_(degradation[0, :, : target.shape[-2], : target.shape[-1]])
     assert isinstance(pooled_sum, Tensor)
     return model.head.regress(pooled_sum / cells)[0].float().cpu(), result
 
 
-def context_radius(model: RewardModel) -> int:
+def context_radius(model: Scorer) -> int:
     """Pixels around a tile that its map and pooled feature depend on."""
     encoder = model.encoder
     # The decoder adds two 3x3 convolutions and a bilinear step at each level; twice the stride covers both.
     return encoder.radius + 3 * encoder.stride
-
-
-def tile_spans(length: int, side: int, halo: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """(span in the image incl. halo, core within the span); spans may pass the end, up to a multiple of `stride`."""
-    padded = -(-length // stride) * stride
-    for start in range(0, padded, side):
-        stop = min(start + side, padded)
-        low, high = max(0, start - halo), min(padded, stop + halo)
-        yield slice(low, high), slice(start - low, stop - low)
-
-
-def padded_crop(image: Tensor, rows: slice, columns: slice) -> Tensor:
-    """Part of (3,H,W); what lies beyond the image repeats its last row and column."""
-    height, width = image.shape[-2:]
-    crop = image[:, rows.start : min(rows.stop, height), columns.start : min(columns.stop, width)]
-    bottom, right = max(0, rows.stop - height), max(0, columns.stop - width)
-    if not (bottom or right):
-        return crop
-    return F.pad(crop[None].float(), (0, right, 0, bottom), mode="replicate")[0].to(image.dtype)
 
 
 def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -186,6 +187,6 @@ def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 
-def _placement(model: RewardModel) -> tuple[torch.device, torch.dtype]:
+def _placement(model: Scorer) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters())
     return parameter.device, parameter.dtype

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finpercep.io.reasons import one_line
+from finpercep.models.attention import DEFAULT_ATTENTION, prepare_attention
+from finpercep.models.constants import KeepsConstants
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-ATTENTION = ("sdpa", "flash_attention_2", "xformers", "eager")
 MODEL_TYPES = (
     "clip_vision_model",
     "siglip_vision_model",
@@ -28,7 +32,7 @@ _LAYERS = ("encoder.layers", "encoder.layer", "model.layer", "layers", "layer")
 _FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(KeepsConstants):
     """Feature maps of a plain vision transformer after the given layers; one resolution, so one stride.
 
     Only what the taps need is built and run: layers after the last tap do not exist. The last tap, where it is the
@@ -41,7 +45,7 @@ class ViTEncoder(nn.Module):
         config: the transformer's configuration as `transformers` writes it, with its "model_type", one of
             `MODEL_TYPES`.
         taps: layers, counted from 1, increasing. CLIP ViT-L/14 in the paper: 6, 12, 18, 24.
-        attn_implementation: "sdpa", "flash_attention_2" (needs flash-attn), "xformers" (needs xformers), "eager".
+        attn_implementation: one of `finpercep.models.attention.ATTENTION`.
         mean, std: normalization of RGB in [0, 1]; CLIP's by default.
 
     Shape: images (B,3,H,W) in [0, 1], sides multiples of `stride` -> list of (B,C,H/stride,W/stride), early to late.
@@ -61,7 +65,7 @@ class ViTEncoder(nn.Module):
         config: dict[str, Any],
         taps: Sequence[int],
         *,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str = DEFAULT_ATTENTION,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
     ) -> None:
@@ -83,8 +87,9 @@ class ViTEncoder(nn.Module):
         self._layer_options = _accepted(self.layers[0], dict.fromkeys(("attention_mask", "causal_attention_mask")))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.keep_constant("mean", partial(_per_channel, mean))
+        self.keep_constant("std", partial(_per_channel, std))
+        self._keep_constants_of_transformers()
 
         self.channels = [int(tower.config.hidden_size)] * len(self.taps)
         # A simple feature pyramid: the two latest taps as they are, earlier ones twice and four times finer.
@@ -92,13 +97,19 @@ class ViTEncoder(nn.Module):
         self.stride = int(tower.config.patch_size)
         self.radius = 4 * self.stride  # attention reaches everywhere; this much is context for a tile
 
+    def _keep_constants_of_transformers(self) -> None:
+        """Positions as numbers (CLIP, SigLIP) and rotary frequencies (DINOv3), which are in no file either."""
+        if "position_ids" in self.embeddings._non_persistent_buffers_set:
+            self.keep_constant("embeddings.position_ids", partial(_positions, self.embeddings.position_ids.shape[-1]))
+        if self.rotary is not None:
+            for name in self.rotary._non_persistent_buffers_set:
+                self.keep_constant(
+                    f"rotary.{name}", partial(_rotary_constant, type(self.rotary), self.rotary.config, name)
+                )
+
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = (side // self.stride for side in images.shape[-2:])
-        maps = []
-        for tokens in self.tokens(images):
-            patches = tokens[:, tokens.shape[1] - height * width :]  # without the class and register tokens
-            maps.append(patches.transpose(1, 2).unflatten(2, (height, width)))
-        return maps
+        return [tokens_to_map(tokens, (height, width)) for tokens in self.tokens(images)]
 
     def tokens(self, images: Tensor) -> list[Tensor]:
         """Token sequences (B,n+h·w,C) at the taps; the last one normalized (see the class).
@@ -120,6 +131,12 @@ class ViTEncoder(nn.Module):
         return found
 
 
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Token sequence (B,n+h·w,C) to the map (B,C,h,w) of its patches; the first n are class and register tokens."""
+    height, width = grid
+    return tokens[:, tokens.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+
+
 def _check(config: dict[str, Any], taps: Sequence[int]) -> int:
     """Depth of the transformer in `config`."""
     if not isinstance(config, dict) or "model_type" not in config:
@@ -137,18 +154,14 @@ def _check(config: dict[str, Any], taps: Sequence[int]) -> int:
 def _build_tower(config: dict[str, Any], attn_implementation: str) -> Any:
     from transformers import AutoConfig, AutoModel
 
-    if attn_implementation not in ATTENTION:
-        raise ValueError(f"attn_implementation: expected one of {', '.join(ATTENTION)}, got {attn_implementation!r}")
-    if attn_implementation == "xformers":
-        register_xformers()
+    prepare_attention(attn_implementation)
     options = dict(config)
     try:
         settings = AutoConfig.for_model(options.pop("model_type"), **options)
         model = AutoModel.from_config(settings, attn_implementation=attn_implementation)
     except Exception as error:  # transformers raises many types; only a missing package is another kind of trouble
         kind = ImportError if isinstance(error, ImportError) else ValueError
-        reason = " ".join(str(error).split())[:300]
-        raise kind(f"encoder: transformers cannot build {config['model_type']!r}: {reason}") from error
+        raise kind(f"encoder: transformers cannot build {config['model_type']!r}: {one_line(error)}") from error
     return getattr(model, "vision_model", model)  # transformers 4 wraps CLIP's tower once more
 
 
@@ -162,37 +175,18 @@ def _part(tower: nn.Module, names: Sequence[str]) -> Any:
     raise ValueError(f"encoder: none of {', '.join(names)} in {type(tower).__name__} of this transformers")
 
 
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(tuple(values)).view(3, 1, 1)
+
+
+def _positions(count: int) -> Tensor:
+    return torch.arange(count)[None]
+
+
+def _rotary_constant(kind: type[nn.Module], config: Any, name: str) -> Tensor:
+    return kind(config)._buffers[name]  # type: ignore[return-value]
+
+
 def _accepted(module: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     names = inspect.signature(module.forward).parameters
     return {name: value for name, value in options.items() if name in names}
-
-
-def register_xformers() -> None:
-    """Make "xformers" an attention implementation of `transformers`.
-
-    Raises:
-        ImportError: xformers is not installed.
-    """
-    try:
-        from xformers.ops import memory_efficient_attention
-    except ImportError as error:
-        raise ImportError(
-            'attn_implementation: "xformers" needs the package xformers: pip install "finpercep[xformers]"'
-        ) from error
-    from transformers import AttentionInterface
-
-    def xformers_attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """[B, heads, N, D] -> [B, N, heads, D], the layout that xformers takes as well."""
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        return memory_efficient_attention(q, k, v, attn_bias=attention_mask, p=dropout, scale=scaling), None
-
-    AttentionInterface.register("xformers", xformers_attention)

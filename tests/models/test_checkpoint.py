@@ -64,9 +64,8 @@ def test_unreachable_hub_id(tmp_path: Path) -> None:
     [
         (
             {"torch_dtype": torch.float16},
-            r"^torch_dtype: unknown option; use \.to\(dtype\) on the loaded model$",
+            r"^torch_dtype: unknown option; use dtype= or \.to\(dtype\) on the loaded model$",
         ),
-        ({"dtype": torch.float16}, r"^dtype: unknown option; use \.to\(dtype\)"),
         ({"device_map": "cuda"}, r"^device_map: unknown option; use \.to\(device\)"),
         (
             {"revision": "main", "reviison": "x"},

@@ -45,17 +45,19 @@ def test_matches_the_plain_computation(
     images = torch.stack([make_photo(height, width, seed) for seed in range(4)])
     expected = plain(clip_l14, images)
     assert expected.std() > 1e-3  # the scores do depend on the image
-    score = model(images)
+    score, degradation = model(images)
     assert score.shape == (4,)
+    assert degradation is None
+    assert not model.has_map
     assert (score - expected).abs().max() <= 1e-5
 
 
 def test_prompts_count(clip_l14: Path, model: CLIPIQA, make_photo: Photo) -> None:
     images = make_photo(56, 56)[None]
     swapped = CLIPIQA.from_clip(clip_l14, prompts=PROMPTS[::-1])
-    assert torch.allclose(swapped(images), 1 - model(images), atol=1e-6)
+    assert torch.allclose(swapped(images).score, 1 - model(images).score, atol=1e-6)
     other = CLIPIQA.from_clip(clip_l14, prompts=("Sharp photo.", "Blurry photo."))
-    assert (other(images) - plain(clip_l14, images, ("Sharp photo.", "Blurry photo."))).abs().max() <= 1e-5
+    assert (other(images).score - plain(clip_l14, images, ("Sharp photo.", "Blurry photo."))).abs().max() <= 1e-5
     assert len({model.fingerprint, swapped.fingerprint, other.fingerprint}) == 3
 
 
@@ -63,16 +65,16 @@ def test_any_size_and_alone_as_in_a_batch(model: CLIPIQA, make_photo: Photo) -> 
     for height, width in ((1, 1), (3, 40), (57, 31)):
         photos = torch.stack([make_photo(height, width, seed) for seed in range(3)])
         padded = F.pad(photos, (0, -width % 14, 0, -height % 14), mode="replicate")
-        together = model(photos)
+        together = model(photos).score
         assert ((together >= 0) & (together <= 1)).all()
-        assert torch.allclose(together, model(padded), atol=1e-6)
+        assert torch.allclose(together, model(padded).score, atol=1e-6)
         for i in range(3):
-            assert (model(photos[i : i + 1]) - together[i]).abs().max() <= 1e-5
+            assert (model(photos[i : i + 1]).score - together[i]).abs().max() <= 1e-5
 
 
 def test_frozen_and_differentiable(model: CLIPIQA, make_photo: Photo) -> None:
     images = make_photo(30, 40)[None].requires_grad_(True)
-    model(images).sum().backward()
+    model(images).score.sum().backward()
     assert images.grad is not None
     assert (images.grad != 0).float().mean() > 0.99
     assert not any(p.requires_grad for p in model.parameters())
@@ -88,23 +90,23 @@ def test_scores_are_float32_from_the_class_token_on(model: CLIPIQA, make_photo: 
         state = {name: value.double() for name, value in low.state_dict().items()}
         cosines = F.normalize(token @ state["projection.weight"].T, dim=-1) @ state["text"].T
         expected = (state["logit_scale"].exp() * cosines).softmax(-1)[:, 0]
-        score = low(images.to(dtype))
+        score = low(images.to(dtype)).score
         assert score.dtype == torch.float32
         assert (score - expected).abs().max() < 1e-5
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model(images)
+        mixed = model(images).score
     assert mixed.dtype == torch.float32
-    assert (mixed - model(images)).abs().max() < 0.05
-    double = copy.deepcopy(model).double()(images.double())
+    assert (mixed - model(images).score).abs().max() < 0.05
+    double = copy.deepcopy(model).double()(images.double()).score
     assert double.dtype == torch.float64
-    assert (double - model(images)).abs().max() < 1e-5
+    assert (double - model(images).score).abs().max() < 1e-5
 
 
 def test_round_trip_without_the_text_tower(model: CLIPIQA, make_photo: Photo, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = CLIPIQA.from_pretrained(tmp_path)
     images = make_photo(40, 60)[None]
-    assert torch.equal(again(images), model(images))
+    assert torch.equal(again(images).score, model(images).score)
     assert again.fingerprint == model.fingerprint
     assert not again.training
     assert not any(name.startswith("text_") for name in again.state_dict())
@@ -128,7 +130,7 @@ def test_a_reward_model_is_not_a_clip_iqa(model_folder: Path) -> None:
 def test_errors(clip_l14: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^prompts: expected a good and a bad one, got 1"):
         CLIPIQA.from_clip(clip_l14, prompts=["Good photo."])
-    with pytest.raises(ValueError, match=r"^no-such-folder: neither a folder with a CLIP checkpoint nor"):
+    with pytest.raises(ValueError, match=r"^no-such-folder: neither a folder nor a CLIP checkpoint that the hub gave"):
         CLIPIQA.from_clip("no-such-folder", local_files_only=True)
     shutil.copytree(clip_l14, tmp_path / "bare", ignore=shutil.ignore_patterns("vocab.json", "merges.txt", "tok*"))
     with pytest.raises(ValueError, match=r"bare: expected a CLIPModel with its tokenizer, got ") as error:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.models import RewardModel
-from finpercep.models.reward_model import pad_to_multiple
+from finpercep.models.tiles import pad_to_multiple
 
 Photo = Callable[..., Tensor]
 CONV = {"type": "conv", "channels": [8, 16], "depths": [1, 1]}
@@ -50,11 +50,15 @@ def test_padding_repeats_the_border(make_photo: Photo, height: int, width: int) 
     assert torch.equal(pad_to_multiple(images, 8), expected)
 
 
-def test_without_a_decoder_the_map_is_zero(make_photo: Photo) -> None:
+def test_without_a_decoder_there_is_no_map(model: RewardModel, make_photo: Photo) -> None:
     base = RewardModel(CONV).eval()
-    out = base(make_photo(30, 41)[None])
-    assert out.map.shape == (1, 1, 30, 41)
-    assert out.map.abs().max() == 0
+    photo = make_photo(30, 41)
+    assert not base.has_map
+    assert model.has_map
+    assert base(photo[None]).map is None
+    for out in (base.score(photo), base.score([photo, photo]), base.score(photo, tile=16), base.score([])):
+        assert out.map is None
+    assert torch.allclose(base.score(photo, tile=16).score, base(photo[None]).score, atol=1e-6)
 
 
 @torch.no_grad()

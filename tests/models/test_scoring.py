@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from finpercep import ImageError
-from finpercep.models import RewardModel, scoring, worst_mean
+from finpercep.models import RewardModel, scoring, tiles, worst_mean
 from finpercep.models.norms import freeze_norms
 
 Photo = Callable[..., Tensor]
@@ -289,7 +289,7 @@ def test_worst_mean_is_float32_of_half_precision_and_float64_of_double() -> None
 )
 def test_spans_cover_every_pixel_once(length: int, side: int, halo: int) -> None:
     covered = []
-    for span, core in scoring.tile_spans(length, side, halo, 8):
+    for span, core in tiles.tile_spans(length, side, halo, 8):
         assert 0 <= core.start < core.stop <= span.stop - span.start <= side + 2 * halo
         assert all(edge % 8 == 0 for edge in (span.start, span.stop, core.start, core.stop))
         covered += range(span.start + core.start, span.start + core.stop)

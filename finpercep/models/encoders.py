@@ -1,0 +1,29 @@
+"""Encoders by configuration, and what the rest of a reward model needs to know of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finpercep.models.conv_encoder import ConvEncoder
+from finpercep.models.lora import add_lora
+from finpercep.models.vit_encoder import ViTEncoder
+
+
+def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
+    """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`.
+
+    Args:
+        config: {"type": "conv", …arguments of ConvEncoder} or {"type": "vit", …arguments of ViTEncoder}. "lora_rank"
+            in that of a vision transformer adds adapters.
+
+    Raises:
+        ValueError: another type, or adapters on a convolutional encoder.
+    """
+    options = dict(config)
+    kind, lora_rank = options.pop("type", None), options.pop("lora_rank", 0)
+    if kind not in ("conv", "vit"):
+        raise ValueError(f'encoder: expected type "conv" or "vit", got {kind!r}')
+    encoder = ConvEncoder(**options) if kind == "conv" else ViTEncoder(**options)
+    if lora_rank:
+        add_lora(encoder, lora_rank)
+    return encoder
