@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from finpercep.data.dataset.make import make_dataset
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import find_images
 from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
-from finpercep.data.sources.sources import parse_sources
+from finpercep.data.sources.kinds import parse_sources
 from finpercep.io.images import load_image
 
 BARS = {"degradations": 5.0, "targets": 3.0}
@@ -56,7 +56,7 @@ def square(path: Path, side: int) -> Tensor:
     return F.interpolate(middle, (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def take_turns(routes: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def take_turns(routes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each route, `repeats` times, in turns, after a first call that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for turn in range(repeats + 1):

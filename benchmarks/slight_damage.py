@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from finpercep import RewardModel
 from finpercep.data import load_scenes
-from finpercep.data.sources.synthetic import gaussian_blur, jpeg
+from finpercep.data.image_ops import gaussian_blur, jpeg
 from finpercep.io.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,10 +28,14 @@ def _noisy(image: Tensor, sigma: float) -> Tensor:
     return (image + sigma / 255 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
 
 
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    return gaussian_blur(image, sigma).clamp(0, 1)
+
+
 DAMAGE: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"JPEG {q}": lambda image, q=q: jpeg(image, q) for q in (95, 75, 40, 20)},
-    **{f"noise of σ {s}/255": lambda image, s=s: _noisy(image, s) for s in (2, 5)},
-    **{f"blur of σ {s}": lambda image, s=s: gaussian_blur(image, s).clamp(0, 1) for s in (1, 2)},
+    **{f"JPEG {q}": partial(jpeg, quality=q) for q in (95, 75, 40, 20)},
+    **{f"noise of σ {s}/255": partial(_noisy, sigma=s) for s in (2, 5)},
+    **{f"blur of σ {s}": partial(_blurred, sigma=s) for s in (1, 2)},
 }
 
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.data import FilterBank, Scene, load_scenes
 from finpercep.data.dataset.config import MakeConfig
-from finpercep.data.dataset.maker import swap
-from finpercep.data.dataset.preview import _outlined
-from finpercep.data.masks.kinds import MaskMaker, open_mask_kind
+from finpercep.data.dataset.preview import outlined
+from finpercep.data.masks.kinds import open_mask_kind
+from finpercep.data.masks.maker import MaskMaker
 from finpercep.data.randomness import seeded
+from finpercep.data.swap import region_swap
 from finpercep.io.pictures import overlay, save_image
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,7 +57,7 @@ def faults(scenes: Sequence[Scene], bank: FilterBank) -> list[Fault]:
         for source in scene.sources:
             drawn = maker.draw(prepared, scene.gt, seeded(0, scene.id, source))
             gt, sr = scene.gt, scene.sr(source)
-            syn, faint = swap(gt, sr, drawn.alpha), swap(gt, sr, torch.full_like(drawn.alpha, FAINT))
+            syn, faint = region_swap(gt, sr, drawn.alpha), region_swap(gt, sr, torch.full_like(drawn.alpha, FAINT))
             images = torch.stack([gt, sr, syn, faint])
             made.append(Fault(gt, sr, syn, faint, drawn.hard, bank(images.float() / 255)))
     return made
@@ -178,7 +179,7 @@ def sheet(made: Sequence[Fault], path: Path) -> None:
     """A line per fault: photo, implanted, and its targets; last the same result at 5 %."""
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = [("photo", None), ("implanted", None)]
+    columns: list[tuple[str, Choice | None]] = [("photo", None), ("implanted", None)]
     columns += [(f"alpha {alpha:g}", Choice(alpha)) for alpha in (0.0, 0.25, 0.5, 1.0)]
     columns += [("minmax", Choice(normalize="minmax")), ("percentile", Choice(normalize="percentile"))]
     columns += [("restricted", Choice())]
@@ -193,7 +194,7 @@ def sheet(made: Sequence[Fault], path: Path) -> None:
         shown = fault.gt if title == "photo" else getattr(fault, which)
         if choice is None:
             small = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy()).resize((SIDE, SIDE), 1)
-            return _outlined(small, fault.mask * 255) if title != "photo" and which == "syn" else small
+            return outlined(small, fault.mask * 255) if title != "photo" and which == "syn" else small
         found = target(fault, which, choice)
         if title == "restricted" and which == "syn":
             found = found * fault.mask[0]
