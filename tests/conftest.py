@@ -25,7 +25,6 @@ MARKS = {
     "benchmarks": "slow",
     "cli/test_make_dataset.py": "training",
     "cli/test_train_reward.py": "training",
-    "cli/test_training.py": "training",
     "data/dataset/test_make.py": "training",
     "demo": "training",
     "docs": "slow",
