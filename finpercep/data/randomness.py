@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+__all__ = ["chance", "choose", "integer", "seed_of", "seeded", "stream", "uniform", "uniform32"]
+
 T = TypeVar("T")
 
 
@@ -29,9 +31,31 @@ def seeded(seed: int, *names: object) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(seed, *names))
 
 
+def stream(seed: int, index: int, number: int) -> torch.Generator:
+    """A CPU generator for one (seed, index) and purpose: mixed, so that neighbors are not alike.
+
+    For training triplets alone: with `seeded` a run that was begun before would go on with other triplets.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % 2**63
+    return torch.Generator().manual_seed(mixed)
+
+
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
     """One number uniform in [low, high)."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def uniform32(low: float, high: float, generator: torch.Generator) -> float:
+    """One number uniform in [low, high), drawn in single precision.
+
+    For `masks.simple`, built-in sources and training triplets: published faults and stored data sets hold its draws.
+    """
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def chance(share: float, generator: torch.Generator) -> bool:
+    """True with the probability `share`."""
+    return torch.rand((), generator=generator).item() < share
 
 
 def integer(low: int, high: int, generator: torch.Generator) -> int:

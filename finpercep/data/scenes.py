@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from finpercep.io.images import load_image
+
+__all__ = ["Scene", "StoredSample", "split_dev"]
+
+
+class StoredSample(NamedTuple):
+    """A row of a data set: uint8 images (3,H,W), mask and targets (1,H,W), and its other columns."""
+
+    gt: torch.Tensor
+    sr: torch.Tensor
+    syn: torch.Tensor
+    mask: torch.Tensor
+    target_syn: torch.Tensor
+    target_sr: torch.Tensor
+    row: dict[str, Any]
 
 
 @dataclass
@@ -50,56 +64,18 @@ class Scene:
             )
         return image
 
+    def place(self) -> list[Any]:
+        """Where inside its files the scene lies, as JSON-able values; nothing, where each file is one image."""
+        return []
+
+    def draw(self, generator: torch.Generator) -> StoredSample | None:
+        """A sample of one of `sources` that is stored with its fault and targets; None where none are."""
+        return None
+
     def _load(self, key: str, path: Path) -> torch.Tensor:
         if key not in self._images:
             self._images[key] = load_image(path)
         return self._images[key]
-
-
-def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[Scene]:
-    """Scenes of one split of a folder with an `index.jsonl`, or of a data set that `make_dataset` made.
-
-    Each line of the index has `split`, `id`, `gt` and `sr` (source name -> file name); the files lie in
-    `<root>/<split>/<id>/`.
-
-    Args:
-        root: folder with `index.jsonl`.
-        split: "train" or "val" (any name that the index uses).
-        leave_out: sources to leave out, for tests on sources that training has not seen.
-
-    Raises:
-        FileNotFoundError: no index.
-        ValueError: a line that cannot be read, an unknown source in `leave_out`, or no scene in the split.
-    """
-    from finpercep.data.dataset.stored import is_stored, stored_scenes
-
-    if is_stored(root):
-        return list(stored_scenes(root, split, leave_out=leave_out))
-    index = Path(root) / "index.jsonl"
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
-        )
-    scenes, known = [], set()
-    for number, line in enumerate(index.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            known.update(row["sr"])
-            if row["split"] != split:
-                continue
-            folder = index.parent / split / row["id"]
-            sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
-            scenes.append(Scene(row["id"], folder / row["gt"], sr_paths))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}:{number}: expected a scene (split, id, gt, sr), got {error!r}") from error
-    unknown = set(leave_out) - known
-    if unknown:
-        raise ValueError(f"leave_out: {sorted(unknown)} not among the sources {sorted(known)}")
-    if not scenes:
-        raise ValueError(f"{index}: no scene in split {split!r}")
-    return scenes
 
 
 def split_dev(scenes: Sequence[Scene], every: int) -> tuple[list[Scene], list[Scene]]:

@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from finpercep.data.dataset.stored import StoredScene
 from finpercep.data.scenes import Scene
+
+__all__ = ["scenes_fingerprint"]
 
 
 def scenes_fingerprint(scenes: Sequence[Scene]) -> str:
@@ -24,6 +25,5 @@ def scenes_fingerprint(scenes: Sequence[Scene]) -> str:
     digest = hashlib.sha256()
     for scene in scenes:
         sources = [[name, size(path)] for name, path in scene.sr_paths.items()]
-        place = [scene.group, scene.rows] if isinstance(scene, StoredScene) else []
-        digest.update(json.dumps([scene.id, size(scene.gt_path), sources, place]).encode())
+        digest.update(json.dumps([scene.id, size(scene.gt_path), sources, scene.place()]).encode())
     return digest.hexdigest()[:16]

@@ -8,11 +8,14 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.data.features.filter_bank import FilterBank
 
+__all__ = ["ALPHA", "NORMALIZE", "SCALE", "fault_target", "fuse_target"]
+
 # [open in the paper: alpha, Normalize] A fixed scale keeps severity comparable between images: a barely visible
 # fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1. Both numbers were
 # chosen by eye on training photos: with more weight on the pixels, the map of lost or invented texture is salt and
 # pepper that nobody sees, and with a larger scale a wall without its stones looks half right.
 ALPHA = 0.25
+NORMALIZE = "scale"
 SCALE = 0.08
 
 
@@ -20,20 +23,51 @@ SCALE = 0.08
 def fault_target(
     photo: Tensor, distorted: Tensor, bank: FilterBank, *, alpha: float = ALPHA, scale: float = SCALE
 ) -> Tensor:
-    """M_gt (B,1,H,W) in [0, 1], 1 = degraded, of `distorted` against `photo`, both (B,3,H,W) float in [0, 1];
-    one photo (1,3,H,W) may serve several distorted versions.
+    """M_gt of distorted images by a filter bank.
 
     clamp((alpha·mean_c|photo - distorted| + (1-alpha)·(1 - cos(features))) / scale); exactly 0 where nothing near
     the pixel differs.
+
+    Args:
+        photo, distorted: (B,3,H,W), float in [0, 1]; one photo (1,3,H,W) may serve several distorted versions.
+        bank: the features.
+        alpha: weight of the pixel difference.
+        scale: the difference that counts as fully degraded.
+
+    Returns:
+        (B,1,H,W) in [0, 1], 1 = degraded.
     """
-    features = bank(distorted)
-    reference = bank(photo).expand_as(features)
+    return fuse_target(photo, distorted, bank(photo), bank(distorted), alpha=alpha, scale=scale)
+
+
+def fuse_target(
+    photo: Tensor,
+    distorted: Tensor,
+    photo_features: Tensor | None,
+    features: Tensor | None,
+    *,
+    alpha: float = ALPHA,
+    normalize: str = NORMALIZE,
+    scale: float = SCALE,
+) -> Tensor:
+    """M_gt of distorted images whose features are known: `ops.degradation_target`, one photo for several images.
+
+    Args:
+        photo: (B,3,H,W) or (1,3,H,W), float in [0, 1] or uint8.
+        distorted: (B,3,H,W) of the same type.
+        photo_features: (B,C,h,w) or (1,C,h,w); None, like `features`, where pixels alone decide.
+        features: (B,C,h,w).
+        alpha, normalize, scale: see `ops.degradation_target`.
+
+    Returns:
+        (B,1,H,W), float32.
+    """
     return ops.degradation_target(
         photo.expand_as(distorted),
         distorted,
-        reference,
+        None if photo_features is None or features is None else photo_features.expand_as(features),
         features,
         alpha=alpha,
-        normalize="scale",
+        normalize=normalize,
         scale=scale,
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finpercep.data.dataset.stored import StoredSample, StoredScene
 from finpercep.data.features.filter_bank import FilterBank
-from finpercep.data.masks.simple import random_blobs, random_boxes, region_swap
-from finpercep.data.scenes import Scene
-from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, gaussian_blur, jpeg, resize, synthetic_source
+from finpercep.data.image_ops import gaussian_blur, jpeg, resize
+from finpercep.data.masks.simple import random_blobs, random_boxes
+from finpercep.data.randomness import chance, choose, integer, stream, uniform32
+from finpercep.data.scenes import Scene, StoredSample
+from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
+from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
+
+__all__ = ["Triplet", "TripletConfig", "Triplets", "stored_triplet"]
 
 
 class Triplet(NamedTuple):
@@ -46,7 +50,7 @@ class TripletConfig:
         feathered: share of masks whose edge is blurred.
     """
 
-    crop: int = 192
+    crop: int = field(default=192, metadata={"help": "Side of the square crops, in pixels.", "min": 16})
     synthetic: float = 0.35
     resized: float = 0.6
     resize_range: tuple[float, float] = (0.55, 1.25)
@@ -75,11 +79,12 @@ class Triplets(Dataset[Triplet]):
 
     def __getitem__(self, index: int) -> Triplet:
         epoch, position = divmod(index, len(self.scenes))
-        order = torch.randperm(len(self.scenes), generator=_generator(self.seed, epoch, 0))
+        order = torch.randperm(len(self.scenes), generator=stream(self.seed, epoch, 0))
         scene = self.scenes[int(order[position])]
-        generator = _generator(self.seed, index, 1)
-        if isinstance(scene, StoredScene):
-            return stored_triplet(scene.draw(generator), self.config, generator)
+        generator = stream(self.seed, index, 1)
+        stored = scene.draw(generator)
+        if stored is not None:
+            return stored_triplet(stored, self.config, generator)
         gt, sr = self._pair(scene, generator)
         gt, sr = _defocus(_recolor([gt, sr], self.config, generator), self.config, generator)
         mask = _mask(self.config, generator)
@@ -92,11 +97,11 @@ class Triplets(Dataset[Triplet]):
         config = self.config
         prepare, side = _frame(scene.gt, config, generator, name=str(scene.gt_path))
         gt = prepare(scene.gt)
-        if not scene.sources or _chance(config.synthetic, generator):
-            name = _choose(list(SYNTHETIC_SOURCES), generator)
+        if not scene.sources or chance(config.synthetic, generator):
+            name = choose(list(SYNTHETIC_SOURCES), generator)
             sr = synthetic_source(name, gt, generator)
         else:
-            sr = prepare(scene.sr(_choose(scene.sources, generator)))
+            sr = prepare(scene.sr(choose(scene.sources, generator)))
         if side == config.crop:
             return gt, sr
         size = (config.crop, config.crop)
@@ -127,14 +132,12 @@ def _frame(
     if min(height, width) < config.crop:
         raise ValueError(f"{name}: {width}x{height} is smaller than the crop of {config.crop}")
     side = config.crop
-    if _chance(config.resized, generator):
-        low, high = config.resize_range
-        side = round(config.crop / (low + (high - low) * torch.rand((), generator=generator).item()))
+    if chance(config.resized, generator):
+        side = round(config.crop / uniform32(*config.resize_range, generator))
         side = min(side, height, width)
-    top = int(torch.randint(0, height - side + 1, (), generator=generator))
-    left = int(torch.randint(0, width - side + 1, (), generator=generator))
-    turns = int(torch.randint(0, 4, (), generator=generator))
-    mirrored = _chance(0.5, generator)
+    top, left = integer(0, height - side, generator), integer(0, width - side, generator)
+    turns = integer(0, 3, generator)
+    mirrored = chance(0.5, generator)
 
     def prepare(image: Tensor) -> Tensor:
         crop = image[:, top : top + side, left : left + side].float() / 255
@@ -146,10 +149,9 @@ def _frame(
 
 def _defocus(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
     """Blur the same part of all images, or none."""
-    if not _chance(config.defocused, generator):
+    if not chance(config.defocused, generator):
         return images
-    low, high = config.defocus_range
-    sigma = low + (high - low) * torch.rand((), generator=generator).item()
+    sigma = uniform32(*config.defocus_range, generator)
     part = random_blobs(config.crop, config.crop, generator, area=(0.2, 0.9))
     part = gaussian_blur(part.expand(3, -1, -1), 6.0)
     return [torch.lerp(image, gaussian_blur(image, sigma), part) for image in images]
@@ -157,31 +159,30 @@ def _defocus(images: list[Tensor], config: TripletConfig, generator: torch.Gener
 
 def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
     """Soften and compress all images in the same way, or not."""
-    if _chance(config.softened, generator):
-        low, high = config.soften_range
-        sigma = low + (high - low) * torch.rand((), generator=generator).item()
+    if chance(config.softened, generator):
+        sigma = uniform32(*config.soften_range, generator)
         images = [gaussian_blur(image, sigma) for image in images]
-    if _chance(config.compressed, generator):
-        quality = int(torch.randint(*config.jpeg_range, (), generator=generator))
+    if chance(config.compressed, generator):
+        quality = integer(config.jpeg_range[0], config.jpeg_range[1] - 1, generator)
         images = [jpeg(image, quality) for image in images]
     return images
 
 
 def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:
     # A crop is part of a photo: faults may be nearly as large as it is.
-    if _chance(0.6, generator):
+    if chance(0.6, generator):
         mask = random_boxes(config.crop, config.crop, generator, side=(0.12, 0.75))
     else:
         mask = random_blobs(config.crop, config.crop, generator, area=(0.03, 0.6))
-    if _chance(config.feathered, generator):
-        mask = gaussian_blur(mask.expand(3, -1, -1), 1 + 4 * torch.rand((), generator=generator).item())[:1]
+    if chance(config.feathered, generator):
+        mask = gaussian_blur(mask.expand(3, -1, -1), uniform32(1, 5, generator))[:1]
     return mask
 
 
 def _recolor(images: Sequence[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
     """The same random brightness, contrast and saturation for all, or no color."""
     gain, offset, saturation = (torch.rand(3, generator=generator) - 0.5).tolist()
-    color = 0.0 if _chance(config.gray, generator) else 1 + 0.6 * saturation
+    color = 0.0 if chance(config.gray, generator) else 1 + 0.6 * saturation
 
     def apply(image: Tensor) -> Tensor:
         gray = image.mean(0, keepdim=True)
@@ -189,17 +190,3 @@ def _recolor(images: Sequence[Tensor], config: TripletConfig, generator: torch.G
         return ((image - 0.5) * (1 + 0.4 * gain) + 0.5 + 0.15 * offset).clamp(0, 1)
 
     return [apply(image) for image in images]
-
-
-def _generator(seed: int, index: int, stream: int) -> torch.Generator:
-    """One stream of random numbers for each (seed, index): mixed, so that neighbors are not alike."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % 2**63
-    return torch.Generator().manual_seed(mixed)
-
-
-def _chance(share: float, generator: torch.Generator) -> bool:
-    return torch.rand((), generator=generator).item() < share
-
-
-def _choose(names: Sequence[str], generator: torch.Generator) -> str:
-    return names[int(torch.randint(0, len(names), (), generator=generator))]

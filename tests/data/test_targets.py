@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from finpercep.data import FilterBank, fault_target, random_boxes, region_swap
-from finpercep.data.sources.synthetic import gaussian_blur
+from finpercep.data.image_ops import gaussian_blur
 from finpercep.data.targets import ALPHA, SCALE
 
 

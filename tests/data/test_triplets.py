@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from finpercep.data.features.filter_bank import FilterBank
-from finpercep.data.scenes import load_scenes
+from finpercep.data.loading import load_scenes
 from finpercep.data.targets import fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from tests.data.conftest import write_scenes

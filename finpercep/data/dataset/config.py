@@ -9,10 +9,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finpercep.data.degradations.degradations import DegradationConfig
-from finpercep.data.features.encoders import check_features
-from finpercep.data.masks.kinds import parse_masks
-from finpercep.data.targets import ALPHA, SCALE
+from finpercep.data.features.kinds import FEATURE_KINDS, check_features
+from finpercep.data.kinds import one_of, usages
+from finpercep.data.masks.kinds import MASK_KINDS, parse_masks
+from finpercep.data.masks.maker import AREA, FEATHER, FEATHERED
+from finpercep.data.targets import ALPHA, NORMALIZE, SCALE
 from finpercep.ops.degradation_target import NORMALIZATIONS
+
+
+def _option(default: Any, help: str, **more: Any) -> Any:
+    """A field that is an option on the command line: its help, and where they differ from the usual, `option` (its
+    name) and `min` (the least number that is allowed)."""
+    return field(default=default, metadata={"help": help, **more})
+
 
 FORMAT = 1  # of the rows; raised when a reader of the older one would misread them
 
@@ -23,11 +32,11 @@ class MakeConfig:
 
     Attributes:
         seed: of every random decision.
-        masks: kinds to draw from, see `mask_kinds.parse_masks`.
+        masks: kinds to draw from, see `masks.kinds.parse_masks`.
         masks_per_image: samples per photo (or crop) and source.
         area: range of the fraction that a mask covers.
         feathered, feather: share of masks with a blurred edge, and the range of its sigma in pixels.
-        features: see `encoders.open_features`.
+        features: see `features.kinds.open_features`.
         alpha, normalize, target_scale: of `ops.degradation_target`. [open in the paper] A fixed scale keeps severity
             comparable between images.
         restrict: set the target to 0 where the mask is 0; features see a fault from as far as they reach.
@@ -41,27 +50,33 @@ class MakeConfig:
         points_per_side: SAM's grid of prompts.
     """
 
-    seed: int = 0
-    masks: tuple[str, ...] = ("random",)
-    masks_per_image: int = 4
-    area: tuple[float, float] = (0.03, 0.4)
-    feathered: float = 0.25
-    feather: tuple[float, float] = (1.0, 5.0)
-    features: str = "filters"
-    alpha: float = ALPHA
-    normalize: str = "scale"
-    target_scale: float = SCALE
-    restrict: bool = False
-    scale: int = 4
-    crop: int = 0
-    crops: int = 1
-    val_share: float = 0.1
-    photos_per_shard: int = 8
-    skip_bad: bool = False
+    seed: int = _option(0, "Seed for everything that is drawn at random.")
+    masks: tuple[str, ...] = _option(
+        ("random",), f"Kind of mask: {usages(MASK_KINDS)}. Several kinds are drawn equally often.", option="--mask"
+    )
+    masks_per_image: int = _option(
+        4, "Number of masks, and so of samples, per photo and source.", option="--masks", min=1
+    )
+    area: tuple[float, float] = _option(AREA, "Smallest and largest share of the image that a mask covers.")
+    feathered: float = _option(FEATHERED, "Share of masks with a soft edge.")
+    feather: tuple[float, float] = FEATHER
+    features: str = _option("filters", f"Features that the target compares: {usages(FEATURE_KINDS)}.")
+    alpha: float = _option(ALPHA, "Weight of the pixel difference in the target; the features get the rest.")
+    normalize: str = _option(NORMALIZE, f"Normalization of the target: {one_of(NORMALIZATIONS)}.")
+    target_scale: float = _option(SCALE, "Difference that counts as fully degraded, for --normalize scale.")
+    restrict: bool = _option(False, "Set the target to 0 outside the mask.")
+    scale: int = _option(4, "Scale factor of the super-resolution models.", min=1)
+    crop: int = _option(0, "Side of random crops, in pixels; 0 takes whole photos.", min=0)
+    crops: int = _option(1, "Crops per photo.", min=1)
+    val_share: float = _option(0.1, "Share of photos held out for validation.")
+    photos_per_shard: int = _option(8, "Photos per file.", min=1)
+    skip_bad: bool = _option(False, "Skip images that are missing, damaged or of the wrong size, instead of stopping.")
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    tile: int = 256
-    steps: int = 50
-    points_per_side: int = 32
+    tile: int = _option(
+        256, "Side of the tiles that models work on, in low-resolution pixels; 0 turns tiling off.", min=0
+    )
+    steps: int = _option(50, "Sampling steps of diffusers pipelines.", min=1)
+    points_per_side: int = _option(32, "Points per side of the grid that prompts SAM.", option="--sam-points", min=1)
 
     def __post_init__(self) -> None:
         parse_masks(self.masks)

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from finpercep.data.dataset.maker import Maker
-from finpercep.data.dataset.pairs import Photo
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, make_shard, open_maker
+from finpercep.data.sources.protocol import Photo
 
 ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at a shard whose worker was killed, before it is held to be the reason

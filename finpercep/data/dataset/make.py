@@ -16,7 +16,7 @@ from finpercep.data.dataset.pairs import listing_hash, match_photos
 from finpercep.data.dataset.parquet import require_pyarrow, shard_metadata
 from finpercep.data.dataset.preview import write_card, write_preview
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, is_made, plan_shards
-from finpercep.data.sources.sources import parse_sources
+from finpercep.data.sources.kinds import parse_sources
 from finpercep.io.files import write_json
 from finpercep.io.fingerprints import file_hash
 from finpercep.io.images import ImageError

@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finpercep import ops
 from finpercep.data.dataset.config import MakeConfig
-from finpercep.data.dataset.pairs import Photo
 from finpercep.data.degradations.degradations import degrade
-from finpercep.data.features.encoders import Features, open_features
-from finpercep.data.masks.kinds import DrawnMask, MaskMaker, open_mask_kind, parse_masks
+from finpercep.data.features.kinds import open_features
+from finpercep.data.features.protocol import Features
+from finpercep.data.image_ops import to_uint8
+from finpercep.data.masks.kinds import open_mask_kind, parse_masks
+from finpercep.data.masks.maker import DrawnMask, MaskMaker
 from finpercep.data.randomness import integer, seed_of, seeded
-from finpercep.data.sources.sources import Region, Source, SourceInput, SourceSpec, open_source, to_uint8
+from finpercep.data.sources.kinds import SourceSpec, open_source
+from finpercep.data.sources.protocol import Photo, Region, Source, SourceInput
+from finpercep.data.swap import region_swap
+from finpercep.data.targets import fuse_target
 from finpercep.io.images import ImageError, load_image
+
+__all__ = ["Maker", "Sample", "StageClock"]
 
 BATCH = 8  # images that go through the feature extractor and the target together
 
@@ -180,7 +186,8 @@ class Maker:
             ]
         with self.clock.stage("swap", len(made) * config.masks_per_image):
             swapped = [
-                [swap(part.gt, image, mask.alpha) for mask in own] for (_, image), own in zip(made, masks, strict=True)
+                [region_swap(part.gt, image, mask.alpha) for mask in own]
+                for (_, image), own in zip(made, masks, strict=True)
             ]
         versions = [image for _, image in made] + [image for own in swapped for image in own]
         targets = self._targets(part.gt, versions)
@@ -232,10 +239,10 @@ class Maker:
             batch = torch.stack(list(versions[first : first + BATCH])).to(self.device)
             features = self._features(batch)
             with self.clock.stage("target", len(batch)):
-                maps = ops.degradation_target(
-                    photo.expand_as(batch),
+                maps = fuse_target(
+                    photo,
                     batch,
-                    None if reference is None or features is None else reference.expand_as(features),
+                    reference,
                     features,
                     alpha=config.alpha,
                     normalize=config.normalize,
@@ -254,15 +261,3 @@ class Maker:
         if not self.config.skip_bad:
             raise error
         self.left_out.append(str(error))
-
-
-def swap(gt: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
-    """I_syn = mask·I_SR + (1-mask)·I_GT in integers, so that a reader can make it again from the stored images.
-
-    Args:
-        gt, sr: uint8 (3,H,W).
-        alpha: uint8 (1,H,W), 255 takes `sr`.
-    """
-    weight = alpha.to(torch.int32)
-    mixed = gt.to(torch.int32) * (255 - weight) + sr.to(torch.int32) * weight
-    return torch.div(mixed + 127, 255, rounding_mode="floor").to(torch.uint8)

@@ -7,29 +7,14 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from finpercep.data.sources.protocol import Photo
 from finpercep.io.images import IMAGE_SUFFIXES, ImageError
 
+__all__ = ["find_images", "listing_hash", "match_photos"]
+
 _WILD = re.compile(r"(\*\*/|\*|\?)")
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photo of the data set to be.
-
-    Attributes:
-        id: what its files have in common, e.g. "0001" or "city/0001".
-        gt: the photo's file.
-        results: source -> file of that source's result.
-        lr: file of its low-resolution version, where it was given.
-    """
-
-    id: str
-    gt: Path
-    results: Mapping[str, Path] = field(default_factory=dict)
-    lr: Path | None = None
 
 
 def find_images(pattern: str) -> dict[str, Path]:

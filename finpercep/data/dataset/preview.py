@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.dataset.parquet import require_pyarrow
-from finpercep.data.dataset.stored import StoredSample, StoredScene, stored_scenes
+from finpercep.data.dataset.stored import StoredScene, stored_scenes
+from finpercep.data.scenes import StoredSample
 from finpercep.io.files import atomic_write
+from finpercep.io.html_page import html_page, inline_jpeg
 from finpercep.io.pictures import overlay, save_image
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
+
+__all__ = ["draw_sheet", "outlined", "pick_samples", "write_card", "write_preview"]
 
 SHOWN = 12  # samples on the sheet
 WIDTH = 240  # of a picture, pixels
@@ -34,11 +36,7 @@ TITLES = (
 )
 OUTLINE = (0, 194, 215)
 
-STYLE = """
-:root { color-scheme: light; } * { box-sizing: border-box; }
-body { margin: 0; background: #f4f4f1; color: #1d1d1f; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", sans-serif; }
-main { max-width: 1320px; margin: 0 auto; padding: 40px 28px 60px; }
+STYLE = """main { max-width: 1320px; margin: 0 auto; padding: 40px 28px 60px; }
 h1 { font-size: 32px; letter-spacing: -0.02em; margin: 0 0 6px; } h2 { font-size: 20px; margin: 36px 0 12px; }
 p, td, th, figcaption { color: #45454a; } p { margin: 0 0 10px; max-width: 60em; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 20px; }
@@ -130,13 +128,13 @@ def _pictures(sample: StoredSample) -> list[PILImage.Image]:
     return [
         fit(picture(sample.gt)),
         fit(picture(sample.sr)),
-        _outlined(fit(picture(sample.syn)), sample.mask),
+        outlined(fit(picture(sample.syn)), sample.mask),
         fit(overlay(sample.syn, sample.target_syn.float() / 255)),
         fit(overlay(sample.sr, sample.target_sr.float() / 255)),
     ]
 
 
-def _outlined(picture: PILImage.Image, mask: Tensor) -> PILImage.Image:
+def outlined(picture: PILImage.Image, mask: Tensor) -> PILImage.Image:
     """The outline of the mask, drawn at the picture's size."""
     from PIL import Image
 
@@ -166,16 +164,15 @@ def _page(settings: dict[str, Any], manifest: dict[str, Any], rows: dict[str, li
     splits = ", ".join(f"{number} {name}" for name, number in manifest["rows"].items())
     left = len(manifest["left_out"])
     note = f"<p>{left} result{'s' if left != 1 else ''} left out; see manifest.json.</p>" if left else ""
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Data set preview</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body><main>
+    body = f"""<main>
 <h1>{count} samples of {manifest["photos"]} photos</h1>
 <p>{splits}. Each sample is a photo, a super-resolved version, the photo with a part of that version implanted,
 and the maps of where each is degraded (dark: clean; bright: degraded).</p>{note}
 <h2>Distributions</h2><div class="charts">{"".join(charts)}</div>
-<h2>Samples</h2><img src="{_jpeg(sheet)}" alt="Contact sheet" width="{sheet.width}" height="{sheet.height}">
+<h2>Samples</h2><img src="{inline_jpeg(sheet)}" alt="Contact sheet" width="{sheet.width}" height="{sheet.height}">
 <h2>Settings</h2><table>{_settings_rows(settings)}</table>
-<footer>settings {manifest["settings"]}</footer></main></body></html>
-"""
+<footer>settings {manifest["settings"]}</footer></main>"""
+    return html_page("Data set preview", body, style=STYLE)
 
 
 def _histogram(title: str, values: Sequence[float], *, high: float, bins: int = 20) -> str:
@@ -223,12 +220,6 @@ def _settings_rows(settings: dict[str, Any], prefix: str = "") -> str:
         else:
             rows += f"<tr><th>{html.escape(prefix + name)}</th><td>{html.escape(json.dumps(value))}</td></tr>"
     return rows
-
-
-def _jpeg(picture: PILImage.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write_card(folder: Path, settings: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from finpercep.data.dataset.config import MakeConfig
 from finpercep.data.dataset.maker import Maker
-from finpercep.data.dataset.pairs import Photo
 from finpercep.data.dataset.parquet import rows_of, shard_metadata, write_shard
 from finpercep.data.randomness import seed_of
-from finpercep.data.sources.sources import SourceSpec
+from finpercep.data.sources.kinds import SourceSpec
+from finpercep.data.sources.protocol import Photo
 
 SPLITS = ("train", "validation")  # the names that `datasets` gives to files called so
 

@@ -10,27 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from finpercep.data.dataset.parquet import decode, require_pyarrow
-from finpercep.data.scenes import Scene
+from finpercep.data.randomness import choose
+from finpercep.data.scenes import Scene, StoredSample
+
+__all__ = ["StoredScene", "is_stored", "row_sample", "stored_scenes"]
 
 SPLIT_NAMES = {"val": "validation"}
-
-
-class StoredSample(NamedTuple):
-    """One row: uint8 images (3,H,W), mask and targets (1,H,W), and its other columns."""
-
-    gt: Tensor
-    sr: Tensor
-    syn: Tensor
-    mask: Tensor
-    target_syn: Tensor
-    target_sr: Tensor
-    row: dict[str, Any]
 
 
 @dataclass
@@ -52,6 +43,10 @@ class StoredScene(Scene):
     def sr(self, source: str) -> Tensor:
         return decode(self._cells(["sr"])[self.rows[source][0]]["sr"])
 
+    def place(self) -> list[Any]:
+        """The row group and the rows of each source."""
+        return [self.group, self.rows]
+
     def sample(self, number: int) -> StoredSample:
         """The sample of one row of the group."""
         row = dict(self._cells(None)[number])
@@ -62,7 +57,7 @@ class StoredScene(Scene):
     def draw(self, generator: torch.Generator) -> StoredSample:
         """A sample of one of `sources`, all equally likely."""
         numbers = [number for source in self.sources for number in self.rows[source]]
-        return self.sample(numbers[int(torch.randint(0, len(numbers), (), generator=generator))])
+        return self.sample(choose(numbers, generator))
 
     def _cells(self, columns: list[str] | None) -> _Group:
         table = _open(str(self.gt_path)).read_row_group(self.group, columns=columns)
@@ -93,7 +88,7 @@ def is_stored(root: str | Path) -> bool:
 
 
 def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[StoredScene]:
-    """The scenes of one split, "train" or "val"; see `scenes.load_scenes`.
+    """The scenes of one split, "train" or "val"; see `loading.load_scenes`.
 
     Raises:
         FileNotFoundError: the data set is not complete: no manifest.

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.randomness import integer, uniform
+
+__all__ = ["RANDOM", "SHAPES", "ShapeKind", "cut", "random_shape"]
 
 Field = Callable[[int, int, torch.Generator], Tensor]
 
@@ -126,3 +129,20 @@ def blobs(height: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 SHAPES: dict[str, Field] = {function.__name__: function for function in (boxes, polygons, strokes, blobs)}
+
+RANDOM = "random"  # any of the shapes
+
+
+@dataclass(frozen=True)
+class ShapeKind:
+    """One of `SHAPES`, or any of them ("random")."""
+
+    name: str
+    fingerprint: str = "shapes-1"
+
+    def prepare(self, image: Tensor) -> None:
+        return None
+
+    def draw(self, prepared: None, image: Tensor, generator: torch.Generator, area: tuple[float, float]) -> Tensor:
+        height, width = image.shape[-2:]
+        return random_shape(self.name, height, width, generator, area=area)

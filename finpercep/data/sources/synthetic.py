@@ -5,49 +5,18 @@ They serve the offline demo, and training, where they widen what the model has s
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Source = Callable[[Tensor, torch.Generator], Tensor]
+from finpercep.data.image_ops import gaussian_blur, jpeg, resize
+from finpercep.data.randomness import chance, integer, uniform32
 
+__all__ = ["SYNTHETIC_SOURCES", "low_resolution", "synthetic_source"]
 
-def jpeg(image: Tensor, quality: int) -> Tensor:
-    """Round trip of a float image (3,H,W) in [0, 1] through JPEG at `quality` (1–95), by Pillow."""
-    import numpy as np
-    from PIL import Image
-
-    pixels = image.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(quality))
-    decoded = np.asarray(Image.open(buffer))
-    return torch.from_numpy(decoded.copy()).permute(2, 0, 1).float() / 255
-
-
-def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Resize (3,H,W) or (1,H,W) to `size`, anti-aliased when it shrinks, kept in [0, 1]."""
-    antialias = mode in ("bilinear", "bicubic")
-    corners = False if antialias else None
-    return F.interpolate(image[None], size, mode=mode, align_corners=corners, antialias=antialias)[0].clamp(0, 1)
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (3,H,W), borders reflected."""
-    radius = min(max(1, round(3 * sigma)), min(image.shape[-2:]) - 1)
-    if radius < 1:
-        return image
-    axis = torch.arange(-radius, radius + 1, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(image[None], [radius] * 4, mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)[0]
-
-
-def _pick(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+Synthetic = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _noise(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -57,15 +26,15 @@ def _noise(image: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
 def low_resolution(image: Tensor, generator: torch.Generator, *, scale: float) -> Tensor:
     """Blur, shrink by `scale`, add noise, sometimes JPEG: what a super-resolution model is given."""
     small = (max(4, round(image.shape[-2] / scale)), max(4, round(image.shape[-1] / scale)))
-    out = resize(gaussian_blur(image, _pick(0.2, 0.5 * scale, generator)), small)
-    out = _noise(out, _pick(0.0, 0.03, generator), generator)
-    if torch.rand((), generator=generator) < 0.4:
-        out = jpeg(out, int(_pick(50, 95, generator)))
+    out = resize(gaussian_blur(image, uniform32(0.2, 0.5 * scale, generator)), small)
+    out = _noise(out, uniform32(0.0, 0.03, generator), generator)
+    if chance(0.4, generator):
+        out = jpeg(out, int(uniform32(50, 95, generator)))
     return out
 
 
 def _restore(image: Tensor, generator: torch.Generator, mode: str) -> Tensor:
-    small = low_resolution(image, generator, scale=_pick(2.0, 4.5, generator))
+    small = low_resolution(image, generator, scale=uniform32(2.0, 4.5, generator))
     return resize(small, (image.shape[-2], image.shape[-1]), mode)
 
 
@@ -77,8 +46,8 @@ def smooth(image: Tensor, generator: torch.Generator) -> Tensor:
 def oversharp(image: Tensor, generator: torch.Generator) -> Tensor:
     """Enlarged, then unsharp-masked too hard: halos and ringing."""
     base = _restore(image, generator, "bicubic")
-    strength = _pick(1.0, 4.0, generator)
-    return (base + strength * (base - gaussian_blur(base, _pick(1.0, 2.5, generator)))).clamp(0, 1)
+    strength = uniform32(1.0, 4.0, generator)
+    return (base + strength * (base - gaussian_blur(base, uniform32(1.0, 2.5, generator)))).clamp(0, 1)
 
 
 def blocky(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -89,38 +58,38 @@ def blocky(image: Tensor, generator: torch.Generator) -> Tensor:
 def checkerboard(image: Tensor, generator: torch.Generator) -> Tensor:
     """Enlarged, with a periodic pattern like that of strided transposed convolutions."""
     base = _restore(image, generator, "bicubic")
-    period = int(torch.randint(2, 5, (), generator=generator))
+    period = integer(2, 4, generator)
     tile = torch.randn(3, period, period, generator=generator)
     h, w = image.shape[-2:]
     pattern = tile.repeat(1, h // period + 1, w // period + 1)[:, :h, :w]
     detail = (base - gaussian_blur(base, 2.0)).abs().mean(0, keepdim=True)
-    return (base + pattern * (_pick(0.01, 0.05, generator) + _pick(0.3, 1.0, generator) * detail)).clamp(0, 1)
+    return (base + pattern * (uniform32(0.01, 0.05, generator) + uniform32(0.3, 1.0, generator) * detail)).clamp(0, 1)
 
 
 def grain(image: Tensor, generator: torch.Generator) -> Tensor:
     """Enlarged, with band-limited noise that follows the detail: invented texture."""
     base = _restore(image, generator, "bicubic")
-    band = gaussian_blur(torch.randn(image.shape, generator=generator), _pick(0.5, 1.5, generator))
+    band = gaussian_blur(torch.randn(image.shape, generator=generator), uniform32(0.5, 1.5, generator))
     band = band / band.std()
     detail = gaussian_blur((base - gaussian_blur(base, 3.0)).abs(), 2.0)
-    return (base + band * (_pick(0.0, 0.03, generator) + _pick(0.4, 1.2, generator) * detail)).clamp(0, 1)
+    return (base + band * (uniform32(0.0, 0.03, generator) + uniform32(0.4, 1.2, generator) * detail)).clamp(0, 1)
 
 
 def painterly(image: Tensor, generator: torch.Generator) -> Tensor:
     """Repeated median filtering and sharpening: flat strokes with crisp edges."""
     base = _restore(image, generator, "bicubic")
-    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+    for _ in range(integer(1, 3, generator)):
         patches = F.unfold(F.pad(base[:, None], [1] * 4, mode="reflect"), 3)
         base = patches.median(dim=1).values.view_as(base)
-    return (base + _pick(0.5, 2.0, generator) * (base - gaussian_blur(base, 1.2))).clamp(0, 1)
+    return (base + uniform32(0.5, 2.0, generator) * (base - gaussian_blur(base, 1.2))).clamp(0, 1)
 
 
 def compressed(image: Tensor, generator: torch.Generator) -> Tensor:
     """Strong JPEG at full size: blocks and mosquito noise."""
-    return jpeg(image, int(_pick(5, 25, generator)))
+    return jpeg(image, int(uniform32(5, 25, generator)))
 
 
-SYNTHETIC_SOURCES: dict[str, Source] = {
+SYNTHETIC_SOURCES: dict[str, Synthetic] = {
     function.__name__: function for function in (smooth, oversharp, blocky, checkerboard, grain, painterly, compressed)
 }
 

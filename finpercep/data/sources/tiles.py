@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from finpercep.models.tiles import overlapping_starts
+
+__all__ = ["run_tiled"]
+
 
 def run_tiled(model: Callable[[Tensor], Tensor], image: Tensor, *, scale: int, tile: int, overlap: int = 16) -> Tensor:
     """Apply a model that enlarges by `scale` tile by tile.
@@ -25,8 +29,8 @@ def run_tiled(model: Callable[[Tensor], Tensor], image: Tensor, *, scale: int, t
     overlap = min(overlap, tile // 2)
     out = image.new_zeros(1, 3, height * scale, width * scale, dtype=torch.float32)
     total = image.new_zeros(1, 1, height * scale, width * scale, dtype=torch.float32)
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
+    for top in overlapping_starts(height, tile, overlap):
+        for left in overlapping_starts(width, tile, overlap):
             piece = image[..., top : top + tile, left : left + tile]
             made = model(piece).float()
             rows, columns = (_weights(side * scale, overlap * scale).to(made) for side in piece.shape[-2:])
@@ -39,14 +43,6 @@ def run_tiled(model: Callable[[Tensor], Tensor], image: Tensor, *, scale: int, t
             out[place] += made * weight
             total[place] += weight
     return out / total
-
-
-def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin; the last one ends with the image."""
-    if side <= tile:
-        return [0]
-    step = tile - overlap
-    return [*range(0, side - tile, step), side - tile]
 
 
 def _weights(side: int, overlap: int) -> Tensor:

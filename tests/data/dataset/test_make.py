@@ -14,11 +14,11 @@ import torch
 from finpercep import ops
 from finpercep.data import load_scenes
 from finpercep.data.dataset.config import MakeConfig, settings_difference
-from finpercep.data.dataset.maker import swap
 from finpercep.data.dataset.parquet import decode
 from finpercep.data.dataset.rle import decode_rle
 from finpercep.data.dataset.stored import row_sample
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.swap import region_swap
 from finpercep.data.targets import ALPHA, SCALE
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from finpercep.io.images import ImageError, load_image
@@ -53,7 +53,7 @@ def test_rows_are_what_the_formulas_say(dataset, scenes_root):
         if row["source"] in "ab":
             assert torch.equal(sr, load_image(folder / f"{row['source']}.png"))
             assert row["degradation"] is None or row["lr"] is not None
-        assert torch.equal(syn, swap(gt, sr, mask))
+        assert torch.equal(syn, region_swap(gt, sr, mask))
         hard = decode_rle(json.loads(row["mask_rle"]))
         assert row["area"] == pytest.approx(hard.float().mean().item())
         assert 0.02 < row["area"] < 0.45

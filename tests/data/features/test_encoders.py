@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from finpercep.data.features.encoders import check_features, open_features
+from finpercep.data.features.kinds import check_features, open_features
 
 
 def dinov3():

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from finpercep.data.masks.kinds import MaskMaker, ShapeKind, open_mask_kind, parse_masks
-from finpercep.data.masks.segments import SuperpixelKind, join_segments
-from finpercep.data.masks.shapes import SHAPES, cut, random_shape
+from finpercep.data.masks.kinds import MASK_KINDS, open_mask_kind, parse_masks
+from finpercep.data.masks.maker import MaskMaker
+from finpercep.data.masks.segments import join_segments
+from finpercep.data.masks.shapes import RANDOM, SHAPES, ShapeKind, cut, random_shape
+from finpercep.data.masks.superpixels import SuperpixelKind
 from finpercep.data.randomness import choose, integer, seed_of, seeded, uniform
 
 
@@ -113,6 +115,7 @@ def test_superpixels_follow_the_photo_and_the_area(photo_u8):
 def test_parse_masks():
     assert parse_masks(["boxes", "sam:/x/sam.pth"]) == [("boxes", ""), ("sam", "/x/sam.pth")]
     assert open_mask_kind("strokes", "").name == "strokes"
+    assert {RANDOM, *SHAPES} <= MASK_KINDS.keys()
     for bad in (["sam"], ["circles"], [], ["boxes:3"]):
         with pytest.raises(ValueError, match="mask: expected"):
             parse_masks(bad)

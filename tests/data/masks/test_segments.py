@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from finpercep.data.masks.segments import HFSamKind, SamKind, load_sam
+from finpercep.data.masks.sam import SamKind, load_sam
+from finpercep.data.masks.sam_hf import HFSamKind
 from finpercep.data.randomness import seeded
 
 
@@ -111,9 +112,9 @@ def test_not_a_sam_checkpoint(tmp_path):
     pytest.importorskip("segment_anything", reason="needs segment-anything")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"odd\.pth: expected a segment_anything checkpoint"):
-        SamKind(str(tmp_path / "odd.pth"))
+        SamKind(str(tmp_path / "odd.pth"), points_per_side=2)
     with pytest.raises(FileNotFoundError):
-        SamKind(str(tmp_path / "none.pth"))
+        SamKind(str(tmp_path / "none.pth"), points_per_side=2)
 
 
 def test_transformers_mask_generation(tmp_path, photo_u8):
@@ -156,4 +157,4 @@ def test_transformers_mask_generation(tmp_path, photo_u8):
     check_kind(kind, photo_u8)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="expected a mask generation model"):
-        HFSamKind(str(tmp_path / "empty"))
+        HFSamKind(str(tmp_path / "empty"), points_per_side=2)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from finpercep.data.dataset.pairs import Photo
 from finpercep.data.randomness import seeded
-from finpercep.data.sources.sources import Region, SourceInput, open_source, parse_source, parse_sources
+from finpercep.data.sources.kinds import open_source, parse_source, parse_sources
+from finpercep.data.sources.protocol import Photo, Region, SourceInput
 from finpercep.data.sources.tiles import run_tiled
 from finpercep.io.images import ImageError
 from tests.conftest import synthetic_photo
@@ -24,7 +24,7 @@ def given(height=64, width=48, scale=4, *, photo=None, seed=0):
 
 def open_one(text, **options):
     (spec,) = parse_source(text)
-    return open_source(spec, **{"scale": 4, **options})
+    return open_source(spec, **{"scale": 4, "tile": 256, "steps": 50, **options})
 
 
 def test_names():

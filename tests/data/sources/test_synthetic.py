@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from finpercep.data import SYNTHETIC_SOURCES, jpeg, resize, synthetic_source
-from finpercep.data.sources.synthetic import gaussian_blur
+from finpercep.data.image_ops import gaussian_blur
 
 
 @pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))

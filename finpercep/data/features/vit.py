@@ -1,4 +1,4 @@
-"""Networks as feature extractors of the fault target: vision transformers, and the reward model's own encoder."""
+"""Vision transformers as feature extractors of the fault target."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from finpercep.io.fingerprints import folder_fingerprint, model_folder
+from finpercep.io.fingerprints import folder_fingerprint
+from finpercep.io.hub import model_folder
+from finpercep.models.tiles import pad_to_multiple
 from finpercep.models.vit_encoder import CLIP_MEAN, CLIP_STD
+
+__all__ = ["ViTFeatures"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,7 +27,7 @@ class ViTFeatures:
     """
 
     def __init__(self, name_or_path: str, *, device: str = "cpu") -> None:
-        folder = model_folder(name_or_path, ["*.json", "*.safetensors"])
+        folder = str(model_folder(name_or_path, ["*.json", "*.safetensors"]))
         self.name = Path(name_or_path).name
         self.fingerprint = folder_fingerprint(folder)
         self.model = _load_vit(folder, name_or_path).to(device).eval()
@@ -35,7 +38,7 @@ class ViTFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        padded = _pad_to(images.to(self.mean.device), self.patch)
+        padded = pad_to_multiple(images.to(self.mean.device), self.patch)
         height, width = (side // self.patch for side in padded.shape[-2:])
         clip = self.model.config.model_type.startswith("clip")
         options = {"interpolate_pos_encoding": True} if clip else {}
@@ -72,27 +75,3 @@ def _normalization(folder: str, model_type: str) -> tuple[tuple[float, ...], tup
     clip = model_type.startswith("clip")
     mean = saved.get("image_mean", CLIP_MEAN if clip else IMAGENET_MEAN)
     return tuple(mean), tuple(saved.get("image_std", CLIP_STD if clip else IMAGENET_STD))
-
-
-class RewardFeatures:
-    """The last map of a reward model's encoder.
-
-    Shape: (B,3,H,W) in [0, 1] -> (B,C,ceil(H/stride),ceil(W/stride)).
-    """
-
-    def __init__(self, name_or_path: str, *, device: str = "cpu") -> None:
-        from finpercep.models import RewardModel
-
-        model = RewardModel.from_pretrained(name_or_path).eval()
-        self.name, self.fingerprint = Path(name_or_path).name, model.fingerprint
-        self.encoder: Any = model.encoder.to(device)
-        self.device = device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.encoder(_pad_to(images.to(self.device), self.encoder.stride))[-1].contiguous()
-
-
-def _pad_to(images: Tensor, multiple: int) -> Tensor:
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -1,0 +1,56 @@
+"""Loading scenes, from a folder with an index or from a data set that `make_dataset` made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from finpercep.data.dataset.stored import is_stored, stored_scenes
+from finpercep.data.scenes import Scene
+
+__all__ = ["load_scenes"]
+
+
+def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[Scene]:
+    """Scenes of one split of a folder with an `index.jsonl`, or of a data set that `make_dataset` made.
+
+    Each line of the index has `split`, `id`, `gt` and `sr` (source name -> file name); the files lie in
+    `<root>/<split>/<id>/`.
+
+    Args:
+        root: folder with `index.jsonl`.
+        split: "train" or "val" (any name that the index uses).
+        leave_out: sources to leave out, for tests on sources that training has not seen.
+
+    Raises:
+        FileNotFoundError: no index.
+        ValueError: a line that cannot be read, an unknown source in `leave_out`, or no scene in the split.
+    """
+    if is_stored(root):
+        return list(stored_scenes(root, split, leave_out=leave_out))
+    index = Path(root) / "index.jsonl"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
+        )
+    scenes, known = [], set()
+    for number, line in enumerate(index.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            known.update(row["sr"])
+            if row["split"] != split:
+                continue
+            folder = index.parent / split / row["id"]
+            sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
+            scenes.append(Scene(row["id"], folder / row["gt"], sr_paths))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}:{number}: expected a scene (split, id, gt, sr), got {error!r}") from error
+    unknown = set(leave_out) - known
+    if unknown:
+        raise ValueError(f"leave_out: {sorted(unknown)} not among the sources {sorted(known)}")
+    if not scenes:
+        raise ValueError(f"{index}: no scene in split {split!r}")
+    return scenes

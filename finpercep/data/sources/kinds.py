@@ -1,0 +1,92 @@
+"""Where super-resolved images come from, by name: results made elsewhere, models, and faults without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finpercep.data.kinds import Kind, split_kind
+from finpercep.data.sources.protocol import Source
+
+__all__ = ["SOURCE_KINDS", "SourceSpec", "open_source", "parse_source", "parse_sources"]
+
+_SOURCES = "finpercep.data.sources"
+
+# NAME= in the usage: the name in the data set must be given; else it may be, and is the value without it.
+SOURCE_KINDS = {
+    "folder": Kind("folder:NAME=DIR", f"{_SOURCES}.folder:FolderSource", ("name",), help="a folder or a pattern"),
+    "spandrel": Kind(
+        "spandrel:FILE", f"{_SOURCES}.spandrel_model:SpandrelSource", ("name", "scale", "device", "tile"),
+        help="a checkpoint",
+    ),
+    "diffusers": Kind(
+        "diffusers:ID", f"{_SOURCES}.diffusers_pipeline:DiffusersSource", ("name", "scale", "device", "tile", "steps"),
+        help="an upscaling pipeline",
+    ),
+    "builtin": Kind(
+        "builtin:NAME", f"{_SOURCES}.builtin:builtin_source",
+        values=f"{_SOURCES}.builtin:BUILTIN", help="faults without weights; builtin:all is each of them",
+    ),
+}  # fmt: skip
+
+
+class SourceSpec(NamedTuple):
+    """``KIND:[NAME=]VALUE`` taken apart; `value` is a folder, pattern, file, hub id or built-in name."""
+
+    kind: str
+    name: str
+    value: str
+
+
+def parse_source(text: str) -> list[SourceSpec]:
+    """The sources that one ``--sr`` names.
+
+    - ``folder:NAME=DIR`` (or a pattern): results made elsewhere, matched by name (`pairs.find_images`);
+    - ``spandrel:[NAME=]FILE``: a checkpoint of any architecture that spandrel knows;
+    - ``diffusers:[NAME=]ID``: an upscaling pipeline, a folder or a hub id;
+    - ``builtin:NAME``: ``bicubic`` or one of `SYNTHETIC_SOURCES`; ``builtin:all`` is each of them.
+
+    Raises:
+        ValueError: another kind, an unknown built-in, or a folder without a name.
+    """
+    kind, value = split_kind(SOURCE_KINDS, text, "sr: expected")
+    usage, known = SOURCE_KINDS[kind].usage, SOURCE_KINDS[kind].known_values()
+    if known:
+        if value not in (*known, "all"):
+            raise ValueError(f"sr: expected {usage} with one of {', '.join(known)} or all, got {text!r}")
+        return [SourceSpec(kind, name, name) for name in (known if value == "all" else [value])]
+    match = re.match(r"([\w.+-]+)=(.+)", value)
+    if match:
+        return [SourceSpec(kind, match[1], match[2])]
+    if "NAME=" in usage:
+        raise ValueError(f"sr: expected {usage}, got {text!r}")
+    shown = Path(value).stem if usage.endswith(":FILE") else value
+    return [SourceSpec(kind, re.sub(r"[^\w.+-]", "_", shown), value)]
+
+
+def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
+    """All ``--sr`` in order.
+
+    Raises:
+        ValueError: none, or two with one name.
+    """
+    specs = [spec for text in texts for spec in parse_source(text)]
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not specs or twice:
+        raise ValueError(f"sr: expected sources with different names, got {twice or 'none'}")
+    return specs
+
+
+def open_source(spec: SourceSpec, **options: Any) -> Source:
+    """Load what a source needs.
+
+    Args:
+        spec: see `parse_source`.
+        options: those of `MakeConfig` and `make_dataset` that the kind takes: `scale`, the enlargement that models
+            must have; `tile`, the side of the tiles that models see, in low-resolution pixels (0 gives them whole
+            images); `steps` of diffusers pipelines; `device`.
+    """
+    return SOURCE_KINDS[spec.kind].open(spec.value, name=spec.name, **options)

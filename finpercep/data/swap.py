@@ -1,0 +1,29 @@
+"""The region swap that implants faults into a photo: I_syn = mask·I_SR + (1-mask)·I_GT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["region_swap"]
+
+
+def region_swap(photo: Tensor, distorted: Tensor, mask: Tensor) -> Tensor:
+    """I_syn = mask·I_SR + (1-mask)·I_GT.
+
+    Args:
+        photo, distorted: (…,3,H,W), float in [0, 1], or both uint8.
+        mask: (…,1,H,W), True or 1 takes `distorted`; fractions of floats, or of 255 with uint8 images, feather the
+            edge.
+
+    Returns:
+        The photo with the region of the other image; uint8 is mixed in integers, so that a reader can make it again
+        from the stored images on any machine.
+    """
+    if not mask.is_floating_point() and mask.dtype != torch.uint8:
+        return torch.where(mask, distorted, photo)
+    if photo.is_floating_point():
+        return photo + mask * (distorted - photo)
+    weight = mask.to(torch.int32)
+    mixed = photo.to(torch.int32) * (255 - weight) + distorted.to(torch.int32) * weight
+    return torch.div(mixed + 127, 255, rounding_mode="floor").to(torch.uint8)
