@@ -64,7 +64,7 @@ class RLConfig:
     save_every: int = 50
     eval_every: int = 50
     eval_photos: int = 16
-    eval_steps: int = 5
+    eval_steps: int = 3
     seed: int = 0
     device: str = "cpu"
 

@@ -32,7 +32,7 @@ class DPOConfig:
         micro_batch: pairs in a forward pass of training.
     """
 
-    steps: int = 5
+    steps: int = 3
     group_size: int = 8
     beta: float = 2000.0
     error: str = "velocity"

@@ -36,7 +36,7 @@ class GRPOConfig:
         micro_batch: rows, each one step of one sample, in a forward pass of training.
     """
 
-    steps: int = 5
+    steps: int = 3
     window: tuple[int, int] | None = None
     group_size: int = 8
     noise_level: float = 0.7

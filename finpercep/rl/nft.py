@@ -30,7 +30,7 @@ class NFTConfig:
         micro_batch: samples in a forward pass of training.
     """
 
-    steps: int = 5
+    steps: int = 3
     group_size: int = 8
     mix: float = 1.0
     advantage_clip: float = 5.0

@@ -34,7 +34,7 @@ class ReFLConfig:
         micro_batch: samples in a forward pass of training.
     """
 
-    steps: int = 5
+    steps: int = 3
     late: int = 2
     weight: float = 1.0
     weighting: str = "relu"

@@ -25,3 +25,12 @@ def photo_set(tmp_path):
         lines.append(json.dumps({"split": split, "id": f"p{number}", "gt": "gt.png", "lr": "lr.png", "sr": {}}))
     (root / "index.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These tensors are too small to share: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -64,7 +64,7 @@ def test_the_mean_is_outside_of_the_sigmoid():
     generator.move(0.2)
     each = [float(algorithm.loss(part)["loss"].detach()) for part in experience.parts(1)]
     assert abs(each[0] - each[1]) > 0.1
-    assert float(algorithm.loss(experience)["loss"]) == pytest.approx(sum(each) / 2)
+    assert float(algorithm.loss(experience)["loss"].detach()) == pytest.approx(sum(each) / 2)
 
 
 def test_before_training_the_loss_is_log_two():

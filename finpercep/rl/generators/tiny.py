@@ -24,7 +24,7 @@ UNIT = 8.0
 """x0 is this many times the difference to the bicubic image, whose standard deviation is then near `SPREAD`."""
 SPREAD = 0.6
 
-SHIFT = 20.0
+SHIFT = 30.0
 """How much of the steps lies at little noise. Large noise decides nothing that the low-resolution image has not decided
 already; what a small network gets wrong there, it would have to remove again."""
 

@@ -60,7 +60,7 @@ def test_noise_belongs_to_image_and_sample(given):
 
 def test_steps():
     s = SRTiny.steps(SRTiny((16, 24), 1), 4).s
-    assert s == pytest.approx((1.0, 3 / 23, 1 / 21, 1 / 61, 0.0))
+    assert s == pytest.approx((1.0, 1 / 11, 1 / 31, 1 / 91, 0.0))
 
 
 def test_reference(given):
@@ -109,3 +109,15 @@ def test_pretraining_lowers_its_loss_and_resumes_exactly(photo_set, tmp_path):
     assert steps == list(range(6, 13))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_embedded_weights():
+    """Small, known by name, and close to the bicubic image."""
+    model = SRTiny.from_pretrained()
+    assert model.fingerprint == "6355c4271e56e8a3"
+    assert sum(p.numel() for p in model.parameters()) == 1_055_424
+    ramp = torch.linspace(0.2, 0.8, 16).expand(1, 3, 16, 16)
+    given = Batch(ramp, torch.tensor([0]))
+    image = results(model, given, 3, "ramp")
+    bicubic = model.condition(given).image
+    assert 0 < (image - bicubic).abs().mean() < 0.02
