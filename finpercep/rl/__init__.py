@@ -1,1 +1,47 @@
 """Reinforcement learning of super-resolution generators against a reward that grows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finpercep._lazy import lazy
+
+if TYPE_CHECKING:
+    from finpercep.rl.config import RLConfig, StageConfig
+    from finpercep.rl.curriculum import Curriculum, Stage
+    from finpercep.rl.dpo import DPO, DPOConfig
+    from finpercep.rl.generators import Generator, SRTiny
+    from finpercep.rl.grpo import GRPO, GRPOConfig
+    from finpercep.rl.nft import NFT, NFTConfig
+    from finpercep.rl.refl import ReFL, ReFLConfig
+    from finpercep.rl.trainer import train
+
+__all__ = [
+    "DPO",
+    "GRPO",
+    "NFT",
+    "Curriculum",
+    "DPOConfig",
+    "GRPOConfig",
+    "Generator",
+    "NFTConfig",
+    "RLConfig",
+    "ReFL",
+    "ReFLConfig",
+    "SRTiny",
+    "Stage",
+    "StageConfig",
+    "train",
+]
+
+_HOMES = {
+    "finpercep.rl.config": ("RLConfig", "StageConfig"),
+    "finpercep.rl.curriculum": ("Curriculum", "Stage"),
+    "finpercep.rl.dpo": ("DPO", "DPOConfig"),
+    "finpercep.rl.generators": ("Generator", "SRTiny"),
+    "finpercep.rl.grpo": ("GRPO", "GRPOConfig"),
+    "finpercep.rl.nft": ("NFT", "NFTConfig"),
+    "finpercep.rl.refl": ("ReFL", "ReFLConfig"),
+    "finpercep.rl.trainer": ("train",),
+}
+__getattr__, __dir__ = lazy(__name__, {name: home for home, names in _HOMES.items() for name in names})

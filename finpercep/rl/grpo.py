@@ -27,9 +27,11 @@ class GRPOConfig:
     Attributes:
         steps: of the sampler.
         window: first and behind-last step that is random and trained, None for all but the last. The others are
-            deterministic, so that no noise is left in the results.
+            deterministic, so that no noise is left in the results. A step that falls far, such as the first one of
+            `SRTiny`, adds more noise than the steps behind it can remove: leave it out.
         group_size: results of each image, at least 2.
-        noise_level, kind: of `ops.sde_step`.
+        noise_level, kind: of `ops.sde_step`. Log-probabilities of "cps" lack the division by the variance; at little
+            noise their gradients are then next to nothing.
         clip: the ratio is limited to [1 - clip, 1 + clip]. Log-probabilities are means over pixels, so it is small.
         advantage_clip: largest advantage.
         beta: weight of the divergence from the reference.
