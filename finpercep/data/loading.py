@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 
 from finpercep.data.dataset.stored import is_stored, stored_scenes
 from finpercep.data.scenes import Scene
@@ -25,7 +25,8 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
 
     Raises:
         FileNotFoundError: no index.
-        ValueError: a line that cannot be read, an unknown source in `leave_out`, or no scene in the split.
+        ValueError: a line that cannot be read or that names a file outside its folder, an unknown source in `leave_out`,
+            or no scene in the split.
     """
     if is_stored(root):
         return list(stored_scenes(root, split, leave_out=leave_out))
@@ -43,6 +44,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             known.update(row["sr"])
             if row["split"] != split:
                 continue
+            _check_inside(index, number, [row["id"], row["gt"], *row["sr"].values()])
             folder = index.parent / split / row["id"]
             sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
             scenes.append(Scene(row["id"], folder / row["gt"], sr_paths))
@@ -54,3 +56,15 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
     if not scenes:
         raise ValueError(f"{index}: no scene in split {split!r}")
     return scenes
+
+
+def _check_inside(index: Path, number: int, names: Iterable[str]) -> None:
+    """Names come from outside: none may lead out of the scene's folder.
+
+    Raises:
+        ValueError: an absolute path, or one with "..".
+    """
+    for name in names:
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{index}:{number}: expected names inside {index.parent}, got {name!r}")

@@ -60,3 +60,13 @@ def test_errors_name_the_file(tmp_path):
         index.write('{"split": "train"}\n')
     with pytest.raises(ValueError, match=r"index\.jsonl:2: expected a scene"):
         load_scenes(tmp_path, "train")
+
+
+@pytest.mark.parametrize("place", ["id", "gt", "sr"])
+@pytest.mark.parametrize("name", ["../../x", "/etc/x"])
+def test_names_stay_inside_the_folder(tmp_path, place, name):
+    row = {"split": "train", "id": "one", "gt": "gt.png", "sr": {"a": "a.png"}}
+    row[place] = {"a": name} if place == "sr" else name
+    (tmp_path / "index.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"index\.jsonl:1: expected names inside .*got '{name}'"):
+        load_scenes(tmp_path, "train")

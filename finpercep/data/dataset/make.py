@@ -20,6 +20,7 @@ from finpercep.data.sources.kinds import parse_sources
 from finpercep.io.files import write_json
 from finpercep.io.fingerprints import file_hash
 from finpercep.io.images import ImageError
+from finpercep.runs.lock import LOCK, folder_lock
 
 
 @dataclass
@@ -58,6 +59,7 @@ def make_dataset(
     Raises:
         ImageError: inputs that are missing, do not match or cannot be read.
         ValueError: settings that make no sense, or a folder that was made with others.
+        FolderInUseError: another process makes a data set there; the message says which.
         OSError: no room, no permission; what is complete stays, and the same command goes on.
         ImportError: a package that an option needs; the message names the extra.
     """
@@ -82,24 +84,25 @@ def make_dataset(
         listing=listing_hash(photos),
     )
     del maker
-    claim_folder(folder, settings)
-    job = Job(folder, config, tuple(specs), features, settings_hash(settings), device)
-    shards = plan_shards(photos, config)
-    missing = [shard for shard in shards if not is_made(job, shard)]
-    done = len(shards) - len(missing)
-    if progress is not None:
-        progress(done, len(shards), None)
-    reports = []
-    for report in run_shards(job, missing, engine=engine, workers=workers) if missing else ():
-        reports.append(report)
-        done += 1
+    with folder_lock(folder):
+        claim_folder(folder, settings)
+        job = Job(folder, config, tuple(specs), features, settings_hash(settings), device)
+        shards = plan_shards(photos, config)
+        missing = [shard for shard in shards if not is_made(job, shard)]
+        done = len(shards) - len(missing)
         if progress is not None:
-            progress(done, len(shards), report)
-    manifest = write_manifest(folder, job, shards, problems)
-    write_card(folder, settings, manifest)
-    if sum(manifest["rows"].values()):
-        write_preview(folder, settings, manifest)
-    return MadeDataset(folder, manifest, reports)
+            progress(done, len(shards), None)
+        reports = []
+        for report in run_shards(job, missing, engine=engine, workers=workers) if missing else ():
+            reports.append(report)
+            done += 1
+            if progress is not None:
+                progress(done, len(shards), report)
+        manifest = write_manifest(folder, job, shards, problems)
+        write_card(folder, settings, manifest)
+        if sum(manifest["rows"].values()):
+            write_preview(folder, settings, manifest)
+        return MadeDataset(folder, manifest, reports)
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -120,7 +123,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder}: made with other settings: {'; '.join(changed)}. Use another folder, or the same settings"
             )
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder}: expected a new or empty folder, or one that this command made")
     write_json(path, settings)
 

@@ -26,17 +26,27 @@ def find_images(pattern: str) -> dict[str, Path]:
       Brackets are brackets, as file names have them.
 
     Raises:
-        ImageError: nothing found, or two files with one key.
+        ImageError: nothing found, two files with one key, or a name that is not UTF-8.
     """
     pattern = os.path.expanduser(pattern)
     found: dict[str, Path] = {}
     for key, path in _keyed_folder(pattern) if os.path.isdir(pattern) else _keyed_glob(pattern):
+        _check_utf8(path)
         if key in found:
             raise ImageError(f"{pattern}: expected one image per name, got {found[key]} and {path} for {key!r}")
         found[key] = path
     if not found:
         raise ImageError(f"{pattern}: expected a folder or pattern with images, got none")
     return dict(sorted(found.items()))
+
+
+def _check_utf8(path: Path) -> None:
+    """Ids stand in the data set, which holds UTF-8 alone."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise ImageError(f"{shown}: expected a file name in UTF-8; rename it") from None
 
 
 def _keyed_folder(folder: str) -> list[tuple[str, Path]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest}: not found; the data set is not complete, run its command again")
     prefix = f"data/{SPLIT_NAMES.get(split, split)}-"
-    files = [root / entry["file"] for entry in json.loads(manifest.read_text())["files"]]
+    files = _listed(manifest)
     scenes = [scene for file in files if str(file.relative_to(root)).startswith(prefix) for scene in _scenes(file)]
     known = {source for scene in scenes for source in scene.rows}
     unknown = set(leave_out) - known
@@ -113,6 +113,22 @@ def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()
     if not scenes:
         raise ValueError(f"{root}: no scene in split {split!r}")
     return scenes
+
+
+def _listed(manifest: Path) -> list[Path]:
+    """The files of a data set.
+
+    Raises:
+        ValueError: not the manifest of a data set, or one that names a file outside its folder.
+    """
+    try:
+        names = [PurePath(entry["file"]) for entry in json.loads(manifest.read_text())["files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{manifest}: expected the manifest of a data set, got {error!r}") from error
+    for name in names:
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"{manifest}: expected files inside its folder, got {str(name)!r}")
+    return [manifest.parent / name for name in names]
 
 
 def _scenes(file: Path) -> list[StoredScene]:

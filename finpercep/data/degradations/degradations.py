@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
-from finpercep.data.degradations.compiled import compiled
+from finpercep.data.degradations.compiled import Flag, Integer, compiled
 from finpercep.data.degradations.diff_jpeg import jpeg_each, quantization_tables
 from finpercep.data.degradations.noise import add_noise, noise_tables
 from finpercep.data.degradations.ragged import MODES, Ragged, resize_each
@@ -26,6 +26,7 @@ from finpercep.data.degradations.random_bits import keys, uniforms
 
 GROUP = 8  # samples that share a canvas: more would waste it on the difference of their sizes
 SINC_SIDE = 21  # of the final sinc kernel
+TOLERANCE = 1e-3  # beyond [0, 1], for the rounding of whatever made the images; clamped
 DRAWS = 64  # random numbers per sample, more than are used
 Range = tuple[float, float]
 
@@ -281,9 +282,11 @@ def degrade(
 
     Returns: (B,3,H/scale,W/scale) in [0, 1], multiples of 1/255, and a plain dict per sample.
     Raises:
-        ValueError: shapes or the number of seeds.
+        TypeError: images that are not float32 or float64.
+        ValueError: shapes, the number of seeds, or values that are not finite or outside [0, 1], naming the sample.
     """
     config = config or DegradationConfig()
+    _check_values(images)
     if images.ndim != 4 or images.shape[1] != 3 or any(side % scale for side in images.shape[2:]):
         raise ValueError(f"images: expected (B,3,H,W), sides multiples of {scale}, got {tuple(images.shape)}")
     if len(seeds) != len(images):
@@ -307,23 +310,55 @@ def degrade(
     return out, _records(parameters) if batch else []
 
 
+def _check_values(images: Tensor) -> None:
+    """Refuse what would silently become almost black or white, or no image at all."""
+    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64):
+        kind = str(images.dtype).removeprefix("torch.") if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images: expected a float32 or float64 tensor with values in [0, 1], got {kind}")
+    if not images.numel():
+        return
+    low, high = images.aminmax()
+    if bool(low >= -TOLERANCE) and bool(high <= 1 + TOLERANCE):  # NaN fails both
+        return
+    for sample, image in enumerate(images):
+        if not bool(image.isfinite().all()):
+            raise ValueError(f"images: expected finite values, sample {sample} has NaN or infinite ones")
+    raise ValueError(f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}")
+
+
 def _degrade_samples(images: Tensor, drawn: Parameters, kernels: Kernels, final: Sequence[int]) -> Tensor:
     """All stages in C++, sample by sample; `_degrade_group` is the definition."""
     first, second = drawn.first, drawn.second
     count = torch.ones_like(first.height)
-    sizes = [count * images.shape[2], count * images.shape[3], first.height, first.width]
-    sizes += [second.height, second.width, count * final[0], count * final[1]]
-    modes = [first.mode, second.mode, drawn.mode, count * MODES.index("bilinear")]
-    blurred = second.kernel.kind != KINDS.index("none")
-    flags = [first.gaussian, first.grey, second.gaussian, second.grey, blurred, drawn.sinc_before_jpeg]
+    result_size = {Integer.FINAL_HEIGHT: count * final[0], Integer.FINAL_WIDTH: count * final[1]}
+    integers = result_size | {
+        Integer.HEIGHT: count * images.shape[2],
+        Integer.WIDTH: count * images.shape[3],
+        Integer.HEIGHT1: first.height,
+        Integer.WIDTH1: first.width,
+        Integer.HEIGHT2: second.height,
+        Integer.WIDTH2: second.width,
+        Integer.MODE1: first.mode,
+        Integer.MODE2: second.mode,
+        Integer.FINAL_MODE: drawn.mode,
+        Integer.BILINEAR: count * MODES.index("bilinear"),
+    }
+    flags = {
+        Flag.GAUSSIAN1: first.gaussian,
+        Flag.GRAY1: first.grey,
+        Flag.GAUSSIAN2: second.gaussian,
+        Flag.GRAY2: second.grey,
+        Flag.BLURRED: second.kernel.kind != KINDS.index("none"),
+        Flag.SINC_FIRST: drawn.sinc_before_jpeg,
+    }
     tables = [table for order in (first, second) for table in quantization_tables(order.quality.float())]
     # Each thread takes a run of samples: deal them out by size, so that runs are alike.
     by_size, threads = torch.argsort(first.height * first.width, stable=True), torch.get_num_threads()
     out: Tensor = torch.ops.finpercep.degrade_samples(
         images.contiguous(),
         *kernels,
-        torch.stack(sizes + modes, 1),
-        torch.stack(flags, 1),
+        torch.stack([integers[column] for column in Integer], 1),
+        torch.stack([flags[column] for column in Flag], 1),
         torch.stack([first.strength, second.strength], 1).double(),
         torch.cat([first.key, second.key], 1),
         torch.stack(tables, 1),

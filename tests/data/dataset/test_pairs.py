@@ -58,3 +58,14 @@ def test_listing_hash_knows_contents_not_places(tmp_path):
         return listing_hash(match_photos(str(root / "gt"), {})[0])
 
     assert listing(tmp_path / "1") == listing(tmp_path / "2") != listing(tmp_path / "3", (300, 300))
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    import os
+
+    try:
+        (tmp_path / os.fsdecode(b"bad\xff.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    with pytest.raises(ImageError, match=r"bad\\xff\.png: expected a file name in UTF-8"):
+        find_images(str(tmp_path))

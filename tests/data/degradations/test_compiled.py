@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from finpercep.data.degradations.blur_kernels import filter_each
-from finpercep.data.degradations.compiled import compiled
+from finpercep.data.degradations.compiled import Flag, Integer, compiled
 from finpercep.data.degradations.degradations import degrade
 from finpercep.data.degradations.diff_jpeg import jpeg_each
 from finpercep.data.degradations.noise import add_noise
-from finpercep.data.degradations.ragged import Ragged, resize_each
+from finpercep.data.degradations.ragged import MODES, Ragged, resize_each
 from finpercep.data.degradations.random_bits import keys
 from tests.conftest import synthetic_photo
 from tests.ops.conftest import cpp, poisoned, simd  # noqa: F401
@@ -131,5 +131,45 @@ def test_bad_arguments(both):
     kernel, table, integers = torch.rand(1, 3, 3), torch.rand(1), torch.full((1, 12), 8)
     integers[:, 8:] = 1
     arguments = [kernel, kernel, kernel, integers, *[table] * 4, one, *[table] * 3]
-    with pytest.raises(RuntimeError, match="flags: expected one number per sample"):
+    with pytest.raises(RuntimeError, match="flags: expected contiguous bool"):
         operators.degrade_samples(torch.rand(1, 3, 8, 8), *arguments)
+
+
+def test_columns_have_the_same_names_in_cpp(cpp):  # noqa: F811
+    from finpercep import _C
+
+    shared = _C.enumerations()
+    for name, columns in (("drawn_integer", Integer), ("drawn_flag", Flag)):
+        assert {column.name.lower(): column.value for column in columns} == shared[name]
+    assert {mode: i for i, mode in enumerate(MODES)} == shared["resize_mode"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("gaussian", [True, False])
+@pytest.mark.parametrize("gray", [True, False])
+def test_poisoned_pixels_make_no_index(bad, gaussian, gray):
+    """The kernel itself, without `degrade`'s check in front of it: no crash, and clean samples stay as they are."""
+    clean = ragged((20, 31), (20, 31))
+    poisoned_pixels = clean.pixels.clone()
+    poisoned_pixels[0, :, 3:5] = bad
+    options = torch.tensor([gaussian] * 2), torch.tensor([9.0, 3.0]), torch.tensor([gray] * 2), keys([1, 2], 1)
+    made = add_noise(clean._replace(pixels=poisoned_pixels), *options).pixels
+    assert torch.equal(made[1], add_noise(clean, *options).pixels[1])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_degrade_names_the_sample_that_is_not_finite(bad):
+    images = torch.rand(4, 3, 64, 64)
+    images[2, 0, 5, 5] = bad
+    with pytest.raises(ValueError, match="images: expected finite values, sample 2"):
+        degrade(images, [0, 1, 2, 3])
+
+
+def test_degrade_refuses_other_types_and_ranges_by_name():
+    images = torch.rand(1, 3, 64, 64)
+    for dtype in (torch.uint8, torch.bfloat16, torch.float16):
+        with pytest.raises(TypeError, match=f"images: expected a float32 or float64 .*{str(dtype)[6:]}"):
+            degrade(images.to(dtype), [0])
+    for wrong in (images * 2 - 1, images * 255):
+        with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\]"):
+            degrade(wrong, [0])
