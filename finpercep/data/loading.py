@@ -25,8 +25,8 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
 
     Raises:
         FileNotFoundError: no index.
-        ValueError: a line that cannot be read or that names a file outside its folder, an unknown source in `leave_out`,
-            or no scene in the split.
+        ValueError: a line that cannot be read or that names a file outside its folder, an unknown source in
+            `leave_out`, or no scene in the split.
     """
     if is_stored(root):
         return list(stored_scenes(root, split, leave_out=leave_out))

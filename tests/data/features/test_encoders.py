@@ -103,3 +103,30 @@ def test_names(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="expected a vision transformer"):
         open_features(f"vit:{tmp_path}")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_siglip_folders(whole, tmp_path):
+    """The vision model alone, and the one that reads text, too: the same tokens, at any size."""
+    from transformers import SiglipConfig, SiglipModel, SiglipVisionModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        text_config={**sizes, "vocab_size": 64, "max_position_embeddings": 8},
+    )
+    model = SiglipModel(config).eval()
+    if not whole:
+        tower = SiglipVisionModel(config.vision_config).eval()
+        tower.load_state_dict({k: v for k, v in model.state_dict().items() if k in tower.state_dict()}, strict=False)
+        model = tower
+    model.save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 20, 40)
+    found = open_features(f"vit:{tmp_path}")(images)
+    assert found.shape == (2, 32, 3, 5)
+    vision = SiglipVisionModel.from_pretrained(tmp_path).eval()
+    padded = torch.nn.functional.pad(images, (0, 0, 0, 4), mode="replicate")
+    with torch.no_grad():
+        expected = vision((padded - 0.5) / 0.5, interpolate_pos_encoding=True).last_hidden_state
+    assert torch.allclose(found, expected.transpose(1, 2).unflatten(2, (3, 5)), atol=1e-5)
