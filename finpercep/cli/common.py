@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from finpercep.cli.output import OutputError, printable
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
@@ -33,11 +36,20 @@ def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        message = str(error).strip() or type(error).__name__
-        if "Traceback (most recent call last)" in message:  # of a worker process: what it raised comes last
-            message = message.splitlines()[-1].partition(": ")[2]
-        print(" ".join(message.split()), file=sys.stderr)
+        if isinstance(error, (BrokenPipeError, OutputError)):  # of stdout: `main` ends on it
+            raise
+        print(printable(_message(error)), file=sys.stderr)
         raise typer.Exit(status) from None
+
+
+def _message(error: Exception) -> str:
+    """What is wrong, in one line that starts with the file or argument it is about."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    message = str(error).strip() or type(error).__name__
+    if "Traceback (most recent call last)" in message:  # of a worker process: what it raised comes last
+        message = message.splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split())
 
 
 def set_threads(threads: int) -> None:
@@ -59,9 +71,14 @@ def check_device(name: str) -> str:
     """`pick_device`, or the end of the command where there is no such device."""
     import torch
 
+    from finpercep.io.reasons import one_line
+
     device = pick_device(name)
-    with one_line_errors(2, RuntimeError, AssertionError):  # torch asserts that it has CUDA
+    try:
         torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
+        print(f"--device: expected a device of this machine, got {device}: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(2) from None
     return device
 
 

@@ -10,6 +10,7 @@ from finpercep.cli.demo import demo
 from finpercep.cli.evaluate_reward import evaluate_reward
 from finpercep.cli.info import info
 from finpercep.cli.make_dataset import MakeDataset, make_dataset
+from finpercep.cli.output import checked_output
 from finpercep.cli.score import score
 from finpercep.cli.train_reward import TrainReward, train_reward
 
@@ -52,7 +53,8 @@ app.command(cls=MakeDataset)(make_dataset)
 
 def main() -> None:
     """Entry point of the ``finpercep`` command."""
-    app()
+    with checked_output():
+        app()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, ThreadsOption, load_model
+from finpercep.cli.output import printable, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,12 +61,13 @@ def score(
     results = score_files(reward, files, maps=maps) if reward is not None else iter(())
     done = failed = 0
     try:
-        for result in _with_progress([*failures], results, len(failures) + len(files), errors):
-            done += 1
-            failed += result.error is not None
-            if result.error is not None:
-                errors.print(f"{result.path}: {result.error}")
-            show(result, done - failed == 1)
+        with quiet_libraries():  # libtiff and Pillow warn: one line per file is ours
+            for result in _with_progress([*failures], results, len(failures) + len(files), errors):
+                done += 1
+                failed += result.error is not None
+                if result.error is not None:
+                    errors.print(printable(f"{result.path}: {result.error}"))
+                show(result, done - failed == 1)
     except KeyboardInterrupt:
         print(f"interrupted after {done} of {len(failures) + len(files)} files", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -108,14 +110,14 @@ def _table_row(result: FileScore, first: bool) -> None:
     if first:
         console.print(Text(" score   map mean   map worst   image", style="bold"))
     mean, worst = ("     -" if math.isnan(value) else f"{value:6.4f}" for value in (result.map_mean, result.map_worst))
-    row = f"{result.score:6.4f}     {mean}      {worst}   {_printable(result.path)}"
+    row = f"{result.score:6.4f}     {mean}      {worst}   {_shown(result.path)}"
     console.print(Text(row), soft_wrap=True)
 
 
-def _printable(path: Path) -> str:
+def _shown(path: Path) -> str:
     """A file name as the terminal can show it: names need not be valid text."""
     encoding = sys.stdout.encoding or "utf-8"
-    return str(path).encode(encoding, "backslashreplace").decode(encoding)
+    return printable(str(path)).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _with_progress(

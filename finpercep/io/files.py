@@ -36,7 +36,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def _reason(error: OSError, path: Path) -> str:
     if error.errno != errno.ENOSPC:
-        return error.strerror
+        return error.strerror or str(error)
     return f"{error.strerror} ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free)"
 
 

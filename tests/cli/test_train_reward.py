@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
+from finpercep.runs.lock import folder_lock
 from finpercep.runs.progress import Screen
 from finpercep.runs.trackers import TensorBoard
 from finpercep.training import trainer
@@ -145,3 +147,26 @@ def test_interrupted_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         result.stderr == "interrupted; run the same command again to continue from what was last saved in somewhere\n"
     )
+
+
+def test_a_run_in_a_folder_that_another_one_uses_is_one_line(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data", 1)
+    words = f"--out {tmp_path / 'r0'} --steps 1 --batch 1 --crop 32 --workers 0 --device cpu"
+    with folder_lock(tmp_path / "r0"):
+        result = CliRunner().invoke(app, ["train-reward", str(data), *words.split()])
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"{tmp_path / 'r0'}: expected a folder that no other run is using, got one in use")
+
+
+def test_a_device_that_is_not_there_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(*_: object, **__: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.\nPlease check")
+
+    monkeypatch.setattr(torch, "empty", no_driver)
+    result = CliRunner().invoke(app, ["train-reward", "d", "--out", str(tmp_path / "o"), "--device", "cuda"])
+    assert result.exit_code == 2
+    expected = (
+        "--device: expected a device of this machine, got cuda: Found no NVIDIA driver on your system. Please check"
+    )
+    assert result.stderr == expected + "\n"
