@@ -36,7 +36,8 @@ def test_torchs_advice_to_run_foreign_code_is_left_out(tmp_path: Path) -> None:
         "of the `weights_only` argument in `torch.load` from `False` to `True`. Re-running `torch.load` with "
         "`weights_only` set to `False` will likely succeed, but it can result in arbitrary code execution. Do it only "
         "if you got the file from a trusted source.\n\t(2) Alternatively, to load with `weights_only=True` please "
-        "check the recommended steps in the following error message.\n\tWeightsUnpickler error: Unsupported operand 149\n"
+        "check the recommended steps in the following error message.\n\t"
+        "WeightsUnpickler error: Unsupported operand 149\n"
         "\nCheck the documentation of torch.load to learn more about types accepted by default with weights_only "
         "https://pytorch.org/docs/stable/generated/torch.load.html."
     )
