@@ -8,6 +8,8 @@
 STABLE_TORCH_LIBRARY(finpercep, m) { finpercep::define_schemas(m); }
 STABLE_TORCH_LIBRARY_IMPL(finpercep, CPU, m) { finpercep::register_kernels(m); }
 
+pybind11::dict enumerations();  // enumerations.cpp
+
 namespace {
 
 namespace py = pybind11;
@@ -55,6 +57,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU operators of FinPercep; importing it registers torch.ops.finpercep.*";
   m.def("build_info", &build_info, "Compiler, SIMD levels (compiled, usable, in use), threads.");
+  m.def("enumerations", &enumerations, "Names and values of the enumerations that C++, Triton and Python share.");
   m.def("set_simd_level", [](const char* name) { finpercep::set_simd_level(name); }, py::arg("name"),
         "Switch the SIMD level of all operators: 'baseline', 'avx2' or 'avx512'. The environment variable FINPERCEP_SIMD"
         " does the same at import.");

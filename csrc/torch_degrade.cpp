@@ -1,10 +1,13 @@
 // Stages of the degradations: tensors in, launches out. CPU only.
 #ifndef FINPERCEP_CUDA
 #include "include/degrade.h"
+#include "include/degrade_columns.h"
 #include "operators.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <vector>
 
 namespace finpercep {
 namespace {
@@ -27,6 +30,15 @@ const int64_t* sizes(const Tensor& tensor, int64_t count, int64_t most, const ch
   for (int64_t i = 0; i < count; ++i)
     STD_TORCH_CHECK(size[i] >= 1 && size[i] <= most, name, ": expected sizes within the canvas");
   return size;
+}
+
+// A table with one row per sample: refused by name if it has another type or width.
+template <class T> const T* table_of(const Tensor& tensor, ScalarType type, const char* type_name, int64_t rows,
+                                     int64_t columns, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type && tensor.is_contiguous(), name, ": expected contiguous ", type_name);
+  STD_TORCH_CHECK(tensor.dim() >= 1 && tensor.size(0) == rows && tensor.numel() == rows * columns, name, ": expected ",
+                  rows, " rows of ", columns, ", one row per sample");
+  return static_cast<const T*>(tensor.const_data_ptr());
 }
 
 void check_images(const Tensor& images, const char* name) {
@@ -58,6 +70,7 @@ Tensor degrade_resize(Tensor images, Tensor height, Tensor width, Tensor new_hei
   p.images = floats(images, "images"), p.border = border, p.mirror = mirror;
   p.height = sizes(height, p.batch, p.rows, "height"), p.width = sizes(width, p.batch, p.columns, "width");
   constexpr int64_t kMost = int64_t(1) << 20;
+  STD_TORCH_CHECK(border >= 0 && border <= kMost, "border: expected 0 or more");
   p.new_height = sizes(new_height, p.batch, kMost, "new_height");
   p.new_width = sizes(new_width, p.batch, kMost, "new_width");
   p.mode = values<int64_t>(mode, ScalarType::Long, p.batch, "mode");
@@ -111,11 +124,12 @@ Tensor degrade_jpeg(Tensor images, Tensor luma, Tensor chroma) {
 
 namespace {
 
+using I = DrawnInteger;
+using Flag = DrawnFlag;
+constexpr int64_t kMostPixels = int64_t(1) << 20;  // of a side
+
 // What is drawn for one sample: rows of the tensors of degrade_samples.
 struct Drawn {
-  // photo, after the first and second order, result: height, width; how each is resized; bilinear
-  enum Integer { H, W, H1, W1, H2, W2, HF, WF, MODE1, MODE2, MODEF, BILINEAR, kIntegers };
-  enum Flag { GAUSSIAN1, GREY1, GAUSSIAN2, GREY2, BLURRED, SINC_FIRST, kFlags };
   const int64_t* integers;
   const bool* flags;
   const double* strengths;  // of both noises
@@ -185,9 +199,38 @@ class Pipeline {
   float* free_[2];
 };
 
+// Refuses what is out of range, by column. Returns the floats of the largest image between two stages.
+int64_t check_drawn(const Tensor& images, const int64_t* integers, const double* strengths, const float* tables,
+                    const int64_t* order, int64_t border) {
+  const int64_t batch = images.size(0);
+  std::vector<bool> taken(batch, false);
+  int64_t most = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    const int64_t* own = integers + I::count * i;
+    STD_TORCH_CHECK(order[i] >= 0 && order[i] < batch && !taken[order[i]], "order: expected the index of every sample once");
+    taken[order[i]] = true;
+    for (int c = I::height; c <= I::final_width; ++c)
+      STD_TORCH_CHECK(own[c] >= 1 && own[c] <= kMostPixels, "integers: ", I::names[c], ": expected a size in [1, ",
+                      kMostPixels, "], got ", own[c]);
+    for (int c = I::mode1; c <= I::bilinear; ++c)
+      STD_TORCH_CHECK(own[c] >= 0 && own[c] <= 2, "integers: ", I::names[c], ": expected a mode 0, 1 or 2, got ", own[c]);
+    STD_TORCH_CHECK(own[I::height] == images.size(2) && own[I::width] == images.size(3),
+                    "integers: height, width: expected the size of the images");
+    STD_TORCH_CHECK(own[I::final_height] == integers[I::final_height] && own[I::final_width] == integers[I::final_width],
+                    "integers: final_height, final_width: expected one size for all results");
+    for (int64_t k = 0; k < kDrawnStrengths; ++k)
+      STD_TORCH_CHECK(std::isfinite(strengths[kDrawnStrengths * i + k]), "strengths: expected finite numbers");
+    for (int64_t k = 0; k < 64 * kDrawnTables; ++k)
+      STD_TORCH_CHECK(tables[64 * kDrawnTables * i + k] >= 1, "tables: expected quantization steps of 1 or more");
+    for (int c = I::height; c <= I::final_width; c += 2)
+      most = std::max(most, 3 * (own[c] + border) * (own[c + 1] + border));
+  }
+  return most;
+}
+
 }  // namespace
 
-// finpercep/data/degradations.py: all stages, sample by sample, so that what lies between them stays in cache.
+// finpercep/data/degradations/apply.py: all stages, sample by sample, so that what lies between them stays in cache.
 Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, Tensor integers, Tensor flags,
                        Tensor strengths, Tensor keys, Tensor tables, Tensor order, Tensor quantile, Tensor chance,
                        Tensor alias) {
@@ -202,56 +245,46 @@ Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, 
                         given[i]->size(1) % 2 == 1, "kernels: expected (B,k,k), k odd");
     kernels[i] = floats(*given[i], "kernels"), sides[i] = given[i]->size(1);
   }
-  const int64_t* n = values<int64_t>(integers, ScalarType::Long, Drawn::kIntegers * batch, "integers");
-  const bool* flag = values<bool>(flags, ScalarType::Bool, Drawn::kFlags * batch, "flags");
-  const double* strength = values<double>(strengths, ScalarType::Double, 2 * batch, "strengths");
-  const int32_t* key = values<int32_t>(keys, ScalarType::Int, 4 * batch, "keys");
-  const float* table = values<float>(tables, ScalarType::Float, 256 * batch, "tables");
-  const int64_t* turn = values<int64_t>(order, ScalarType::Long, batch, "order");
+  const int64_t* n = table_of<int64_t>(integers, ScalarType::Long, "int64", batch, I::count, "integers");
+  const bool* flag = table_of<bool>(flags, ScalarType::Bool, "bool", batch, Flag::count, "flags");
+  const double* strength = table_of<double>(strengths, ScalarType::Double, "float64", batch, kDrawnStrengths, "strengths");
+  const int32_t* key = table_of<int32_t>(keys, ScalarType::Int, "int32", batch, kDrawnKeys, "keys");
+  const float* table = table_of<float>(tables, ScalarType::Float, "float32", batch, 64 * kDrawnTables, "tables");
+  const int64_t* turn = table_of<int64_t>(order, ScalarType::Long, "int64", batch, 1, "order");
   NoiseParams noise{};
   noise.outcomes = 512;
   noise.quantile = values<float>(quantile, ScalarType::Float, 65536, "quantile");
   noise.chance = values<float>(chance, ScalarType::Float, 9 * 256 * noise.outcomes, "chance");
   noise.alias = values<int32_t>(alias, ScalarType::Int, 9 * 256 * noise.outcomes, "alias");
-  int64_t most = 0;
-  for (int64_t i = 0; i < batch; ++i) {
-    const int64_t* own = n + Drawn::kIntegers * i;
-    STD_TORCH_CHECK(turn[i] >= 0 && turn[i] < batch, "order: expected indices of samples");
-    STD_TORCH_CHECK(own[0] == images.size(2) && own[1] == images.size(3) && own[6] == n[6] && own[7] == n[7],
-                    "integers: expected the size of the images, and one size of all results");
-    for (int s = 0; s < 8; ++s) STD_TORCH_CHECK(own[s] >= 1 && own[s] <= 1 << 20, "integers: expected sizes");
-    for (int s = 8; s < 12; ++s) STD_TORCH_CHECK(own[s] >= 0 && own[s] <= 2, "integers: expected modes");
-    const int64_t border = std::max({sides[0], sides[1], sides[2]});
-    for (int s = 0; s < 8; s += 2) most = std::max(most, 3 * (own[s] + border) * (own[s + 1] + border));
-  }
-  const int64_t height = batch > 0 ? n[Drawn::HF] : 0, width = batch > 0 ? n[Drawn::WF] : 0;
+  const int64_t most = check_drawn(images, n, strength, table, turn, std::max({sides[0], sides[1], sides[2]}));
+  const int64_t height = batch > 0 ? n[I::final_height] : 0, width = batch > 0 ? n[I::final_width] : 0;
   Tensor out = allocate({batch, 3, height, width}, ScalarType::Float, images);
   float* results = static_cast<float*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> a(new float[most]), b(new float[most]);  // only touched where used
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = turn[at];
-      const Drawn drawn{n + Drawn::kIntegers * i, flag + Drawn::kFlags * i, strength + 2 * i, key + 4 * i, table + 256 * i};
+      const Drawn drawn{n + I::count * i, flag + Flag::count * i, strength + 2 * i, key + 4 * i, table + 256 * i};
       const float* own[3];
       for (int k = 0; k < 3; ++k) own[k] = kernels[k] + i * sides[k] * sides[k];
       Pipeline run(drawn, noise, a.get(), b.get());
       run.now = pixels + 3 * i * plane, run.rows = images.size(2), run.columns = images.size(3);
-      run.resize(Drawn::H, Drawn::H, Drawn::BILINEAR, sides[0] / 2);
+      run.resize(I::height, I::height, I::bilinear, sides[0] / 2);
       run.filter(own[0], sides[0]);
-      run.resize(Drawn::H, Drawn::H1, Drawn::MODE1, 0);
-      run.noise(Drawn::H1, 0);
+      run.resize(I::height, I::height1, I::mode1, 0);
+      run.noise(I::height1, 0);
       run.jpeg(0);
-      if (drawn.flags[Drawn::BLURRED]) {
-        run.resize(Drawn::H1, Drawn::H1, Drawn::BILINEAR, sides[1] / 2);
+      if (drawn.flags[Flag::blurred]) {
+        run.resize(I::height1, I::height1, I::bilinear, sides[1] / 2);
         run.filter(own[1], sides[1]);
       }
-      run.resize(Drawn::H1, Drawn::H2, Drawn::MODE2, 0);
-      run.noise(Drawn::H2, 1);
-      if (!drawn.flags[Drawn::SINC_FIRST]) run.jpeg(1);
-      run.resize(Drawn::H2, Drawn::HF, Drawn::MODEF, sides[2] / 2);
+      run.resize(I::height1, I::height2, I::mode2, 0);
+      run.noise(I::height2, 1);
+      if (!drawn.flags[Flag::sinc_first]) run.jpeg(1);
+      run.resize(I::height2, I::final_height, I::final_mode, sides[2] / 2);
       run.filter(own[2], sides[2]);
       run.clamp();
-      if (drawn.flags[Drawn::SINC_FIRST]) run.jpeg(1);
+      if (drawn.flags[Flag::sinc_first]) run.jpeg(1);
       float* to = results + 3 * i * height * width;
       for (int64_t k = 0; k < 3 * height * width; ++k) to[k] = (run.now[k] * 255 + 0x1.8p23f - 0x1.8p23f) / 255;
     }

@@ -20,16 +20,17 @@ from finpercep.kernels._common import (
 )
 
 BILINEAR = 1  # the index in finpercep.ops.modulate.RESAMPLES
-# GATE is the index in finpercep.ops.modulate.GATES: d, 1 - d, 1 + d
+# The indices in finpercep.ops.modulate.GATES: d, 1 - d, 1 + d
+DEGRADATION, QUALITY, RESIDUAL = (tl.constexpr(i) for i in range(3))
 # POOL: what the tile becomes
 NO_POOL, WHOLE, PARTIAL = 0, 1, 2
 
 
 @triton.jit
 def _gate_weight(d, GATE: tl.constexpr):
-    if GATE == 1:
+    if GATE == QUALITY:
         d = 1 - d
-    elif GATE == 2:
+    elif GATE == RESIDUAL:
         d = 1 + d
     return d
 
@@ -188,7 +189,7 @@ def modulate_bwd_kernel(
             product += upstream * load(features + rows[:, None] + channel[None, :], mask, A)
     if grad_d is not None:
         slope = tl.sum(product, 1)
-        if GATE == 1:
+        if GATE == QUALITY:
             slope = -slope
         tl.store(grad_d + image * tokens + token, slope, mask=valid)
 

@@ -7,7 +7,8 @@ namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
-inline float unit(float x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
+// NaN becomes 0: what is made from it is an index below.
+inline float unit(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
 
 inline int32_t level_of(float x) { return int32_t(255 * unit(x) + 0x1p23f - 0x1p23f); }  // halves to even
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from finpercep import ops
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.ops.degradation_target import DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 
 __all__ = ["ALPHA", "NORMALIZE", "SCALE", "fault_target", "fuse_target"]
 
@@ -14,9 +15,7 @@ __all__ = ["ALPHA", "NORMALIZE", "SCALE", "fault_target", "fuse_target"]
 # fault stays near 0 and an untouched photo is exactly 0, where min-max would stretch both to 1. Both numbers were
 # chosen by eye on training photos: with more weight on the pixels, the map of lost or invented texture is salt and
 # pepper that nobody sees, and with a larger scale a wall without its stones looks half right.
-ALPHA = 0.25
-NORMALIZE = "scale"
-SCALE = 0.08
+ALPHA, NORMALIZE, SCALE = DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 # Fastest first. "reference" is plain PyTorch and always there.
 BACKENDS = ("cuda", "triton", "cpp", "reference")
@@ -199,6 +200,11 @@ def _too_old(device: torch.device) -> str | None:
     )
 
 
+def _forward_mode() -> bool:
+    """Whether forward-mode derivatives (torch.func.jvp, a dual level) are computed: only the reference has them."""
+    return forward_ad._current_level >= 0
+
+
 def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     if dtype in _DTYPES:
         if device.type == "cuda":
@@ -217,14 +223,27 @@ def require_tensors(**arguments: Any) -> None:
             raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
 
 
+def savable(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    """The tensors as autograd can save them: those made under torch.inference_mode are copied where a gradient is due.
+
+    A rollout under inference mode leaves such tensors, and the update outside of it differentiates with them.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return tensors
+    if not any(t is not None and t.requires_grad for t in tensors):
+        return tensors
+    return tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+
+
 def resolve(backend: str | None, operator: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs `operator` for tensors of `device` and `dtype`.
 
     None picks the fastest that works and falls back down to "reference". A named backend that cannot run raises:
     ValueError (no such backend) or RuntimeError (not available, or not for this device or dtype), saying why.
+    Under torch.func.jvp None picks "reference": the compiled kernels would give a derivative of 0 without a word.
     """
     if backend is None:
-        return _fastest(operator, device, dtype)
+        return "reference" if _forward_mode() else _fastest(operator, device, dtype)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     reason = unavailable_reason(backend, operator)
@@ -232,6 +251,8 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
         raise RuntimeError(f"backend={backend!r} is not available: {reason}")
     if backend == "reference":
         return backend
+    if _forward_mode():
+        raise RuntimeError(f"{operator}: no forward-mode derivatives; use backend='reference' for them")
     needed = "cpu" if backend == "cpp" else "cuda"
     if device.type != needed and not (backend == "triton" and _interpreted and device.type == "cpu"):
         raise RuntimeError(f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None")

@@ -4,14 +4,15 @@
     M   = Normalize(raw)
 
 Choices where the paper is silent:
-- alpha = 0.5; without features the pixel difference counts alone and alpha is not used.
+- alpha = 0.25; without features the pixel difference counts alone and alpha is not used.
 - The cosine is dot / sqrt(|f|²·|g|²), which is exactly 1 for identical features; where that product is below 1e-24,
   the distance is 0 if both squared norms are equal and 1 otherwise, with no gradient.
 - `minmax`: (raw - lo) / max(hi - lo, floor), lo and hi per image. floor = 2/255: a range below two 8-bit grey levels is
   quantisation noise and must not be blown up to full severity.
 - `percentile`: the same with lo, hi = the (1 - percentile) and percentile order statistics (nearest rank), clamped to
   [0, 1]. 0.995: half a per cent of outliers may saturate.
-- `scale`: raw / scale, clamped to 1. 0.25: a visible fault moves a channel by about a quarter of the range.
+- `scale`: raw / scale, clamped to 1, the default: severity stays comparable between images. 0.08 was chosen by eye, see
+  docs/choices.md.
 - Gradients reach lo and hi, shared evenly over tied pixels.
 """
 
@@ -26,7 +27,9 @@ from finpercep.ops import _backend
 NORMALIZATIONS = ("none", "minmax", "percentile", "scale")
 DEFAULT_FLOOR = 2 / 255
 DEFAULT_PERCENTILE = 0.995
-DEFAULT_SCALE = 0.25
+DEFAULT_ALPHA = 0.25
+DEFAULT_NORMALIZE = "scale"
+DEFAULT_SCALE = 0.08
 COSINE_EPS = 1e-24  # on the product of the squared norms
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -64,8 +67,8 @@ def degradation_target_reference(
     reference_features: Tensor | None = None,
     distorted_features: Tensor | None = None,
     *,
-    alpha: float = 0.5,
-    normalize: str = "minmax",
+    alpha: float = DEFAULT_ALPHA,
+    normalize: str = DEFAULT_NORMALIZE,
     floor: float = DEFAULT_FLOOR,
     percentile: float = DEFAULT_PERCENTILE,
     scale: float = DEFAULT_SCALE,
@@ -99,8 +102,8 @@ def degradation_target(
     reference_features: Tensor | None = None,
     distorted_features: Tensor | None = None,
     *,
-    alpha: float = 0.5,
-    normalize: str = "minmax",
+    alpha: float = DEFAULT_ALPHA,
+    normalize: str = DEFAULT_NORMALIZE,
     floor: float = DEFAULT_FLOOR,
     percentile: float = DEFAULT_PERCENTILE,
     scale: float = DEFAULT_SCALE,
@@ -123,6 +126,8 @@ def degradation_target(
     """
     pairs = _check(reference, distorted, reference_features, distorted_features)
     _check_options(alpha, normalize, floor, percentile, scale)
+    pairs = _backend.savable(*pairs)
+    reference, distorted, reference_features, distorted_features = pairs
     chosen = _backend.resolve(backend, "degradation_target", reference.device, torch.float32)
     if chosen == "reference":
         return degradation_target_reference(

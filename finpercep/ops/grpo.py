@@ -135,6 +135,7 @@ def grpo_loss(
         ValueError, TypeError: one line that names the argument. RuntimeError: a backend that cannot run here.
     """
     _check(log_prob, old_log_prob, advantages, clip_low, clip_high, kl, beta)
+    log_prob, old_log_prob, advantages, kl = _backend.savable(log_prob, old_log_prob, advantages, kl)
     chosen = _backend.resolve(backend, "grpo_loss", log_prob.device, log_prob.dtype)
     if chosen == "reference":
         return grpo_loss_reference(

@@ -67,6 +67,7 @@ def modulate(
     h, w = _check(features, degradation, grid, gate, resample, pool)
     if backend is None and _is_better_fused(features, degradation):
         backend = "reference"
+    features, degradation = _backend.savable(features, degradation)
     chosen = _backend.resolve(backend, "modulate", features.device, features.dtype)
     if chosen == "reference":
         return modulate_reference(features, degradation, (h, w), gate=gate, resample=resample, pool=pool)

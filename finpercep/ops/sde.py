@@ -286,6 +286,13 @@ def sde_step(
         raise ValueError("noise, generator: expected at most one of the two")
     if next_sample is None and noise is None:
         noise = draw_noise(sample, generator)
+    velocity, sample, noise, next_sample, reference_velocity = _backend.savable(
+        velocity, sample, noise, next_sample, reference_velocity
+    )
+    if isinstance(sigma, Tensor):
+        sigma = _backend.savable(velocity, sigma)[1]
+    if isinstance(sigma_next, Tensor):
+        sigma_next = _backend.savable(velocity, sigma_next)[1]
     chosen = _backend.resolve(backend, "sde_step", sample.device, sample.dtype)
     if chosen == "reference":
         return sde_step_reference(

@@ -66,11 +66,11 @@ def test_values_by_hand() -> None:
     near = {"rtol": 1e-6, "atol": 1e-7}
     raw = degradation_target(reference, distorted, normalize="none")
     torch.testing.assert_close(raw.flatten(), torch.tensor([0, 0.3, 0.2, 0]), **near)
-    minmax = degradation_target(reference, distorted)
+    minmax = degradation_target(reference, distorted, normalize="minmax")
     torch.testing.assert_close(minmax.flatten(), torch.tensor([0, 1, 2 / 3, 0]), **near)
     scaled = degradation_target(reference, distorted, normalize="scale", scale=0.25)
     torch.testing.assert_close(scaled.flatten(), torch.tensor([0, 1, 0.8, 0]), **near)
-    floored = degradation_target(reference, distorted, floor=0.6)
+    floored = degradation_target(reference, distorted, normalize="minmax", floor=0.6)
     torch.testing.assert_close(floored.flatten(), torch.tensor([0, 0.5, 1 / 3, 0]), **near)
     # four sorted values 0, 0, .2, .3: ranks 1 and 2 of percentile 0.6 are 0 and .2
     percentile = degradation_target(reference, distorted, normalize="percentile", percentile=0.6)
@@ -161,10 +161,12 @@ def test_ties_share_the_gradient(simd: str, normalize: str) -> None:
 
 def test_some_gradients_only(cpp: str) -> None:
     tensors = inputs((2, 9, 8, 4, 3, 3), torch.float64)
-    everything = run(degradation_target, tensors, backend=cpp)[1:]
+    everything = run(degradation_target, tensors, alpha=0.5, normalize="minmax", backend=cpp)[1:]
     for wanted in ((0,), (1,), (2,), (3,), (1, 3)):
         some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-        for gradient, i in zip(run(degradation_target, some, backend=cpp)[1:], wanted, strict=True):
+        for gradient, i in zip(
+            run(degradation_target, some, alpha=0.5, normalize="minmax", backend=cpp)[1:], wanted, strict=True
+        ):
             torch.testing.assert_close(gradient, everything[i], rtol=0, atol=0)
 
 
@@ -185,15 +187,22 @@ def test_views_and_unaligned(simd: str) -> None:
     f = torch.randn(2, 3, 3, 5, generator=generator).permute(0, 3, 1, 2)
     g = torch.randn(2, 5, 3, 6, generator=generator)[..., ::2]
     for images in ((storage, last), (storage[..., ::2], last[..., ::2]), (storage[:, :, 1:], last[:, :, 1:])):
-        ours = degradation_target(*images, f, g, backend="cpp")
-        torch.testing.assert_close(ours, degradation_target_reference(*images, f, g), rtol=1e-5, atol=1e-5)
+        ours = degradation_target(*images, f, g, alpha=0.5, normalize="minmax", backend="cpp")
+        torch.testing.assert_close(
+            ours, degradation_target_reference(*images, f, g, alpha=0.5, normalize="minmax"), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 700, 701, 9, 40, 44), (1, 700, 701, 300, 61, 63)], ids=str)
 def test_large_and_streamed(simd: str, poisoned: None, shape) -> None:
     tensors = inputs(shape)
-    ours = run(degradation_target, tensors, backend="cpp")
-    expected = run(degradation_target_reference, [t.detach().double().requires_grad_() for t in tensors])
+    ours = run(degradation_target, tensors, alpha=0.5, normalize="minmax", backend="cpp")
+    expected = run(
+        degradation_target_reference,
+        [t.detach().double().requires_grad_() for t in tensors],
+        alpha=0.5,
+        normalize="minmax",
+    )
     assert_near(ours, [t.float() for t in expected], 1e-3)
 
 
@@ -215,7 +224,7 @@ def test_opcheck(cpp: str) -> None:
 
 def test_compile_and_export(cpp: str) -> None:
     def doubled(*tensors: Tensor) -> Tensor:
-        return 2 * degradation_target(*tensors, backend=cpp).sqrt()
+        return 2 * degradation_target(*tensors, alpha=0.5, normalize="minmax", backend=cpp).sqrt()
 
     tensors = inputs((2, 9, 8, 4, 3, 3))
     weights = [t.detach() + 0.1 for t in tensors]
@@ -223,7 +232,7 @@ def test_compile_and_export(cpp: str) -> None:
     torch.testing.assert_close(out, doubled(*tensors))
 
     def squared(*tensors: Tensor) -> Tensor:
-        return degradation_target(*tensors, backend=cpp) ** 2
+        return degradation_target(*tensors, alpha=0.5, normalize="minmax", backend=cpp) ** 2
 
     assert_near(run(torch.compile(squared, fullgraph=True), tensors), run(squared, tensors), 1e-6)
 

@@ -89,8 +89,8 @@ def test_ties_share_the_gradient(monkeypatch, normalize: str) -> None:
 
 def test_below_the_floor_there_is_no_range() -> None:
     tensors = inputs((1, 6, 7, 1, 1, 1), features=False)
-    ours = run(degradation_target, tensors, floor=9.0, backend="triton")
-    assert_near(ours, run(degradation_target_reference, tensors, floor=9.0), 1e-12)
+    ours = run(degradation_target, tensors, alpha=0.5, normalize="minmax", floor=9.0, backend="triton")
+    assert_near(ours, run(degradation_target_reference, tensors, alpha=0.5, normalize="minmax", floor=9.0), 1e-12)
 
 
 def test_saved_tensors_are_those_of_the_compiled_operator() -> None:
@@ -109,8 +109,8 @@ def test_saved_tensors_are_those_of_the_compiled_operator() -> None:
 )
 def test_mixed_types(dtype, feature_dtype) -> None:
     tensors = inputs((1, 13, 10, 9, 3, 4), dtype, feature_dtype)
-    ours = run(degradation_target, tensors, backend="triton")
-    expected = run(degradation_target_reference, tensors)
+    ours = run(degradation_target, tensors, alpha=0.5, normalize="minmax", backend="triton")
+    expected = run(degradation_target_reference, tensors, alpha=0.5, normalize="minmax")
     assert_near(ours, expected, 1e-2 if feature_dtype == torch.bfloat16 else 2e-4)
 
 
@@ -130,10 +130,12 @@ def test_low_precision(dtype, normalize: str) -> None:
 
 def test_some_gradients_only() -> None:
     tensors = inputs((1, 6, 7, 4, 3, 3))
-    everything = run(degradation_target, tensors, backend="triton")[1:]
+    everything = run(degradation_target, tensors, alpha=0.5, normalize="minmax", backend="triton")[1:]
     for wanted in ((0,), (3,)):
         some = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-        for gradient, i in zip(run(degradation_target, some, backend="triton")[1:], wanted, strict=True):
+        for gradient, i in zip(
+            run(degradation_target, some, alpha=0.5, normalize="minmax", backend="triton")[1:], wanted, strict=True
+        ):
             torch.testing.assert_close(gradient, everything[i], rtol=0, atol=0)
 
 
@@ -153,6 +155,6 @@ def test_views() -> None:
     last = torch.rand(2, 10, 12, 3, generator=generator).permute(0, 3, 1, 2)
     f = torch.randn(2, 3, 3, 5, generator=generator).permute(0, 3, 1, 2)
     g = torch.randn(2, 5, 3, 6, generator=generator)[..., ::2]
-    ours = degradation_target(storage[..., ::2], last[..., ::2], f, g, backend="triton")
-    expected = degradation_target_reference(storage[..., ::2], last[..., ::2], f, g)
+    ours = degradation_target(storage[..., ::2], last[..., ::2], f, g, alpha=0.5, normalize="minmax", backend="triton")
+    expected = degradation_target_reference(storage[..., ::2], last[..., ::2], f, g, alpha=0.5, normalize="minmax")
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)

@@ -103,7 +103,7 @@ def test_fullgraph_compile_forward_and_backward() -> None:
 
     def train(velocity, features):
         with_triton = {"backend": "triton"}
-        maps = ops.degradation_target(sample, end, **with_triton)
+        maps = ops.degradation_target(sample, end, alpha=0.5, normalize="minmax", **with_triton)
         pooled = ops.modulate(features, maps * degradation, (2, 2), pool="mean", **with_triton)
         advantages, _ = ops.group_advantage(rewards, group_size=2, **with_triton)
         step = ops.sde_step(

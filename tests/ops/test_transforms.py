@@ -1,0 +1,84 @@
+"""Forward-mode derivatives through the operators: the right value, or an error; never a silent 0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finpercep import ops
+
+torch.manual_seed(0)
+X, Y = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+TOKENS, MAP = torch.rand(2, 16, 5, dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+LOG_PROB = torch.rand(6, dtype=torch.float64)
+
+CALLS = {
+    "sde_step": (X, lambda v, **k: ops.sde_step(v, Y, 0.8, 0.6, next_sample=X, **k).log_prob),
+    "grpo_loss": (
+        LOG_PROB,
+        lambda p, **k: ops.grpo_loss(p, LOG_PROB, LOG_PROB - 0.5, clip_low=0.2, clip_high=0.2, **k)[0],
+    ),
+    "modulate": (MAP, lambda m, **k: ops.modulate(TOKENS, m, (4, 4), **k)),
+    "degradation_target": (X, lambda x, **k: ops.degradation_target(x, Y, normalize="none", **k)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_jvp_is_the_derivative_along_the_direction(name: str) -> None:
+    x, call = CALLS[name]
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    _, tangent = torch.func.jvp(call, (x,), (direction,))
+    step = 1e-6
+    expected = (call(x + step * direction) - call(x - step * direction)) / (2 * step)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(tangent, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_compiled_backend_raises_under_jvp(name: str, cpp: str) -> None:
+    x, call = CALLS[name]
+    with pytest.raises(RuntimeError, match=f"{name}: no forward-mode derivatives"):
+        torch.func.jvp(lambda z: call(z, backend=cpp), (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_rollout_under_inference_mode_and_an_update_outside(backend: str, request: pytest.FixtureRequest) -> None:
+    if backend == "cpp":
+        request.getfixturevalue("cpp")
+    with torch.inference_mode():
+        sample, sigma, sigma_next = X.clone(), torch.full((4,), 0.8), torch.full((4,), 0.6)
+        rollout = ops.sde_step(
+            Y,
+            sample,
+            sigma,
+            sigma_next,
+            generator=[torch.Generator().manual_seed(i) for i in range(4)],
+            backend=backend,
+        )
+        advantages = LOG_PROB[:4] - 0.5
+    velocity = Y.clone().requires_grad_()
+    step = ops.sde_step(velocity, sample, sigma, sigma_next, next_sample=rollout.next_sample, backend=backend)
+    clip = {"clip_low": 0.2, "clip_high": 0.2}
+    ops.grpo_loss(step.log_prob, rollout.log_prob, advantages, **clip, backend=backend)[0].backward()
+    plain = Y.clone().requires_grad_()
+    outcome = rollout.next_sample.clone()
+    step = ops.sde_step(plain, X, 0.8, 0.6, next_sample=outcome, backend="reference")
+    old, weights = rollout.log_prob.clone(), advantages.clone()
+    ops.grpo_loss(step.log_prob, old, weights, **clip, backend="reference")[0].backward()
+    assert plain.grad is not None
+    assert velocity.grad is not None
+    torch.testing.assert_close(velocity.grad, plain.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_maps_made_under_inference_mode(backend: str, request: pytest.FixtureRequest) -> None:
+    if backend == "cpp":
+        request.getfixturevalue("cpp")
+    with torch.inference_mode():
+        degradation, distorted = MAP.clone(), Y.clone()
+    tokens, image = TOKENS.clone().requires_grad_(), X.clone().requires_grad_()
+    ops.modulate(tokens, degradation, (4, 4), backend=backend).sum().backward()
+    ops.degradation_target(image, distorted, normalize="none", backend=backend).sum().backward()
+    assert tokens.grad is not None
+    assert image.grad is not None
+    torch.testing.assert_close(image.grad, torch.sign(X - Y) / 3)
