@@ -37,7 +37,9 @@ from finpercep.data.dataset.config import MakeConfig
 from finpercep.data.dataset.make import make_dataset
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import find_images
-from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
+from finpercep.data.degradations.apply import degrade
+from finpercep.data.degradations.config import DegradationConfig
+from finpercep.data.degradations.draw import draw_parameters
 from finpercep.data.sources.kinds import parse_sources
 from finpercep.io.images import load_image
 

@@ -1,5 +1,5 @@
 """The degradations of design §5 as users of BasicSR and Real-ESRGAN run them on a CPU: NumPy and OpenCV, one photo at a
-time, in a pool of worker processes. What `finpercep.data.degradations.degradations` is measured against.
+time, in a pool of worker processes. What `finpercep.data.degradations.apply` is measured against.
 
 It takes the parameters that `draw_parameters` drew, so both do the same work; only the noise values differ.
 """
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters
-from finpercep.data.degradations.degradations import Order, Parameters
+from finpercep.data.degradations.draw import Order, Parameters
 from finpercep.data.degradations.ragged import MODES
 
 Array = NDArray[np.float32]

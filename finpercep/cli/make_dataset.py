@@ -116,7 +116,7 @@ def _demo_inputs(out: Path, gt: str | None, sr: list[str] | None) -> tuple[str, 
 def _read_options(path: Path) -> Any:
     import yaml
 
-    from finpercep.data.degradations.degradations import DegradationConfig
+    from finpercep.data.degradations.config import DegradationConfig
 
     try:
         options = yaml.safe_load(path.read_text())

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from finpercep.data import dataset, degradations, features, masks, sources
     from finpercep.data.dataset.config import MakeConfig
     from finpercep.data.dataset.make import make_dataset
-    from finpercep.data.degradations.degradations import DegradationConfig, degrade
+    from finpercep.data.degradations.apply import degrade
+    from finpercep.data.degradations.config import DegradationConfig
     from finpercep.data.features.filter_bank import FilterBank
     from finpercep.data.image_ops import gaussian_blur, jpeg, resize
     from finpercep.data.loading import load_scenes
@@ -55,7 +56,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "DegradationConfig": "finpercep.data.degradations.degradations",
+        "DegradationConfig": "finpercep.data.degradations.config",
         "FilterBank": "finpercep.data.features.filter_bank",
         "MakeConfig": "finpercep.data.dataset.config",
         "SYNTHETIC_SOURCES": "finpercep.data.sources.synthetic",
@@ -65,7 +66,7 @@ __getattr__, __dir__ = lazy(
         "Triplets": "finpercep.data.triplets",
         "dataset": "finpercep.data.dataset",
         "degradations": "finpercep.data.degradations",
-        "degrade": "finpercep.data.degradations.degradations",
+        "degrade": "finpercep.data.degradations.apply",
         "fault_target": "finpercep.data.targets",
         "features": "finpercep.data.features",
         "fuse_target": "finpercep.data.targets",

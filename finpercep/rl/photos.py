@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finpercep.data.degradations.degradations import degrade
+from finpercep.data.degradations.apply import degrade
 from finpercep.data.randomness import integer, seed_of, seeded, uniform
 from finpercep.io.images import load_image
 from finpercep.rl.batch import Batch, check_pair

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
+from finpercep.data.degradations.apply import degrade
+from finpercep.data.degradations.config import DegradationConfig
+from finpercep.data.degradations.draw import draw_parameters
 from tests.conftest import synthetic_photo
 
 pytest.importorskip("cv2", reason="needs opencv-python")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from finpercep.data.degradations.degradations import DegradationConfig
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.data.features.kinds import FEATURE_KINDS, check_features
 from finpercep.data.kinds import one_of, usages
 from finpercep.data.masks.kinds import MASK_KINDS, parse_masks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finpercep.data.dataset.config import MakeConfig
-from finpercep.data.degradations.degradations import degrade
+from finpercep.data.degradations.apply import degrade
 from finpercep.data.features.kinds import open_features
 from finpercep.data.features.protocol import Features
 from finpercep.data.image_ops import to_uint8

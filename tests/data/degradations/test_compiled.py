@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from finpercep.data.degradations.apply import degrade
 from finpercep.data.degradations.blur_kernels import filter_each
 from finpercep.data.degradations.compiled import Flag, Integer, compiled
-from finpercep.data.degradations.degradations import degrade
 from finpercep.data.degradations.diff_jpeg import jpeg_each
 from finpercep.data.degradations.noise import add_noise
 from finpercep.data.degradations.ragged import MODES, Ragged, resize_each

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.data.degradations.apply import degrade
 from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
-from finpercep.data.degradations.degradations import DegradationConfig, degrade, draw_parameters
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.data.degradations.diff_jpeg import jpeg_each, quantization_tables
+from finpercep.data.degradations.draw import draw_parameters
 from finpercep.data.degradations.noise import gaussian_noise, poisson_noise
 from finpercep.data.degradations.ragged import MODES, Ragged, resize_each
 from finpercep.data.degradations.random_bits import hash_bits, keys, normals, uniforms

@@ -9,9 +9,7 @@ Choices: the photo is degraded as it is, not sharpened first; kernels have odd s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -19,144 +17,14 @@ from torch import Tensor
 
 from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
 from finpercep.data.degradations.compiled import Flag, Integer, compiled
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.data.degradations.diff_jpeg import jpeg_each, quantization_tables
+from finpercep.data.degradations.draw import SINC_SIDE, Order, Parameters, draw_parameters, take
 from finpercep.data.degradations.noise import add_noise, noise_tables
 from finpercep.data.degradations.ragged import MODES, Ragged, resize_each
-from finpercep.data.degradations.random_bits import keys, uniforms
 
 GROUP = 8  # samples that share a canvas: more would waste it on the difference of their sizes
-SINC_SIDE = 21  # of the final sinc kernel
 TOLERANCE = 1e-3  # beyond [0, 1], for the rounding of whatever made the images; clamped
-DRAWS = 64  # random numbers per sample, more than are used
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class DegradationConfig:
-    """Options of BasicSR's Real-ESRGAN configuration, with its defaults; names ending in 2 are the second order's.
-
-    Attributes:
-        blur_kernel_size: largest side of the kernels, odd.
-        kernel_list, kernel_prob: kinds of kernels and their weights.
-        sinc_prob, final_sinc_prob: probability of a sinc kernel instead, and of the final sinc filter.
-        blur_sigma: range of the kernels' widths, pixels.
-        betag_range, betap_range: exponents of generalized and plateau kernels; below and above 1 equally often.
-        resize_prob: weights of enlarging, shrinking and keeping the size.
-        resize_range: smallest and largest factor.
-        gaussian_noise_prob: probability of Gaussian noise; else it is Poisson noise.
-        noise_range: its standard deviation, 8-bit levels.
-        poisson_scale_range: strength of Poisson noise; 1 is that of as many photons as levels.
-        gray_noise_prob: probability that the noise is the same in all channels.
-        jpeg_range: quality.
-        second_blur_prob: probability of the second blur.
-    """
-
-    blur_kernel_size: int = 21
-    kernel_list: tuple[str, ...] = KINDS[:6]
-    kernel_prob: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sinc_prob: float = 0.1
-    blur_sigma: Range = (0.2, 3.0)
-    betag_range: Range = (0.5, 4.0)
-    betap_range: Range = (1.0, 2.0)
-    resize_prob: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    resize_range: Range = (0.15, 1.5)
-    gaussian_noise_prob: float = 0.5
-    noise_range: Range = (1.0, 30.0)
-    poisson_scale_range: Range = (0.05, 3.0)
-    gray_noise_prob: float = 0.4
-    jpeg_range: Range = (30.0, 95.0)
-
-    second_blur_prob: float = 0.8
-    blur_kernel_size2: int = 21
-    kernel_list2: tuple[str, ...] = KINDS[:6]
-    kernel_prob2: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sinc_prob2: float = 0.1
-    blur_sigma2: Range = (0.2, 1.5)
-    betag_range2: Range = (0.5, 4.0)
-    betap_range2: Range = (1.0, 2.0)
-    resize_prob2: tuple[float, float, float] = (0.3, 0.4, 0.3)
-    resize_range2: Range = (0.3, 1.2)
-    gaussian_noise_prob2: float = 0.5
-    noise_range2: Range = (1.0, 25.0)
-    poisson_scale_range2: Range = (0.05, 2.5)
-    gray_noise_prob2: float = 0.4
-    jpeg_range2: Range = (30.0, 95.0)
-
-    final_sinc_prob: float = 0.8
-
-    def __post_init__(self) -> None:
-        for end in ("", "2"):
-            kinds, weights = getattr(self, f"kernel_list{end}"), getattr(self, f"kernel_prob{end}")
-            if len(kinds) != len(weights) or not set(kinds) <= set(KINDS[:6]):
-                raise ValueError(
-                    f"kernel_list{end}: expected kinds of {KINDS[:6]}, each with a weight in kernel_prob{end}, "
-                    f"got {kinds} and {weights}"
-                )
-            side = getattr(self, f"blur_kernel_size{end}")
-            if side % 2 == 0 or side < 7:
-                raise ValueError(f"blur_kernel_size{end}: expected an odd side of 7 or more, got {side}")
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if "range" in option.name or "sigma" in option.name:
-                if not 0 <= value[0] <= value[1]:
-                    raise ValueError(f"{option.name}: expected 0 <= low <= high, got {value}")
-            elif option.name.startswith("resize_prob"):
-                if len(value) != 3 or min(value) < 0 or sum(value) <= 0:
-                    raise ValueError(f"{option.name}: expected three weights (up, down, keep), got {value}")
-            elif isinstance(value, float) and not 0 <= value <= 1:
-                raise ValueError(f"{option.name}: expected a probability in [0, 1], got {value}")
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> DegradationConfig:
-        """Take the known options out of a BasicSR configuration, wherever they are nested; the rest is not ours.
-
-        Raises:
-            ValueError: it has none of them, or one that makes no sense.
-        """
-        known = {option.name for option in fields(cls)}
-        found: dict[str, Any] = {}
-
-        def collect(mapping: Mapping[str, Any]) -> None:
-            for name, value in mapping.items():
-                if isinstance(value, Mapping):
-                    collect(value)
-                elif name in known:
-                    found[name] = tuple(value) if isinstance(value, list) else value
-
-        collect(options)
-        if not found:
-            raise ValueError(f"degradation: expected options such as blur_sigma, got {sorted(options)[:8]}")
-        numbers = {o.name for o in fields(cls) if isinstance(o.default, float)}
-        values: dict[str, Any] = {name: float(v) if name in numbers else v for name, v in found.items()}
-        return cls(**values)
-
-
-class Order(NamedTuple):
-    """Drawn parameters of one order, each (B,) on the CPU, and its noise keys (B,2)."""
-
-    kernel: KernelParameters
-    height: Tensor
-    width: Tensor
-    mode: Tensor
-    gaussian: Tensor
-    strength: Tensor
-    grey: Tensor
-    quality: Tensor
-    key: Tensor
-
-
-class Parameters(NamedTuple):
-    """Everything drawn for a batch."""
-
-    first: Order
-    second: Order
-    sinc: KernelParameters
-    sinc_before_jpeg: Tensor
-    mode: Tensor
-
-    def take(self, index: Tensor) -> Parameters:
-        """Those of some samples."""
-        return _take(self, index)
 
 
 class Kernels(NamedTuple):
@@ -165,109 +33,6 @@ class Kernels(NamedTuple):
     first: Tensor
     second: Tensor
     sinc: Tensor
-
-
-def _take(value: Any, index: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[index.to(value.device)]
-    return type(value)(*(_take(part, index) for part in value))
-
-
-class _Draws:
-    """Columns of uniform numbers, used up one after the other, for all samples at once."""
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._columns = iter(uniforms(seeds, DRAWS).unbind(1))
-
-    def uniform(self, low: float, high: float) -> Tensor:
-        return low + (high - low) * next(self._columns)
-
-    def chance(self, share: float) -> Tensor:
-        return next(self._columns) < share
-
-    def choice(self, weights: Sequence[float]) -> Tensor:
-        """Index (B,), int64."""
-        edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-        at = next(self._columns) * edges[-1]
-        return torch.searchsorted(edges, at, right=True).clamp_max(len(weights) - 1)
-
-    def around_one(self, low: float, high: float) -> Tensor:
-        """Uniform below or above 1, each half of the time, as BasicSR draws exponents."""
-        below = self.chance(0.5)
-        at = next(self._columns)
-        return torch.where(below, low + (min(1, high) - low) * at, max(1, low) + (high - max(1, low)) * at)
-
-
-def draw_parameters(
-    seeds: Sequence[int], config: DegradationConfig, *, height: int, width: int, scale: int
-) -> Parameters:
-    """Parameters of samples of one size: a function of each sample's seed."""
-    draws = _Draws(seeds)
-    first = _draw_order(draws, config, "", (height, width), torch.ones(len(seeds), dtype=torch.bool), seeds)
-    blurred = draws.chance(config.second_blur_prob)
-    second = _draw_order(draws, config, "2", (height / scale, width / scale), blurred, seeds)
-    return Parameters(
-        first,
-        second,
-        _draw_sinc(draws, draws.chance(config.final_sinc_prob), SINC_SIDE),
-        draws.chance(0.5),
-        draws.choice([1, 1, 1]),
-    )
-
-
-def _draw_order(
-    draws: _Draws,
-    config: DegradationConfig,
-    end: str,
-    size: tuple[float, float],
-    blurred: Tensor,
-    seeds: Sequence[int],
-) -> Order:
-    def option(name: str) -> Any:
-        return getattr(config, name + end)
-
-    kernel = _draw_kernel(draws, option, blurred)
-    low, high = option("resize_range")
-    way = draws.choice(option("resize_prob"))  # up, down, keep
-    up, down = draws.uniform(1, max(1, high)), draws.uniform(min(1, low), 1)
-    factor = torch.where(way == 0, up, torch.where(way == 1, down, 1.0))
-    mode = draws.choice([1, 1, 1])
-    gaussian = draws.chance(option("gaussian_noise_prob"))
-    sigma, shot = draws.uniform(*option("noise_range")), draws.uniform(*option("poisson_scale_range"))
-    return Order(
-        kernel,
-        (size[0] * factor).long().clamp_min(1),
-        (size[1] * factor).long().clamp_min(1),
-        mode,
-        gaussian,
-        torch.where(gaussian, sigma, shot),
-        draws.chance(option("gray_noise_prob")),
-        draws.uniform(*option("jpeg_range")),
-        keys(seeds, stream=2 if end else 1),
-    )
-
-
-def _draw_kernel(draws: _Draws, option: Any, blurred: Tensor) -> KernelParameters:
-    side = option("blur_kernel_size")
-    sinc = _draw_sinc(draws, draws.chance(option("sinc_prob")), side, by_size=True)
-    kind = torch.tensor([KINDS.index(name) for name in option("kernel_list")])[draws.choice(option("kernel_prob"))]
-    sigma_x, sigma_y = draws.uniform(*option("blur_sigma")), draws.uniform(*option("blur_sigma"))
-    rotation = draws.uniform(-math.pi, math.pi)
-    generalized, plateau = draws.around_one(*option("betag_range")), draws.around_one(*option("betap_range"))
-    beta = torch.where(kind <= 3, generalized, plateau)
-    kind = torch.where(sinc.kind == KINDS.index("sinc"), sinc.kind, kind)
-    kind = torch.where(blurred, kind, KINDS.index("none"))
-    return KernelParameters(kind, sinc.size, sigma_x, sigma_y, rotation, beta, sinc.omega)
-
-
-def _draw_sinc(draws: _Draws, sinc: Tensor, side: int, *, by_size: bool = False) -> KernelParameters:
-    """A sinc kernel where `sinc`, else none; with `by_size`, kernels of 13 and more may cut lower frequencies."""
-    size = 7 + 2 * draws.choice([1] * ((side - 7) // 2 + 1))
-    lowest = torch.where((size >= 13) & by_size, math.pi / 5, math.pi / 3)
-    omega = lowest + (math.pi - lowest) * draws.uniform(0, 1)
-    kind = torch.where(sinc, KINDS.index("sinc"), KINDS.index("none"))
-    one = torch.ones_like(omega)
-    return KernelParameters(kind, size, one, one, 0 * one, one, omega)
 
 
 @torch.no_grad()
@@ -381,7 +146,7 @@ def _degrade_group(images: Tensor, drawn: Parameters, kernels: Kernels, final: S
         index = torch.nonzero(drawn.sinc_before_jpeg == sinc_first).flatten()
         if len(index):
             at = index.to(images.device)
-            out[at] = _finish(_take(current, index), drawn.take(index), kernels.sinc[at], final, sinc_first)
+            out[at] = _finish(take(current, index), drawn.take(index), kernels.sinc[at], final, sinc_first)
     return (out * 255).round().clamp(0, 255) / 255
 
 
@@ -402,7 +167,7 @@ def _blur(images: Ragged, kernels: Tensor, blurred: Tensor) -> Ragged:
     index = torch.nonzero(blurred).flatten()
     if not len(index):
         return images
-    some = _take(images, index)
+    some = take(images, index)
     same = torch.ones_like(some.height)  # "bilinear" to the same size: only the border is new
     border = kernels.shape[-1] // 2
     bordered = resize_each(some, some.height, some.width, same, border=border, mirror=True).pixels
