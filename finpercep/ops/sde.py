@@ -15,11 +15,13 @@ difference between them:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from finpercep.ops import _backend
 
@@ -177,6 +179,15 @@ def draw_noise(sample: Tensor, generator: torch.Generator | Sequence[torch.Gener
     return noise
 
 
+def _readable(values: Tensor) -> bool:
+    """Whether a look at the values is free: on the CPU, or anywhere where FINPERCEP_CHECK_VALUES=1 asks for it."""
+    if torch.compiler.is_compiling() or is_fake(values) or torch._C._functorch.is_functorch_wrapped_tensor(values):
+        return False
+    return values.device.type == "cpu" or (
+        values.device.type == "cuda" and os.environ.get("FINPERCEP_CHECK_VALUES") == "1"
+    )
+
+
 def _check_sigma(name: str, sigma: Tensor | float, sample: Tensor) -> None:
     if isinstance(sigma, Tensor):
         if not sigma.is_floating_point() or sigma.shape not in ((), sample.shape[:1]):
@@ -184,6 +195,13 @@ def _check_sigma(name: str, sigma: Tensor | float, sample: Tensor) -> None:
                 f"{name}: expected a float or a floating-point tensor of shape () or ({sample.shape[0]},), "
                 f"got {sigma.dtype} {tuple(sigma.shape)}"
             )
+        if _readable(sigma) and sigma.numel():
+            low, high = sigma.detach().aminmax()
+            if not (low >= 0 and high <= 1):  # NaN too
+                raise ValueError(
+                    f"{name}: expected noise levels in [0, 1], got {float(low):g} to {float(high):g}; "
+                    "timesteps of a scheduler are not its sigmas"
+                )
     elif not 0 <= sigma <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1], got {sigma}")
 
@@ -251,8 +269,8 @@ def sde_step(
         velocity: `(B, ...)`, the model's `v = ε - x_0`. The only input that receives gradient.
         sample: `(B, ...)`, `x_t`.
         sigma, sigma_next: noise levels in [0, 1], falling; a float, `()` or `(B,)`. fp32 and fp64 are read as
-            they are. The values of tensors are not checked, that would wait for the device; rising ones give
-            NaN.
+            they are. Tensors on a GPU are checked only where the environment has FINPERCEP_CHECK_VALUES=1, since
+            that waits for the device: timesteps in place of sigmas give nonsense there. Rising ones give NaN.
         noise_level: η, the amount of randomness.
         noise: standard normal, the shape of `sample`; or
         generator: draws it, one generator per sample. With neither, torch's default generator draws.

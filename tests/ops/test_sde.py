@@ -317,3 +317,17 @@ def test_noise_levels_of_every_form_give_the_same_bits(form, backend):
         gradients.append([v.grad, *step])
     for ours, expected in zip(*gradients, strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_timesteps_in_place_of_sigmas_are_named(backend: str, dtype: torch.dtype, request) -> None:
+    if backend == "cpp":
+        request.getfixturevalue("cpp")
+    x = torch.randn(2, 4)
+    ok = torch.tensor([0.9, 0.8], dtype=dtype)
+    for name, levels in (("sigma", (torch.tensor([857.7, 857.7], dtype=dtype), ok)), ("sigma_next", (ok, 1000 * ok))):
+        with pytest.raises(ValueError, match=rf"{name}: expected noise levels in \[0, 1\], got [89]\d\d.*timesteps"):
+            ops.sde_step(x, x, *levels, noise=x, backend=backend)
+    with pytest.raises(ValueError, match="sigma: expected noise levels"):
+        ops.sde_step(x, x, torch.tensor([0.5, float("nan")]), 0.1, noise=x, backend=backend)
