@@ -28,7 +28,7 @@ def test_four_lines_score_a_photo(
     save_image(as_picture(photo), tmp_path / "photo.png")
     names: dict[str, object] = {}
     exec(SCORE, names)
-    assert len(SCORE.splitlines()) == 4
+    assert len([line for line in SCORE.splitlines() if line]) == 4
     score, shape = capsys.readouterr().out.split(maxsplit=1)
     assert 0 <= float(score) <= 1
     assert shape.strip() == f"torch.Size([1, {photo.shape[1]}, {photo.shape[2]}])"

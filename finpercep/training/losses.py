@@ -61,9 +61,45 @@ def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0
     return (weight * F.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")).mean()
 
 
-def rank_loss(gt: Tensor, syn: Tensor, sr: Tensor, *, margin_sr: float, margin_syn: float) -> Tensor:
-    """L_rank = max(0, m1 - (S_syn - S_SR)) + max(0, m2 - (S_GT - S_syn)), the mean over scores (B,)."""
-    return (F.relu(margin_sr - (syn - sr)) + F.relu(margin_syn - (gt - syn))).mean()
+def rank_loss(
+    gt: Tensor,
+    syn: Tensor,
+    sr: Tensor,
+    *,
+    margin_sr: float,
+    margin_syn: float,
+    worse_sr: Tensor | None = None,
+    worse_syn: Tensor | None = None,
+) -> Tensor:
+    """L_rank = max(0, m1 - (S_syn - S_SR)) + max(0, m2 - (S_GT - S_syn)), each term the mean over its pairs.
+
+    Args:
+        gt, syn, sr: scores (B,) of photo, implanted photo and whole super-resolved image of each triplet.
+        margin_sr, margin_syn: m1 and m2.
+        worse_sr, worse_syn: bool (B,), whether the pair of the first and of the second term differs (see
+            `distinct_pairs`): equal images have no order to learn. None takes all.
+    """
+    below_syn, below_gt = F.relu(margin_sr - (syn - sr)), F.relu(margin_syn - (gt - syn))
+    return _mean_of(below_syn, worse_sr) + _mean_of(below_gt, worse_syn)
+
+
+def _mean_of(values: Tensor, chosen: Tensor | None) -> Tensor:
+    if chosen is None:
+        return values.mean()
+    return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
+
+
+def distinct_pairs(target_syn: Tensor, target_sr: Tensor, least: float = 2 / 255) -> tuple[Tensor, Tensor]:
+    """Which triplets have an order: (whole result worse than implanted photo, implanted photo worse than photo).
+
+    Args:
+        target_syn, target_sr: M_gt (B,1,H,W) of the implanted photo and of the whole result.
+        least: difference in M_gt that counts, at any pixel.
+
+    Returns:
+        Two tensors, bool (B,).
+    """
+    return (target_sr - target_syn).amax((1, 2, 3)) > least, target_syn.amax((1, 2, 3)) > least
 
 
 def level_loss(score: Tensor, target: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from finpercep.runs.state import check_settings, read_state, write_state
 from finpercep.training.config import RewardTrainConfig, check_folders, comparable
 from finpercep.training.losses import (
     align_loss,
+    distinct_pairs,
     entropy_loss,
     level_loss,
     map_loss,
@@ -105,7 +106,9 @@ class RewardTrainer:
         size, weights = len(batch.gt), self.config.loss
         output = self.model(torch.cat([batch.gt, batch.syn, batch.sr]))
         gt, syn, sr = output.score.split(size)
-        rank = rank_loss(gt, syn, sr, margin_sr=weights.margin_sr, margin_syn=weights.margin_syn)
+        worse_sr, worse_syn = distinct_pairs(batch.target_syn, batch.target_sr)
+        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
+        rank = rank_loss(gt, syn, sr, **margins, worse_sr=worse_sr, worse_syn=worse_syn)
         # The photo and the whole super-resolved image have targets too: nothing, and M_gt everywhere.
         target = torch.cat([torch.zeros_like(batch.target_syn), batch.target_syn, batch.target_sr])
         if self.base is None:

@@ -15,9 +15,10 @@ import pytest
 from tests.cuda.build import REPOSITORY, address_sanitizer, build_emulator
 
 # The operators' own tests, but for those of the library, and what only the emulator runs.
+OF_THE_PACKAGE = ("test_backend.py", "test_build.py", "test_enumerations.py")
 OPERATORS = sorted(path.name for path in (REPOSITORY / "tests" / "ops").glob("test_*.py"))
 SUITES = (
-    *(f"tests/ops/{name}" for name in OPERATORS if name not in ("test_backend.py", "test_build.py")),
+    *(f"tests/ops/{name}" for name in OPERATORS if name not in OF_THE_PACKAGE),
     "tests/cuda/emulated_cases.py",
     "tests/cuda/emulated_offsets.py",
 )

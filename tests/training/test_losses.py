@@ -6,6 +6,7 @@ import torch
 from finpercep.training.losses import (
     LossWeights,
     align_loss,
+    distinct_pairs,
     entropy_loss,
     level_loss,
     map_loss,
@@ -41,6 +42,25 @@ def test_raise_odds_adds_to_the_logits():
 def test_rank_loss(gt, syn, sr, expected):
     scores = (torch.tensor([value]) for value in (gt, syn, sr))
     assert rank_loss(*scores, margin_sr=0.1, margin_syn=0.1).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_have_no_order_to_learn():
+    scores = [
+        torch.tensor(values, requires_grad=True) for values in ([0.5, 0.5, 0.9], [0.5, 0.5, 0.85], [0.5, 0.5, 0.2])
+    ]
+    target_syn, target_sr = torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4)
+    target_sr[1:] = 0.6  # the first triplet's result is its photo
+    target_syn[1] = 0.6  # the second one's mask covers everything
+    target_syn[2, :, :2] = 0.6
+    worse_sr, worse_syn = distinct_pairs(target_syn, target_sr)
+    assert (worse_sr.tolist(), worse_syn.tolist()) == ([False, False, True], [False, True, True])
+    loss = rank_loss(*scores, margin_sr=0.1, margin_syn=0.1, worse_sr=worse_sr, worse_syn=worse_syn)
+    assert loss.item() == pytest.approx((0.1 + 0.05) / 2)  # of the two pairs of m2; that of m1 is kept
+    loss.backward()
+    assert scores[2].grad.tolist() == [0, 0, 0]
+    assert scores[0].grad.tolist() == [0, -0.5, -0.5]
+    nothing = torch.zeros(3, dtype=torch.bool)
+    assert rank_loss(*scores, margin_sr=0.1, margin_syn=0.1, worse_sr=nothing, worse_syn=nothing).item() == 0
 
 
 def test_rank_loss_gradient_points_the_right_way():

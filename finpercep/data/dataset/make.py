@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finpercep.data.dataset.config import MakeConfig, settings_difference, settings_hash, settings_of
 from finpercep.data.dataset.engines import check_engine, run_shards
 from finpercep.data.dataset.maker import Maker
@@ -17,9 +19,10 @@ from finpercep.data.dataset.parquet import require_pyarrow, shard_metadata
 from finpercep.data.dataset.preview import write_card, write_preview
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, is_made, plan_shards
 from finpercep.data.sources.kinds import parse_sources
+from finpercep.data.sources.protocol import Photo
 from finpercep.io.files import write_json
 from finpercep.io.fingerprints import file_hash
-from finpercep.io.images import ImageError
+from finpercep.io.images import ImageError, load_image
 from finpercep.runs.lock import LOCK, folder_lock
 
 
@@ -72,6 +75,8 @@ def make_dataset(
     if problems and not config.skip_bad:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ImageError(f"{shown}. --skip-bad leaves such photos out")
+    for name in results:
+        check_results(name, photos)
     folder = Path(out)
     maker = Maker(config, specs, device="cpu")
     features = maker.features.fingerprint if maker.features is not None else ""
@@ -103,6 +108,21 @@ def make_dataset(
         if sum(manifest["rows"].values()):
             write_preview(folder, settings, manifest)
         return MadeDataset(folder, manifest, reports)
+
+
+def check_results(source: str, photos: Sequence[Photo]) -> None:
+    """Refuse a source whose results are the photos themselves; reads until one differs.
+
+    Raises:
+        ImageError: every result of `source` equals its photo.
+    """
+    for photo in photos:
+        try:
+            if not torch.equal(load_image(photo.results[source]), load_image(photo.gt)):
+                return
+        except ImageError:  # named where it is needed
+            return
+    raise ImageError(f"{source}: expected super-resolved versions, got {len(photos)} images that equal their photos")
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:

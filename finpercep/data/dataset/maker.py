@@ -28,6 +28,7 @@ from finpercep.io.images import ImageError, load_image
 
 __all__ = ["Maker", "Sample", "StageClock"]
 
+FAULTLESS = 2  # levels of 255: a target that is nowhere above this inside the mask shows no fault
 BATCH = 8  # images that go through the feature extractor and the target together
 
 
@@ -194,10 +195,15 @@ class Maker:
         of_sr, of_syn = targets[: len(made)], iter(targets[len(made) :])
         samples = []
         for (source, image), own, syns, target_sr in zip(made, masks, swapped, of_sr, strict=True):
+            faultless = 0
             for number, (mask, syn) in enumerate(zip(own, syns, strict=True)):
                 target = next(of_syn)
+                inside = target * (mask.alpha > 0)
+                if int(inside.max()) <= FAULTLESS:
+                    faultless += 1
+                    continue
                 if config.restrict:
-                    target = target * (mask.alpha > 0)
+                    target = inside
                 sample = Sample(
                     part.photo.id,
                     part.region,
@@ -213,6 +219,11 @@ class Maker:
                     part.degradation,
                 )
                 samples.append(sample)
+            if faultless:
+                self.left_out.append(
+                    f"{part.photo.id}: {faultless} of {len(own)} samples of {source.name} have no fault, "
+                    "they look like the photo inside the mask"
+                )
         return samples
 
     def _result(self, source: Source, part: _Part) -> Tensor | None:
