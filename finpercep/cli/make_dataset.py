@@ -13,6 +13,8 @@ import typer
 
 from finpercep.cli.common import one_line_errors
 from finpercep.cli.options import given, settings_command
+from finpercep.data.kinds import usages
+from finpercep.data.sources.kinds import SOURCE_KINDS
 
 if TYPE_CHECKING:
     from finpercep.data.dataset.config import MakeConfig
@@ -32,8 +34,7 @@ def make_dataset(
         list[str] | None,
         typer.Option(
             "--sr",
-            help="Source of super-resolved versions: folder:NAME=DIR (or a pattern), spandrel:FILE, diffusers:ID, "
-            "builtin:NAME or builtin:all. May be given several times.",
+            help=f"Source of super-resolved versions: {usages(SOURCE_KINDS)}. May be given several times.",
         ),
     ] = None,
     lr: Annotated[
