@@ -12,7 +12,7 @@ std::pair<Tensor, Tensor> stable_sort(const Tensor& tensor) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   StableIValue stack[] = {from(tensor), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
