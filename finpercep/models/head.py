@@ -20,7 +20,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """What runs inside keeps the types it is given; nothing on devices without autocast (meta)."""
-    if not torch.amp.is_autocast_available(device.type):
+    if device.type == "meta":  # torch 2.11 cannot compile the question which devices have it
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
