@@ -3,7 +3,8 @@
 What is read: PNG, JPEG (and MPO), WebP, TIFF, BMP, GIF, PPM, JPEG 2000, TGA, QOI, AVIF where Pillow has it,
 and HEIF where ``pillow_heif`` has registered it. Formats that start other programs (EPS) are never opened.
 
-- Transparency is composited on **white**. Embedded color profiles are ignored: values are taken as sRGB.
+- Embedded color profiles are converted to sRGB (see `color_profiles`); without one, values are taken as sRGB.
+- Transparency is composited on **white**.
 - EXIF orientation is applied. Of an animation, the first frame is taken.
 - 16-bit values become 8-bit (``round(v / 257)``); float images must lie in [0, 1].
 - At most `MAX_PIXELS` pixels. Everything stays uint8 and is converted in strips of rows, so the peak is
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from finpercep.io.color_profiles import Conversion, conversion_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,33 +238,45 @@ def _strips_to_tensor(image: PILImage.Image, name: str) -> torch.Tensor:
     width, height = image.size
     out = torch.empty(3, height, width, dtype=torch.uint8)
     rows = max(1, _STRIP_PIXELS // width)
+    conversion = conversion_of(image, name)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
         strip = image.crop((0, top, width, bottom))
-        out[:, top:bottom] = torch.from_numpy(_strip_to_rgb(strip, name)).permute(2, 0, 1)
+        out[:, top:bottom] = torch.from_numpy(_strip_to_rgb(strip, name, conversion)).permute(2, 0, 1)
     return out
 
 
-def _strip_to_rgb(strip: PILImage.Image, name: str) -> np.ndarray:
-    """One strip of any mode to uint8 ``(h, W, 3)``."""
+def _strip_to_rgb(strip: PILImage.Image, name: str, conversion: Conversion | None) -> np.ndarray:
+    """One strip of any mode to uint8 ``(h, W, 3)`` in sRGB."""
+    import numpy as np
+    from PIL import Image
+
+    picture = _eight_bit(strip, name)
+    if conversion is not None:
+        picture = conversion(picture)
+    if picture.mode in ("LA", "RGBA"):
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"))
+
+
+def _eight_bit(strip: PILImage.Image, name: str) -> PILImage.Image:
+    """A strip with 8 bits a channel: LA or RGBA where it has transparency, else any mode without."""
     import numpy as np
     from PIL import Image
 
     mode = strip.mode
     if mode == "F":
         grey = _check_float(torch.from_numpy(np.array(strip)), name)
-        return (grey * 255).round().to(torch.uint8)[..., None].expand(-1, -1, 3).numpy()
+        return Image.fromarray((grey * 255).round().to(torch.uint8).numpy())
     if mode.startswith("I"):
-        return _integers_to_rgb(strip, name)
+        return Image.fromarray(_integers_to_grey(strip, name))
     if "transparency" in strip.info or mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        # La goes through LA, since Pillow has no direct way from it to RGBA
-        rgba = (strip.convert("LA") if mode == "La" else strip).convert("RGBA")
-        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
-        return np.array(Image.alpha_composite(white, rgba))[..., :3]
-    return np.array(strip.convert("RGB"))
+        return strip.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
+    return strip
 
 
-def _integers_to_rgb(strip: PILImage.Image, name: str) -> np.ndarray:
+def _integers_to_grey(strip: PILImage.Image, name: str) -> np.ndarray:
     import numpy as np
 
     values = np.array(strip).astype(np.int64)
@@ -272,7 +287,7 @@ def _integers_to_rgb(strip: PILImage.Image, name: str) -> np.ndarray:
     grey = ((values + 128) // 257).astype(np.uint8)
     if isinstance(strip.info.get("transparency"), int):
         grey[values == strip.info["transparency"]] = 255
-    return np.repeat(grey[..., None], 3, axis=2)
+    return grey
 
 
 def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:
