@@ -62,6 +62,14 @@ def make_dataset(
         str, typer.Option("--engine", help="local or ray; ray joins the cluster at RAY_ADDRESS, or starts one here.")
     ] = "local",
     device: Annotated[str, typer.Option("--device", help="Device of the models: cpu, cuda, cuda:1, …")] = "cpu",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read all inputs and finished files to see whether any changed; without it, only those whose size or "
+            "time did. What changed is made again.",
+        ),
+    ] = False,
 ) -> None:
     """Make a training set: faults of real super-resolution models, implanted into photos, with maps that show where
     they are.
@@ -84,7 +92,13 @@ def make_dataset(
         with _Progress() as bar:
             try:
                 made = make.make_dataset(
-                    gt, sr, out, config, lr=lr, workers=workers, engine=engine, device=device, progress=bar.update
+                    *(gt, sr, out, config),
+                    lr=lr,
+                    workers=workers,
+                    engine=engine,
+                    device=device,
+                    verify=verify,
+                    progress=bar.update,
                 )
             except KeyboardInterrupt:
                 print(f"interrupted; run the same command again to continue in {out}", file=sys.stderr)

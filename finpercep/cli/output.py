@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from finpercep.io.reasons import printable
+
 __all__ = ["OutputError", "checked_output", "printable", "quiet_libraries"]
 
 
@@ -89,8 +91,3 @@ def quiet_libraries() -> Iterator[None]:
             sys.stderr.close()
             os.close(nowhere)
             sys.stderr = stream
-
-
-def printable(text: str) -> str:
-    """`text`, of a file name or with one in it, as one line that a terminal only shows: controls are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

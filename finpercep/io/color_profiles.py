@@ -12,12 +12,12 @@ import io
 import logging
 from typing import TYPE_CHECKING, Any
 
-from finpercep.io.reasons import one_line
+from finpercep.io.reasons import one_line, printable
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["CONVERSION", "Conversion", "conversion_of"]
+__all__ = ["CONVERSION", "Conversion", "conversion_of", "find_conversion"]
 
 CONVERSION = "srgb-perceptual-1"
 """Names what is done to images with a profile; stored with what is made from them."""
@@ -52,13 +52,18 @@ def conversion_of(image: PILImage.Image, name: str) -> Conversion | None:
     A profile that cannot be used, or that is one of other channels than the image's, is logged as one line that starts
     with `name`, and gives None.
     """
-    if "icc_profile" not in image.info or image.mode == "LAB":
-        return None
     try:
-        return _conversion(image.info["icc_profile"], _channels(image.mode))
+        return find_conversion(image)
     except Exception as error:  # Pillow's and LittleCMS's
         _warn(name, one_line(error))
         return None
+
+
+def find_conversion(image: PILImage.Image) -> Conversion | None:
+    """`conversion_of`, but a profile that cannot be used raises whatever Pillow and LittleCMS raise."""
+    if "icc_profile" not in image.info or image.mode == "LAB":
+        return None
+    return _conversion(image.info["icc_profile"], _channels(image.mode))
 
 
 def _channels(mode: str) -> str:
@@ -113,5 +118,5 @@ def _most(first: PILImage.Image, second: PILImage.Image) -> int:
 @functools.lru_cache(maxsize=4096)
 def _warn(name: str, reason: str) -> None:
     """Once for each file, however often it is read."""
-    shown = name if name.isprintable() else ascii(name)[1:-1]
-    _log.warning("%s: expected a color profile that can be used, got %s; its values are taken as sRGB", shown, reason)
+    line = f"{name}: expected a color profile that can be used, got {reason}; its values are taken as sRGB"
+    _log.warning("%s", printable(line))

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finpercep.io.color_profiles import Conversion, conversion_of
+from finpercep.io.color_profiles import Conversion, conversion_of, find_conversion
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PILImage
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageError", "expand_paths", "load_image", "to_tensor"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "ImageError", "expand_paths", "is_converted", "load_image", "to_tensor"]
 
 MAX_PIXELS = 2**28
 """Largest image that is read: 268 megapixels, 805 MB as uint8 RGB. Beyond it lie decompression bombs."""
@@ -84,6 +84,15 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
         raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
     with image:
         return _from_pil(image, name)
+
+
+def is_converted(path: str | os.PathLike[str]) -> bool:
+    """Whether `load_image` would convert a file's colors to sRGB; False where its header cannot be read."""
+    try:
+        with _open(os.fspath(path)) as image:
+            return find_conversion(image) is not None
+    except Exception:  # reported by whoever reads the image itself
+        return False
 
 
 def to_tensor(image: Any, *, name: str = "image") -> torch.Tensor:

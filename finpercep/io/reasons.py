@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["one_line"]
+__all__ = ["one_line", "printable"]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # torch's refusal of a pickle advises, at length, to load it with code in it allowed: nobody should.
@@ -25,3 +25,8 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     if not text:
         return type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    """`text`, of a file name or with one in it, as one line that a terminal only shows: controls are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -93,6 +93,19 @@ def test_every_option_arrives(seen, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("words", [[], ["--verify"]])
+def test_verify_arrives(words, monkeypatch, tmp_path):
+    seen = []
+
+    def stop(*_, **options):
+        seen.append(options["verify"])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(make, "make_dataset", stop)
+    run("--out", tmp_path / "o", "--gt", "x", "--sr", "builtin:smooth", *words)
+    assert seen == [bool(words)]
+
+
 def test_each_option_has_its_help():
     text = run("--help").output
     for name in ("--mask ", "--sam-points", "--val-share", "--target-scale", "--degradation", "--workers"):

@@ -164,7 +164,7 @@ def _shard_to_json(shard: Shard) -> str:
         }
         for photo in shard.photos
     ]
-    return json.dumps({"path": shard.path, "photos": photos})
+    return json.dumps({"path": shard.path, "photos": photos, "converted": shard.converted})
 
 
 def _shard_from_json(text: str) -> Shard:
@@ -180,4 +180,4 @@ def _shard_from_json(text: str) -> Shard:
         )
         for photo in data["photos"]
     )
-    return Shard(data["path"], photos)
+    return Shard(data["path"], photos, data["converted"])

@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finpercep.data.dataset.config import MakeConfig, settings_difference, settings_hash, settings_of
+from finpercep.data.dataset.config import MakeConfig, settings_hash, settings_of
 from finpercep.data.dataset.engines import check_engine, run_shards
+from finpercep.data.dataset.hashes import Hashes
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import listing_hash, match_photos
 from finpercep.data.dataset.parquet import require_pyarrow, shard_metadata
 from finpercep.data.dataset.preview import write_card, write_preview
-from finpercep.data.dataset.shards import Job, Shard, ShardReport, is_made, plan_shards
+from finpercep.data.dataset.resume import claim_folder, find_missing
+from finpercep.data.dataset.shards import Job, Shard, ShardReport, plan_shards
 from finpercep.data.sources.kinds import parse_sources
 from finpercep.data.sources.protocol import Photo
 from finpercep.io.files import write_json
-from finpercep.io.fingerprints import file_hash
 from finpercep.io.images import ImageError, load_image
-from finpercep.runs.lock import LOCK, folder_lock
+from finpercep.io.reasons import one_line
+from finpercep.runs.lock import folder_lock
 
 
 @dataclass
@@ -45,9 +47,13 @@ def make_dataset(
     workers: int = 1,
     engine: str = "local",
     device: str = "cpu",
+    verify: bool = False,
     progress: Callable[[int, int, ShardReport | None], None] | None = None,
 ) -> MadeDataset:
     """Make a data set, or go on with one that was stopped; the same inputs and settings give the same bytes.
+
+    Files that are finished are kept, unless they no longer hold what was made or an input has changed since: those are
+    made again, and a line of the log (logger "finpercep.data.dataset.resume") says why.
 
     Args:
         gt: folder or pattern of photos (see `pairs.find_images`).
@@ -57,17 +63,22 @@ def make_dataset(
         lr: folder or pattern of low-resolution versions; without it they are made by `degradations`.
         workers, engine: see `engines.run_shards`.
         device: of the models.
+        verify: read all inputs and finished files to see whether they changed; else only those are read whose size,
+            time of change or inode is another than before.
         progress: called with (shards done, shards in all, report) at the start and after each shard.
 
     Raises:
         ImageError: inputs that are missing, do not match or cannot be read.
-        ValueError: settings that make no sense, or a folder that was made with others.
+        ValueError: settings that make no sense, a device that this machine does not have, or a folder that was made
+            with others.
         FolderInUseError: another process makes a data set there; the message says which.
         OSError: no room, no permission; what is complete stays, and the same command goes on.
         ImportError: a package that an option needs; the message names the extra.
     """
     require_pyarrow()
     check_engine(engine)
+    if engine == "local":
+        check_device(device)
     config = config or MakeConfig()
     specs = parse_sources(sr)
     results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}
@@ -90,24 +101,40 @@ def make_dataset(
     )
     del maker
     with folder_lock(folder):
-        claim_folder(folder, settings)
+        hashes = Hashes(folder, verify=verify)
+        settings = claim_folder(folder, settings, hashes, photos)
+        hashes.read_inputs(photos)
         job = Job(folder, config, tuple(specs), features, settings_hash(settings), device)
-        shards = plan_shards(photos, config)
-        missing = [shard for shard in shards if not is_made(job, shard)]
+        shards = [replace(shard, converted=hashes.has_profile(shard.photos)) for shard in plan_shards(photos, config)]
+        missing = find_missing(job, shards, hashes)
         done = len(shards) - len(missing)
         if progress is not None:
             progress(done, len(shards), None)
         reports = []
+        photos_of = {shard.path: shard.photos for shard in missing}
         for report in run_shards(job, missing, engine=engine, workers=workers) if missing else ():
+            hashes.add_shard(report.path, folder / report.path, photos_of[report.path])
             reports.append(report)
             done += 1
             if progress is not None:
                 progress(done, len(shards), report)
-        manifest = write_manifest(folder, job, shards, problems)
+        manifest = write_manifest(folder, job, shards, problems, hashes)
         write_card(folder, settings, manifest)
         if sum(manifest["rows"].values()):
             write_preview(folder, settings, manifest)
         return MadeDataset(folder, manifest, reports)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device on which no worker could start.
+
+    Raises:
+        ValueError: torch knows no such device, or cannot use it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
+        raise ValueError(f"device: expected a device of this machine, got {device}: {one_line(error)}") from None
 
 
 def check_results(source: str, photos: Sequence[Photo]) -> None:
@@ -125,38 +152,18 @@ def check_results(source: str, photos: Sequence[Photo]) -> None:
     raise ImageError(f"{source}: expected super-resolved versions, got {len(photos)} images that equal their photos")
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Write `settings.json`, or check that what is there is the same.
-
-    Raises:
-        ValueError: the folder holds a data set of other settings (the message says which), or something else.
-    """
-    path = folder / "settings.json"
-    if path.is_file():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: expected the settings of a data set, got {error}") from error
-        changed = settings_difference(old, settings)
-        if changed:
-            raise ValueError(
-                f"{folder}: made with other settings: {'; '.join(changed)}. Use another folder, or the same settings"
-            )
-        return
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        raise ValueError(f"{folder}: expected a new or empty folder, or one that this command made")
-    write_json(path, settings)
-
-
-def write_manifest(folder: Path, job: Job, shards: Sequence[Shard], problems: Sequence[str]) -> dict[str, Any]:
-    """`manifest.json`: rows, sizes and hashes of every file, and what was left out."""
+def write_manifest(
+    folder: Path, job: Job, shards: Sequence[Shard], problems: Sequence[str], hashes: Hashes
+) -> dict[str, Any]:
+    """`manifest.json`: rows, sizes and hashes of every file, what was left out, and which inputs were replaced."""
     files, left_out = [], list(problems)
     for shard in shards:
         path = folder / shard.path
         metadata = shard_metadata(path)
         left_out += json.loads(metadata.get("finpercep.left_out", "[]"))
         rows = require_pyarrow().parquet.read_metadata(path).num_rows
-        files.append({"file": shard.path, "rows": rows, "bytes": path.stat().st_size, "sha256": file_hash(path)})
+        known = hashes.shards[shard.path]
+        files.append({"file": shard.path, "rows": rows, "bytes": known["bytes"], "sha256": known["sha256"]})
     splits = {
         split: sum(f["rows"] for f in files if f["file"].startswith(f"data/{split}-"))
         for split in ("train", "validation")
@@ -168,6 +175,8 @@ def write_manifest(folder: Path, job: Job, shards: Sequence[Shard], problems: Se
         "files": files,
         "left_out": left_out,
     }
+    if replaced := hashes.replaced_inputs():
+        manifest["replaced_inputs"] = [str(name) for name in replaced]
     for stale in (folder / "data").glob(".*.tmp"):  # of workers that were killed
         stale.unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)

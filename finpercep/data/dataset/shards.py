@@ -15,16 +15,24 @@ from finpercep.data.dataset.parquet import rows_of, shard_metadata, write_shard
 from finpercep.data.randomness import seed_of
 from finpercep.data.sources.kinds import SourceSpec
 from finpercep.data.sources.protocol import Photo
+from finpercep.io.color_profiles import CONVERSION
 
 SPLITS = ("train", "validation")  # the names that `datasets` gives to files called so
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to make: its path inside the data set, and the photos whose samples it holds."""
+    """One file to make.
+
+    Attributes:
+        path: inside the data set.
+        photos: whose samples it holds.
+        converted: whether colors of any of its inputs are converted to sRGB.
+    """
 
     path: str
     photos: tuple[Photo, ...]
+    converted: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,15 @@ def plan_shards(photos: Sequence[Photo], config: MakeConfig) -> list[Shard]:
 
 
 def is_made(job: Job, shard: Shard) -> bool:
-    """Whether the file is there, whole, and of these settings."""
-    return shard_metadata(job.out / shard.path).get("finpercep.settings") == job.settings
+    """Whether the file is there, whole, of these settings, and with its colors converted as they are now."""
+    metadata, expected = shard_metadata(job.out / shard.path), _identity(job, shard)
+    return all(metadata.get(name) == expected.get(name) for name in ("finpercep.settings", "finpercep.colors"))
+
+
+def _identity(job: Job, shard: Shard) -> dict[str, str]:
+    """What a file says of how it was made. Files without any converted colors say nothing of them."""
+    colors = {"finpercep.colors": CONVERSION} if shard.converted else {}
+    return {"finpercep.settings": job.settings, **colors}
 
 
 def make_shard(maker: Maker, job: Job, shard: Shard) -> ShardReport:
@@ -94,7 +109,7 @@ def make_shard(maker: Maker, job: Job, shard: Shard) -> ShardReport:
             yield columns
 
     metadata = {
-        "finpercep.settings": job.settings,
+        **_identity(job, shard),
         "finpercep.left_out": lambda: json.dumps(maker.left_out),
     }
     rows = write_shard(job.out / shard.path, parts(), metadata)
