@@ -36,7 +36,7 @@ def one_line_errors(status: int, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        if isinstance(error, (BrokenPipeError, OutputError)):  # of stdout: `main` ends on it
+        if isinstance(error, (BrokenPipeError, OutputError, typer.Exit)):  # of stdout, or an end already: for `main`
             raise
         print(printable(_message(error)), file=sys.stderr)
         raise typer.Exit(status) from None

@@ -13,6 +13,7 @@ import typer
 
 from finpercep.cli.common import one_line_errors
 from finpercep.cli.options import given, settings_command
+from finpercep.cli.output import printable
 from finpercep.data.kinds import usages
 from finpercep.data.sources.kinds import SOURCE_KINDS
 
@@ -101,7 +102,7 @@ def make_dataset(
                     progress=bar.update,
                 )
             except KeyboardInterrupt:
-                print(f"interrupted; run the same command again to continue in {out}", file=sys.stderr)
+                print(printable(f"interrupted; run the same command again to continue in {out}"), file=sys.stderr)
                 raise typer.Exit(130) from None
         _print_summary(made, bar.seconds)
 
@@ -184,16 +185,17 @@ def _print_summary(made: MadeDataset, seconds: float) -> None:
     """Rows, where they are, and the throughput of each stage."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
+    folder = printable(str(made.folder))
     if any(report.seconds for report in made.reports):
         console.print(_stage_table(made.reports))
         rows = sum(report.rows for report in made.reports)
         console.print(f"\n{rows} samples in {seconds:.1f} s: {rows / max(seconds, 1e-9):.1f} per second")
     rows = made.manifest["rows"]
-    console.print(f"{rows['train']} train and {rows['validation']} validation samples in {made.folder}", soft_wrap=True)
+    console.print(f"{rows['train']} train and {rows['validation']} validation samples in {folder}", soft_wrap=True)
     for line in made.manifest["left_out"]:
-        print(f"left out: {line}", file=sys.stderr)
-    console.print(f"page   {made.folder / 'preview.html'}", soft_wrap=True)
+        print(printable(f"left out: {line}"), file=sys.stderr)
+    console.print(f"page   {os.path.join(folder, 'preview.html')}", soft_wrap=True)
 
 
 def _stage_table(reports: list[ShardReport]) -> Any:

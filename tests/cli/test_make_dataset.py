@@ -143,3 +143,26 @@ def test_demo_is_made_of_scikit_images_photos(tmp_path, monkeypatch):
         "train": 8,
         "validation": 8,
     }
+
+
+def test_names_reach_the_terminal_escaped(monkeypatch, tmp_path):
+    """Paths and left-out lines hold what file names hold: controls, line breaks, and what rich reads as markup."""
+    folder = tmp_path / "a[red]b:star:\x1b[31m\nERROR forged"
+    manifest = {"rows": {"train": 1, "validation": 0}, "left_out": ["x\x1b[2J\nERROR forged.png: [bold]too small"]}
+    monkeypatch.setattr(make, "make_dataset", lambda *_, **__: make.MadeDataset(folder, manifest, []))
+    result = run("--out", tmp_path / "o", "--gt", "x", "--sr", "builtin:smooth")
+    assert result.exit_code == 0, result.output
+    shown = f"{tmp_path}/a[red]b:star:\\x1b[31m\\nERROR forged"
+    assert result.stdout.splitlines() == [
+        f"1 train and 0 validation samples in {shown}",
+        f"page   {shown}/preview.html",
+    ]
+    assert result.stderr.splitlines()[-1] == r"left out: x\x1b[2J\nERROR forged.png: [bold]too small"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make, "make_dataset", stop)
+    stopped = run("--out", "o\x1b[31m\np", "--gt", "x", "--sr", "builtin:smooth")
+    assert stopped.exit_code == 130, stopped.output
+    assert r"continue in o\x1b[31m\np" in stopped.stderr
