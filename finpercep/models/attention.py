@@ -17,8 +17,8 @@ _KEY = "attn_implementation"
 
 
 def with_attention(encoder: dict[str, Any], name: str) -> dict[str, Any]:
-    """An encoder's configuration with this choice in it; that of a convolutional one as it is."""
-    return encoder if encoder.get("type") == "conv" else {**encoder, _KEY: name}
+    """An encoder's configuration with this choice in it; that of another one than a vision transformer as it is."""
+    return {**encoder, _KEY: name} if encoder.get("type") == "vit" else encoder
 
 
 def without_attention(encoder: dict[str, Any]) -> dict[str, Any]:

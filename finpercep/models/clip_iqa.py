@@ -25,9 +25,9 @@ from finpercep.models.clip_files import (
     read_weights,
     vision_config,
 )
-from finpercep.models.head import at_least_float32, without_autocast
 from finpercep.models.inputs import PREPROCESSING, check_images
 from finpercep.models.output import RewardOutput
+from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.models.tiles import pad_to_multiple
 from finpercep.models.vit_encoder import ViTEncoder
 

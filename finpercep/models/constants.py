@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finpercep.models.precision import at_least_float32
+
 
 class KeepsConstants(nn.Module):
     """A module whose constants are back after anything that could lose them.
 
     They are buffers that no state holds, so that they follow `to`. Built on the meta device, `to_empty` and
     `load_state_dict(assign=True)` would leave them without values, and what uses them would compute from
-    uninitialized memory; here they are made again, on the device and in the type of the module's parameters.
+    uninitialized memory; here they are made again, on the device and in the type of the module's parameters, but never
+    in half precision: what uses them computes in float32.
     """
 
     def __init__(self) -> None:
@@ -36,12 +39,12 @@ class KeepsConstants(nn.Module):
             owner.register_buffer(attribute, value, persistent=False)
 
     def restore_constants(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Make all constants again, on `device`; those that are floating-point in `dtype`."""
+        """Make all constants again, on `device`; the floating-point ones in `dtype`, or float32 for half precision."""
         for name, make in self._constants.items():
             owner, attribute = self._place(name)
             if device.type != "meta":
                 value = _value(make, device)
-                owner._buffers[attribute] = value.to(dtype) if value.is_floating_point() else value
+                owner._buffers[attribute] = value.to(at_least_float32(dtype)) if value.is_floating_point() else value
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         path, _, attribute = name.rpartition(".")

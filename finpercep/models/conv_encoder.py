@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finpercep.models.constants import KeepsConstants
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution, scale_output
+from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.models.tiles import repeat_edges
 
 
@@ -34,6 +35,7 @@ class EnergyStem(KeepsConstants):
     Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
     convolutional stem has to learn that ratio before it can find a fault; here the logarithm makes it a difference
     from the first step. The filters stay fixed: trained, they lose their shape before anything behind them has learned.
+    Energies are float32 whatever the model's type, and under autocast: in half precision, faint ones would be noise.
 
     Shape: (B,3,H,W) in [0, 1], sides multiples of 4 -> (B,channels,H/4,W/4).
     """
@@ -48,7 +50,12 @@ class EnergyStem(KeepsConstants):
         self.mix = convolution(self.SCALES * KERNELS + 3, channels, 1, norm=norm)
 
     def forward(self, images: Tensor) -> Tensor:
-        level, features = images, []
+        with without_autocast(images.device):
+            energies = self._energies(images.to(at_least_float32(images.dtype)))
+        return F.relu_(self.mix(energies.to(next(self.mix.parameters()).dtype)))
+
+    def _energies(self, level: Tensor) -> Tensor:
+        features = []
         for scale in range(self.SCALES):
             if scale:
                 level = F.avg_pool2d(level, 2)
@@ -59,7 +66,7 @@ class EnergyStem(KeepsConstants):
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)
         energies = torch.cat(features, dim=1).add_(ENERGY_FLOOR).log_().sub_(ENERGY_CENTER)
-        return F.relu_(self.mix(torch.cat([energies, level * 4 - 2], dim=1)))
+        return torch.cat([energies, level * 4 - 2], dim=1)
 
 
 class ConvEncoder(nn.Module):

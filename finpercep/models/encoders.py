@@ -5,25 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 from finpercep.models.conv_encoder import ConvEncoder
+from finpercep.models.lite_encoder import LiteEncoder
 from finpercep.models.lora import add_lora
 from finpercep.models.vit_encoder import ViTEncoder
 
+ENCODERS: dict[str, type[ConvEncoder | LiteEncoder | ViTEncoder]] = {
+    "conv": ConvEncoder,
+    "efficientnet-lite0+energy": LiteEncoder,
+    "vit": ViTEncoder,
+}
 
-def build_encoder(config: dict[str, Any]) -> ConvEncoder | ViTEncoder:
+
+def build_encoder(config: dict[str, Any]) -> ConvEncoder | LiteEncoder | ViTEncoder:
     """An encoder from its configuration: an object with `channels`, `upsampling`, `stride`, `radius`.
 
     Args:
-        config: {"type": "conv", …arguments of ConvEncoder} or {"type": "vit", …arguments of ViTEncoder}. "lora_rank"
-            in that of a vision transformer adds adapters.
+        config: {"type": "conv", …arguments of ConvEncoder}, {"type": "efficientnet-lite0+energy"} (`LiteEncoder`) or
+            {"type": "vit", …arguments of ViTEncoder}. "lora_rank" in that of a vision transformer adds adapters.
 
     Raises:
         ValueError: another type, or adapters on a convolutional encoder.
     """
     options = dict(config)
     kind, lora_rank = options.pop("type", None), options.pop("lora_rank", 0)
-    if kind not in ("conv", "vit"):
-        raise ValueError(f'encoder: expected type "conv" or "vit", got {kind!r}')
-    encoder = ConvEncoder(**options) if kind == "conv" else ViTEncoder(**options)
+    if not isinstance(kind, str) or kind not in ENCODERS:
+        expected = " or ".join(f'"{name}"' for name in ENCODERS)
+        raise ValueError(f"encoder: expected type {expected}, got {kind!r}")
+    encoder = ENCODERS[kind](**options)
     if lora_rank:
         add_lora(encoder, lora_rank)
     return encoder

@@ -16,6 +16,7 @@ from finpercep.models.attention import with_attention
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.decoder import FPNDecoder
 from finpercep.models.head import ScoreHead
+from finpercep.models.lite_encoder import LiteEncoder
 from finpercep.models.lora import add_lora
 from finpercep.models.vit_encoder import ViTEncoder
 
@@ -24,7 +25,7 @@ class Growing(Protocol):
     """The parts of a model that can grow."""
 
     config: dict[str, Any]
-    encoder: ConvEncoder | ViTEncoder
+    encoder: ConvEncoder | LiteEncoder | ViTEncoder
     decoder: FPNDecoder | None
     head: ScoreHead
 

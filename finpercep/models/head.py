@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep import ops
+from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.ops.modulate import GATES, RESAMPLES
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The type of reductions and scores: float32 for half precision, else `dtype`."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """What runs inside keeps the types it is given; nothing on devices without autocast (meta)."""
-    if device.type == "meta":  # torch 2.11 cannot compile the question which devices have it
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 class ScoreHead(nn.Module):

@@ -5,19 +5,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from finpercep.models.precision import at_least_float32
+
 PREPROCESSING = "rgb01-replicate-v1"
-"""Names what happens between pixels and encoder; part of the fingerprint."""
+"""Names what happens between pixels and encoder; part of the fingerprint. This one takes floats as they are."""
+STORED_PREPROCESSING = "rgb8-replicate-v2"
+"""This one takes of float images what an 8-bit file of them would hold: see `as_stored`."""
+
+
+def as_stored(images: Tensor) -> Tensor:
+    """What an 8-bit file of float images would hold: clamped to [0, 1] and rounded, in float32 or float64.
+
+    What no file holds moves no score. The gradient passes the rounding unchanged (straight-through), and is 0 where
+    the image is outside of [0, 1].
+    """
+    clamped = images.to(at_least_float32(images.dtype)).clamp(0, 1)
+    rounded = clamped.detach().mul(255).round().div(255)
+    if not torch.is_grad_enabled() or not images.requires_grad:
+        return rounded
+    return rounded + (clamped - clamped.detach())  # the difference is 0: the values are those of the file
 
 
 def check_images(images: Tensor, weights: Tensor) -> None:
     """Check a batch (B,3,H,W) without reading its values, which would stall a GPU.
 
     Args:
-        weights: a parameter of the model: its device and type are what images must have.
+        weights: a parameter of the model: its device is what images must have, and its type or float32.
 
     Raises:
         ValueError: wrong rank or channels, no pixels, or another device than the model's.
-        TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
+        TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's
+            and float32.
     """
     if not isinstance(images, Tensor):
         raise TypeError(
@@ -32,5 +50,7 @@ def check_images(images: Tensor, weights: Tensor) -> None:
         raise TypeError(f"images: expected float in [0, 1], got {images.dtype}; use score() for uint8 images")
     if images.device != weights.device:
         raise ValueError(f"images: expected on {weights.device} like the model, got {images.device}")
-    if images.dtype != weights.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"images: expected {weights.dtype} like the model, got {images.dtype}")
+    allowed = {weights.dtype, at_least_float32(weights.dtype)}
+    if images.dtype not in allowed and not torch.is_autocast_enabled(images.device.type):
+        also = "" if len(allowed) == 1 else " or torch.float32"
+        raise TypeError(f"images: expected {weights.dtype} like the model{also}, got {images.dtype}")

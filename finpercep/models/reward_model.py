@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finpercep.models.encoders import build_encoder
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.from_preset import build_preset
 from finpercep.models.head import ScoreHead
-from finpercep.models.inputs import PREPROCESSING, check_images
+from finpercep.models.inputs import PREPROCESSING, STORED_PREPROCESSING, as_stored, check_images
 from finpercep.models.model_card import MODEL_CARD
 from finpercep.models.norms import fold_norms
 from finpercep.models.output import RewardOutput
@@ -37,9 +38,15 @@ class RewardModel(
     """Fine-grained perceptual reward model: encoder, FPN decoder, Eq. 7 score head.
 
     Args:
-        encoder: {"type": "conv", …arguments of ConvEncoder} or {"type": "vit", …arguments of ViTEncoder}.
+        encoder: {"type": "conv", …arguments of ConvEncoder}, {"type": "efficientnet-lite0+energy"}, or {"type": "vit",
+            …arguments of ViTEncoder}.
         decoder: arguments of FPNDecoder, e.g. {"width": "light"}; None is RM_0, the base model without a map.
         head: arguments of ScoreHead.
+        preprocessing: "rgb01-replicate-v1" takes floats as they are; "rgb8-replicate-v2" scores what an 8-bit file of
+            them would hold, with a straight-through gradient. None is the first, which files without the key have.
+
+    Raises:
+        ValueError: another preprocessing, or a part that cannot be built.
     """
 
     lower_better = False
@@ -50,13 +57,22 @@ class RewardModel(
         encoder: dict[str, Any],
         decoder: dict[str, Any] | None = None,
         head: dict[str, Any] | None = None,
+        preprocessing: str | None = None,
     ) -> None:
         super().__init__()
+        if preprocessing not in (None, PREPROCESSING, STORED_PREPROCESSING):
+            raise ValueError(
+                f"preprocessing: expected {PREPROCESSING} or {STORED_PREPROCESSING}, got {preprocessing!r}; "
+                "it may need a newer finpercep"
+            )
+        self.preprocessing = preprocessing or PREPROCESSING
         self.config: dict[str, Any] = {
             "encoder": without_attention(encoder),
             "decoder": decoder and {**decoder},
             "head": head or {},
         }
+        if self.preprocessing != PREPROCESSING:
+            self.config["preprocessing"] = self.preprocessing
         self.encoder = build_encoder(encoder)
         channels = self.encoder.channels
         self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)
@@ -75,7 +91,8 @@ class RewardModel(
 
         Raises:
             ValueError: wrong rank or channels, or another device than the model's.
-            TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
+            TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's
+                and float32.
         """
         check_images(images, next(self.parameters()))
         pooled, degradation = self.pool_and_map(pad_to_multiple(images, self.encoder.stride))
@@ -90,6 +107,8 @@ class RewardModel(
         With `core` (rows, columns; multiples of the stride), both are of that part only: a tile without its halo. The
         map is None of a model without one.
         """
+        if self.preprocessing == STORED_PREPROCESSING:
+            images = as_stored(images)
         features = self.encoder(images)
         last, size = features[-1], (images.shape[-2], images.shape[-1])
         degradation = None if self.decoder is None else self.decoder(features, size)
@@ -129,7 +148,7 @@ class RewardModel(
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify weights, configuration and preprocessing."""
-        return weights_fingerprint([PREPROCESSING, self.config], self.state_dict())
+        return weights_fingerprint([self.preprocessing, self.config], self.state_dict())
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -162,7 +181,7 @@ class RewardModel(
         model = load_model(
             cls,
             resolve(name_or_path, **options),
-            ("encoder", "decoder", "head"),
+            ("encoder", "decoder", "head", "preprocessing"),
             kind="a reward model",
             shown=name_or_path,
             dtype=dtype,
@@ -233,7 +252,8 @@ class RewardModel(
             ValueError: nothing given, a narrower decoder, or adapters on an encoder that has them or cannot.
             ImportError: adapters without peft.
         """
-        return expansion.expand(type(self), self, decoder, head, lora_rank=lora_rank).train(self.training)
+        build = partial(type(self), preprocessing=self.preprocessing)
+        return expansion.expand(build, self, decoder, head, lora_rank=lora_rank).train(self.training)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and, where there is none, the beginning of a model card as README.md.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from finpercep.io.images import ImageError, to_tensor
-from finpercep.models.head import ScoreHead, at_least_float32
+from finpercep.models.head import ScoreHead
 from finpercep.models.output import RewardOutput
+from finpercep.models.precision import at_least_float32
 from finpercep.models.tiles import padded_crop, tile_spans
 
 TILE = 1536
@@ -183,7 +184,8 @@ def context_radius(model: Scorer) -> int:
 
 
 def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 to [0, 1]; floats are only cast."""
+    """uint8 to [0, 1]; floats are only cast. Pixels stay in float32 for models in half precision."""
+    dtype = at_least_float32(dtype)
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finpercep.io.reasons import one_line
 from finpercep.models.attention import DEFAULT_ATTENTION, prepare_attention
 from finpercep.models.constants import KeepsConstants
+from finpercep.models.precision import without_autocast
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -116,7 +117,9 @@ class ViTEncoder(KeepsConstants):
 
         First come the n that are no patches: CLIP's class token; none in "siglip_vision_model" and "ijepa".
         """
-        pixels = (images - self.mean) / self.std
+        with without_autocast(images.device):
+            pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        pixels = pixels.to(next(self.embeddings.parameters()).dtype)
         x = self.pre_norm(self.embeddings(pixels, **self._embedding_options))
         options = self._layer_options
         if self.rotary is not None:

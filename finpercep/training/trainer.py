@@ -17,6 +17,7 @@ from finpercep.data.scenes_fingerprint import scenes_fingerprint
 from finpercep.data.triplets import Triplet, Triplets
 from finpercep.io.files import write_json
 from finpercep.models import CLIPIQA, RewardModel, load_base
+from finpercep.models.inputs import STORED_PREPROCESSING
 from finpercep.models.norms import freeze_norms
 from finpercep.runs.finite import FiniteGuard
 from finpercep.runs.interruption import Interruption, ignore_interrupts
@@ -81,7 +82,7 @@ class RewardTrainer:
                 raise ValueError(f"init: expected a model with a map, got {config.init}; as anchor alone it gets one")
             return model
         if config.anchor is None:
-            return RewardModel(config.encoder, None, config.head)
+            return RewardModel(config.encoder, None, config.head, STORED_PREPROCESSING)
         if isinstance(self.base, CLIPIQA):
             raise ValueError(
                 f"init: expected a model with a map, since none grows from a CLIP-IQA ({config.anchor}), got none"

@@ -162,7 +162,7 @@ def test_bad_tensors(model: RewardModel) -> None:
 
 
 def test_bad_configurations() -> None:
-    with pytest.raises(ValueError, match=r"^encoder: expected type \"conv\" or \"vit\", got 'swin'"):
+    with pytest.raises(ValueError, match=r"^encoder: expected type .*got 'swin'"):
         RewardModel({"type": "swin"})
     with pytest.raises(ValueError, match=r"^depths: expected one for each of the channels \(8, 16\), got \(1,\)"):
         RewardModel({"type": "conv", "channels": [8, 16], "depths": [1]})

@@ -1,0 +1,88 @@
+"""Preprocessing: what is scored is what an 8-bit file would hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finpercep.models import RewardModel
+from finpercep.models.inputs import as_stored
+from tests.conftest import synthetic_photo
+
+STORED = "rgb8-replicate-v2"
+
+
+def stored_model() -> RewardModel:
+    torch.manual_seed(0)
+    model = RewardModel({"type": "conv", "channels": [8, 12], "depths": [1, 1]}, {"width": 8}, {}, STORED)
+    torch.nn.init.normal_(model.decoder.conv2.weight, std=0.3)  # type: ignore[union-attr]
+    return model.eval()
+
+
+def test_every_8_bit_value_stays_bit_for_bit() -> None:
+    values = torch.arange(256) / 255
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        expected = torch.arange(256).to(torch.promote_types(dtype, torch.float32)) / 255
+        assert torch.equal(as_stored(values.to(dtype)), expected)
+
+
+def test_floats_become_the_nearest_level_of_a_file() -> None:
+    x = torch.tensor([-0.2, 0.49 / 255, 0.51 / 255, 100.4 / 255, 1.3])
+    assert torch.equal(as_stored(x), torch.tensor([0, 0, 1, 100, 255]) / 255)
+    assert as_stored(torch.tensor([float("nan")])).isnan().all()
+
+
+def test_the_gradient_passes_the_rounding_and_ends_at_the_range() -> None:
+    x = torch.tensor([-0.2, 0.3, 0.50001, 1.3], requires_grad=True)
+    out = as_stored(x)
+    assert torch.equal(out, as_stored(x.detach()))
+    (gradient,) = torch.autograd.grad((out * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), x)
+    assert gradient.tolist() == [0.0, 2.0, 3.0, 0.0]
+
+
+def test_a_float_image_scores_as_its_file() -> None:
+    model, image = stored_model(), synthetic_photo(40, 50)
+    file = (image * 255).round().to(torch.uint8)
+    for given in (image, image + 0.4 / 255 * torch.rand(image.shape).sub(0.5), file.float() / 255):
+        with_gradient = model((given.clamp(0, 1) * 255).round().div(255)[None].requires_grad_(True))
+        assert torch.equal(model.score(file).score, model.score(file.float() / 255).score)
+        assert torch.equal(with_gradient.score.detach(), model.score((given.clamp(0, 1) * 255).round() / 255).score)
+    exact = model.score(file)
+    scored = model.score(image)
+    assert torch.equal(exact.score, scored.score)
+    assert torch.equal(exact.map, scored.map)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_takes_float32_pixels_and_stays_near(dtype: torch.dtype) -> None:
+    model, image = stored_model(), synthetic_photo(64, 64)[None]
+    with torch.no_grad():
+        expected = model(image).score
+        with torch.autocast("cpu", dtype):
+            autocast = model(image).score
+        half = stored_model().to(dtype)
+        given = [half(image).score, half((image * 255).round().div(255).to(dtype)).score]
+    for score in (autocast, *given):
+        torch.testing.assert_close(score, expected, rtol=0, atol=3e-3)
+    assert torch.equal(given[0], given[1])  # the half-precision image of 8-bit values is that file
+
+
+def test_filters_of_a_half_precision_model_keep_their_values() -> None:
+    model = stored_model()
+    half = stored_model().to(torch.bfloat16)
+    assert torch.equal(half.encoder.stem.kernels, model.encoder.stem.kernels)
+    assert half.double().encoder.stem.kernels.dtype == torch.float64
+
+
+def test_preprocessing_is_part_of_the_model(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = stored_model()
+    plain = RewardModel({"type": "conv", "channels": [8, 12], "depths": [1, 1]}, {"width": 8}, {})
+    plain.load_state_dict(model.state_dict())
+    assert "preprocessing" not in plain.config
+    assert plain.fingerprint != model.fingerprint
+    assert model.expand({"width": 16}).config["preprocessing"] == STORED
+    model.save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace(STORED, "rgb9"))
+    with pytest.raises(ValueError, match="preprocessing: expected rgb01-replicate-v1 or rgb8-replicate-v2, got 'rgb9'"):
+        RewardModel.from_pretrained(tmp_path)
