@@ -34,19 +34,26 @@ template <class T, class A> struct Inputs {
     return log_prob.template aligned_at<N>(0) && old_log_prob.template aligned_at<N>(0) &&
            packed_advantages.template aligned_at<N>(0) && packed_kl.template aligned_at<N>(0);
   }
+  template <int N> struct Packs {
+    Pack<typename Array<T, A>::Element, N> fresh, old, given, apart;
+  };
+  template <int N> __device__ Packs<N> read(int64_t at, int64_t left, bool all_whole) const {
+    Packs<N> packs;
+    read_batch(all_whole, [&](auto whole) {
+      packs.fresh = log_prob.template load<N>(at, left, whole), packs.old = old_log_prob.template load<N>(at, left, whole);
+      packs.given = packed_advantages.template load<N>(at, left, whole);
+      packs.apart = packed_kl.template load<N>(at, left, whole);
+    });
+    return packs;
+  }
   // divergence: what stands there when there is no KL means nothing
   template <int N>
-  __device__ void load(int64_t at, int64_t left, bool all_whole, A (&log_ratio)[N], A (&advantage)[N],
-                       A (&divergence)[N]) const {
-    Pack<typename Array<T, A>::Element, N> fresh, old, given, apart;
-    read_batch(all_whole, [&](auto whole) {
-      fresh = log_prob.template load<N>(at, left, whole), old = old_log_prob.template load<N>(at, left, whole);
-      given = packed_advantages.template load<N>(at, left, whole), apart = packed_kl.template load<N>(at, left, whole);
-    });
+  __device__ void unpack(const Packs<N>& packs, int64_t at, int64_t left, A (&log_ratio)[N], A (&advantage)[N],
+                         A (&divergence)[N]) const {
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      log_ratio[k] = A(widen(fresh.at[k])) - A(widen(old.at[k]));
-      advantage[k] = A(widen(given.at[k])), divergence[k] = A(widen(apart.at[k]));
+      log_ratio[k] = A(widen(packs.fresh.at[k])) - A(widen(packs.old.at[k]));
+      advantage[k] = A(widen(packs.given.at[k])), divergence[k] = A(widen(packs.apart.at[k]));
     }
     if (steps == 1) return;
     int64_t sample = at / steps, step = at - sample * steps;
@@ -82,37 +89,50 @@ template <class V> __device__ V block_stats(V (&mine)[kGrpoStats]) {
   return total;
 }
 
-// Writes loss and statistics from the sums over all elements, one each in the first threads of a warp.
-template <class A> __device__ void write_results(const GrpoParams& p, double total) {
+// Writes loss and statistics from the sums over all elements, one each in the first threads of a warp. share: 1 / count, from
+// the host, as a division in double takes a while.
+template <class A> __device__ void write_results(const GrpoParams& p, double total, double share) {
   const int stat = int(threadIdx.x);
-  if (stat != kSmallest && stat != kLargest) total /= double(p.count);
-  if (stat == kSquares) total /= 2;
+  if (stat != kSmallest && stat != kLargest) total *= share;
+  if (stat == kSquares) total *= 0.5;
   const double divergence = __shfl_sync(kAllLanes, total, kDivergence);
   if (stat < kGrpoStats) static_cast<A*>(p.stats)[stat] = A(total);
   if (stat == kPolicy) *static_cast<A*>(p.loss) = A(p.kl != nullptr ? total + p.beta * divergence : total);
 }
 
 // Merges the statistics of chunks, in a fixed order.
-template <class A> __global__ void __launch_bounds__(kThreads, 3) grpo_finish_kernel(GrpoParams p) {
+template <class A> __global__ void __launch_bounds__(kThreads, 3) grpo_finish_kernel(GrpoParams p, double share) {
   double total[kGrpoStats] = {0, 0, 0, infinity<double>(), 0, 0, 0, 0};
 #pragma unroll 2
   for (int64_t c = threadIdx.x; c < grpo_chunks(p.count); c += kThreads)
 #pragma unroll
     for (int s = 0; s < kGrpoStats; ++s) total[s] = merged(s, total[s], p.partial[c * kGrpoStats + s]);
   const double sum = block_stats(total);
-  if (threadIdx.x < kWarp) write_results<A>(p, sum);
+  if (threadIdx.x < kWarp) write_results<A>(p, sum, share);
 }
 
-template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 3) grpo_fwd_kernel(GrpoParams p) {
+template <class T, class A, int N>
+__global__ void __launch_bounds__(kThreads, 3) grpo_fwd_kernel(GrpoParams p, double share) {
   const Inputs<T, A> in(p);
   const bool all_aligned = in.template aligned_for<N>();
   const Region<A> region(p);
   const int64_t chunk = grpo_chunk(p.count), begin = blockIdx.x * chunk, end = min_of(p.count, begin + chunk);
   A policy = 0, divergence = 0, ratios = 0, low = infinity<A>(), high = 0, below = 0, above = 0, squares = 0;
-  for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
+  typename Inputs<T, A>::template Packs<N> next;
+  const auto read = [&](int64_t at) {
+    if (at < end) next = in.template read<N>(at, end - at, all_aligned && end - at >= N);
+  };
+  // The packs after these are on their way while these are worked on, unless that takes too many registers.
+  constexpr bool kAhead = N <= 4;
+  int64_t at = begin + threadIdx.x * N;
+  if (kAhead) read(at);
+  for (; at < end; at += kThreads * N) {
     const int64_t left = end - at;
+    if (!kAhead) read(at);
+    const auto packs = next;
+    if (kAhead) read(at + kThreads * N);
     A log_ratio[N], advantage[N], apart[N];
-    in.load(at, left, all_aligned && left >= N, log_ratio, advantage, apart);
+    in.unpack(packs, at, left, log_ratio, advantage, apart);
     if (p.kl != nullptr) {
 #pragma unroll
       for (int k = 0; k < N; ++k) divergence += apart[k];  // zero beyond the end
@@ -132,29 +152,30 @@ template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 3
   A mine[kGrpoStats] = {policy, divergence, ratios, low, high, below, above, squares};
   const double total = double(block_stats(mine));
   if (threadIdx.x >= kWarp) return;
-  if (grpo_chunks(p.count) == 1) return write_results<A>(p, total);
+  if (grpo_chunks(p.count) == 1) return write_results<A>(p, total, share);
   if (threadIdx.x < kGrpoStats) p.partial[blockIdx.x * kGrpoStats + threadIdx.x] = total;  // a launch of its own merges them
 }
 
-template <class T, class A, int N> __global__ void __launch_bounds__(kThreads, 4) grpo_bwd_kernel(GrpoBackwardParams q) {
+// A pack for each thread.
+template <class T, class A, int N>
+__global__ void __launch_bounds__(kThreads, 4) grpo_bwd_kernel(GrpoBackwardParams q, double share) {
   const GrpoParams& p = q.forward;
   const Inputs<T, A> in(p);
   const Array<T, A> grad(q.grad_log_prob, p.log_prob_type);
+  const int64_t at = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N, left = p.count - at;
+  if (left <= 0) return;
+  const A incoming = *static_cast<const A*>(q.grad_loss);  // asked for first, needed last
+  const auto packs = in.template read<N>(at, left, in.template aligned_for<N>() && left >= N);
+  A log_ratio[N], advantage[N], unused[N], results[N];
+  in.unpack(packs, at, left, log_ratio, advantage, unused);
   const Region<A> region(p);
-  const A scale = A(-double(*static_cast<const A*>(q.grad_loss)) / double(p.count));
-  const bool all_aligned = in.template aligned_for<N>();
-  const int64_t chunk = grpo_chunk(p.count), begin = blockIdx.x * chunk, end = min_of(p.count, begin + chunk);
-  for (int64_t at = begin + threadIdx.x * N; at < end; at += kThreads * N) {
-    const int64_t left = end - at;
-    A log_ratio[N], advantage[N], unused[N], results[N];
-    in.load(at, left, all_aligned && left >= N, log_ratio, advantage, unused);
+  const A scale = A(-double(incoming) * share);
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const A ratio = exponential(log_ratio[k]), free = advantage[k] * ratio;
-      results[k] = advantage[k] * region.clipped(ratio) < free ? A(0) : scale * free;  // none where the clip is the smaller gain
-    }
-    grad.store(at, left, results);
+  for (int k = 0; k < N; ++k) {
+    const A ratio = exponential(log_ratio[k]), free = advantage[k] * ratio;
+    results[k] = advantage[k] * region.clipped(ratio) < free ? A(0) : scale * free;  // none where the clip is the smaller gain
   }
+  grad.store(at, left, results);
 }
 
 // f(Tag<T>{}, Tag<A>{}, pack) for a common dtype of all tensors, else for Any.
@@ -173,11 +194,12 @@ template <class F> void with_types(const GrpoParams& p, const F& f) {
 }  // namespace
 
 void grpo_loss_forward(const GrpoParams& p, const Stream& stream) {
+  const double share = 1 / double(p.count);
   with_types(p, [&](auto tag, auto sum_tag, auto pack) {
     using T = typename decltype(tag)::type;
     using A = typename decltype(sum_tag)::type;
-    launch(stream, grpo_fwd_kernel<T, A, decltype(pack)::value>, grpo_chunks(p.count), kThreads, 0, p);
-    if (grpo_chunks(p.count) > 1) launch(stream, grpo_finish_kernel<A>, 1, kThreads, 0, p);
+    launch(stream, grpo_fwd_kernel<T, A, decltype(pack)::value>, grpo_chunks(p.count), kThreads, 0, p, share);
+    if (grpo_chunks(p.count) > 1) launch(stream, grpo_finish_kernel<A>, 1, kThreads, 0, p, share);
   });
 }
 
@@ -185,7 +207,9 @@ void grpo_loss_backward(const GrpoBackwardParams& q, const Stream& stream) {
   with_types(q.forward, [&](auto tag, auto sum_tag, auto pack) {
     using T = typename decltype(tag)::type;
     using A = typename decltype(sum_tag)::type;
-    launch(stream, grpo_bwd_kernel<T, A, decltype(pack)::value>, grpo_chunks(q.forward.count), kThreads, 0, q);
+    constexpr int kAtOnce = decltype(pack)::value;
+    const int64_t blocks = ceil_div(q.forward.count, kThreads * kAtOnce);
+    launch(stream, grpo_bwd_kernel<T, A, kAtOnce>, blocks, kThreads, 0, q, 1 / double(q.forward.count));
   });
 }
 

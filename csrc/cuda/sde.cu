@@ -13,7 +13,7 @@ template <class A> __device__ inline A mean_of(A x, A v, A a, A b) { return mult
 struct Part {
   int64_t sample, first, end;  // positions in the sample
   __device__ explicit Part(const SdeParams& p) {
-    const int64_t chunks = sde_chunks(p.size);
+    const unsigned chunks = unsigned(sde_chunks(p.size));  // no more than there are blocks
     sample = blockIdx.x / chunks, first = blockIdx.x % chunks * kSdeChunk;
     end = min_of(p.size, first + kSdeChunk);
   }
@@ -34,8 +34,9 @@ template <class A> __device__ void finish(const SdeParams& p, int64_t sample) {
   const double* partial = p.partial + 2 * sample * chunks;
   double square = 0, gap = 0;
   for (int64_t c = threadIdx.x % kWarp; c < chunks; c += kWarp) square += partial[2 * c], gap += partial[2 * c + 1];
+  const Step step = coefficients(p, sample);  // while the sums are on their way
   square = team_reduce(square, kWarp, Sum()), gap = team_reduce(gap, kWarp, Sum());
-  if (threadIdx.x % kWarp == 0) write_scores<A>(p, coefficients(p, sample), sample, square, gap);
+  if (threadIdx.x % kWarp == 0) write_scores<A>(p, step, sample, square, gap);
 }
 
 template <class A> __global__ void __launch_bounds__(kThreads, 4) sde_finish_kernel(SdeParams p) {
@@ -56,9 +57,6 @@ template <class T, class A, int N> using PackOf = Pack<typename Array<T, A>::Ele
 template <class V, class X, class A, int N> __global__ void __launch_bounds__(kThreads, 4) sde_step_fwd_kernel(SdeParams p) {
   FINPERCEP_SHARED(Step, shared_step, 1);
   const Part part(p);
-  if (threadIdx.x == 0) shared_step[0] = coefficients(p, part.sample);
-  __syncthreads();
-  const A a = A(shared_step[0].a), b = A(shared_step[0].b), spread = A(shared_step[0].spread);
   const Array<V, A> velocity(p.velocity.data, p.velocity.type), reference = reference_of<V, A>(p, p.kl != nullptr);
   const Array<X, A> sample(p.sample.data, p.sample.type), drawn(p.drawn, p.sample.type), mean(p.mean, p.sample.type);
   const bool draws = p.noise.data != nullptr;
@@ -66,17 +64,26 @@ template <class V, class X, class A, int N> __global__ void __launch_bounds__(kT
   const int64_t base = part.sample * p.size;
   const bool all_aligned = velocity.template aligned_at<N>(base) && sample.template aligned_at<N>(base) &&
                            other.template aligned_at<N>(base) && reference.template aligned_at<N>(base);
-  A square = 0, gap = 0;
-  for (int64_t i = part.first + threadIdx.x * N; i < part.end; i += kThreads * N) {
+  PackOf<V, A, N> vs, references;
+  PackOf<X, A, N> xs, others;
+  const auto read = [&](int64_t i) {
     const int64_t at = base + i, left = part.end - i;
-    PackOf<V, A, N> vs, references;
-    PackOf<X, A, N> xs, others;
+    if (left <= 0) return;
     read_batch(all_aligned && left >= N, [&](auto whole) {
       vs = velocity.template load<N>(at, left, whole);
       xs = sample.template load<N>(at, left, whole);
       others = other.template load<N>(at, left, whole);
       references = reference.template load<N>(at, left, whole);
     });
+  };
+  int64_t i = part.first + threadIdx.x * N;
+  read(i);  // on its way while the coefficients are worked out
+  if (threadIdx.x == 0) shared_step[0] = coefficients(p, part.sample);
+  __syncthreads();
+  const A a = A(shared_step[0].a), b = A(shared_step[0].b), spread = A(shared_step[0].spread);
+  A square = 0, gap = 0;
+  for (; i < part.end; i += kThreads * N) {
+    const int64_t at = base + i, left = part.end - i;
     A means[N], outcomes[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -91,6 +98,7 @@ template <class V, class X, class A, int N> __global__ void __launch_bounds__(kT
     }
     if (draws) drawn.store(at, left, outcomes);
     if (p.mean != nullptr) mean.store(at, left, means);
+    read(i + kThreads * N);
   }
   square = block_reduce(square, Sum()), gap = block_reduce(gap, Sum());
   if (threadIdx.x > 0) return;

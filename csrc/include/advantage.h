@@ -6,6 +6,17 @@ namespace finpercep {
 
 enum class AdvantageScale : int32_t { group, batch, none };
 
+// Rewards that differ by less than this times the largest of them are equal up to rounding: a few units in the last place,
+// one in half precision, where numbers were rounded once.
+constexpr double advantage_resolution(DType type) {
+  switch (type) {
+    case DType::f64: return 0x1p-50;
+    case DType::bf16: return 0x1p-7;
+    case DType::f16: return 0x1p-10;
+    default: return 0x1p-21;
+  }
+}
+
 struct AdvantageParams {
   int64_t count, group_size;
   const int64_t* ids;     // (count), or null: blocks
@@ -14,19 +25,23 @@ struct AdvantageParams {
   int64_t correction;     // 0 or 1
   AdvantageScale scale;
   double clip;            // 0: none
+  double resolution;      // advantage_resolution: of the largest magnitude, by which the rewards of a group must differ
   const void* rewards;    // (count)
   void* advantages;       // (count) float, double for double rewards
   int64_t* counts;        // (4) groups, zero_variance, single, non_finite
   void* moments;          // (2) reward_mean, reward_std, like advantages
 #ifdef FINPERCEP_CUDA
-  const int64_t* order;   // more than kAdvantageSmall ids: `ids` are sorted, and this is where each comes from; else null
+  const int64_t* order;   // too many ids for advantage_is_small: `ids` are sorted, and this is where each comes from; else null
   void* scratch;          // advantage_scratch_bytes
 #endif
 };
 
 #ifdef FINPERCEP_CUDA
-constexpr int64_t kAdvantageSmall = 4096;     // up to here one block does everything in one launch
+constexpr int64_t kAdvantageSmall = 4096;     // up to here one block does everything in one launch; of double half as many
 constexpr int64_t kAdvantageBlocks = 2048;    // else at most so many blocks, each with one partial result
+constexpr bool advantage_is_small(int64_t count, DType type) {
+  return count <= (type == DType::f64 ? kAdvantageSmall / 2 : kAdvantageSmall);
+}
 constexpr int64_t advantage_scratch_bytes() { return 64 * (kAdvantageBlocks + 1); }
 #endif
 

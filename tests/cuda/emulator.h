@@ -71,9 +71,16 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   return votes;
 }
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class V, class W> V atomicAdd(V* at, W value) {
   const V before = *at;
   *at += V(value);
+  return before;
+}
+
+template <class V> V atomicMin(V* at, V value) {
+  const V before = *at;
+  if (value < before) *at = value;
   return before;
 }
 
