@@ -121,6 +121,25 @@ def test_ids_of_any_size_and_order_match_a_loop(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("groups", [255, 257, 1500, 4096])
+def test_many_groups(backend, groups):
+    """Ids that collide in a table, groups of one among large ones, more groups than a byte counts."""
+    generator = torch.Generator().manual_seed(groups)
+    names = torch.randperm(4 * groups, generator=generator)[:groups] * 2**40 - 2**50
+    members = torch.cat([torch.arange(groups), torch.randint(0, groups // 3, (4096 - groups,), generator=generator)])
+    members = members[torch.randperm(4096, generator=generator)]
+    rewards = torch.rand(4096, generator=generator)
+    advantages, stats = group_advantage(rewards, group_ids=names[members], backend=backend)
+    assert int(stats.groups) == groups
+    assert int(stats.single) == (members.bincount(minlength=groups) == 1).sum()
+    many = members.bincount(minlength=groups)[members]
+    mean = torch.zeros(groups, dtype=torch.float64).index_add_(0, members, rewards.double())[members] / many
+    squares = torch.zeros(groups, dtype=torch.float64).index_add_(0, members, (rewards - mean).square())[members]
+    expected = torch.where(many > 1, (rewards - mean) / ((squares / many).sqrt() + 1e-4), 0)
+    torch.testing.assert_close(advantages.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_order_does_not_matter(backend):
     rewards, ids = torch.rand(96), torch.arange(96) // 24
     shuffle = torch.randperm(96, generator=torch.Generator().manual_seed(3))
