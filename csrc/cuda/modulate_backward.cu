@@ -9,100 +9,144 @@ namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
+constexpr int kTokens = 2;     // that a warp passes over, one after the other
+constexpr int kMostRows = 32;  // of the map's gradient, by one thread
+
 // grad_features = grad · weight, grad_d = slope · Σ_c grad · feature; a warp, or less of one, per token.
-template <class T, class A> __global__ void __launch_bounds__(kThreads, 4) modulate_bwd_kernel(ModulateBackwardParams p) {
-  constexpr int N = kPack<T>, kBatch = 2;
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, 3) modulate_bwd_kernel(ModulateBackwardParams p, Divider by_tokens) {
+  constexpr int N = kPack<T>, kBatch = 4;  // loads on the way at once, of each of two tensors
   const ModulateParams& q = p.forward;
-  const int64_t tokens = q.h * q.w;
-  const int lanes = lanes_for(q.channels, N, kWarp), lane = int(threadIdx.x) % lanes, step = lanes * N;
-  const int64_t token = blockIdx.x * int64_t(kThreads / lanes) + threadIdx.x / lanes, row = token * q.channels;
-  const bool mine = token < q.batch * tokens;  // no early return: all lanes take part in the sum
-  const T* grad = static_cast<const T*>(p.grad) + (q.pool ? token / tokens * q.channels : row);
-  T* grad_features = static_cast<T*>(p.grad_features) + row;
-  const A share = q.pool ? A(1) / A(tokens) : A(1);
-  const A weight = mine ? gate_weight(q.gate, static_cast<const A*>(q.d)[token]) * share : A(0);
+  const int channels = int(q.channels), tokens = int(q.h * q.w), all = int(q.batch) * tokens;
+  const Teams teams(channels, N, kWarp);
+  const int first = teams.lane() * N, step = teams.lanes * N;
+  const A* d = static_cast<const A*>(q.d);
   const bool need_features = p.grad_features != nullptr, need_d = p.grad_d != nullptr;
-  // Not wanted: grad once more. Loads behind a branch would come after the others, one of what is on its way costs nothing.
-  const T* features = need_d ? static_cast<const T*>(q.features) + row : grad;
-  const bool all_whole = q.channels % N == 0 && aligned<N>(static_cast<const T*>(q.features), static_cast<const T*>(p.grad));
-  A sum = 0;
-  const auto pass = [&](const Pack<T, N>& upstream, const Pack<T, N>& values, int64_t c) {
-    A result[N];
+  const A share = q.pool ? A(1) / A(tokens) : A(1), slope = gate_slope<A>(q.gate) * share;
+  const A zero = gate_weight(q.gate, A(0)) * share;  // the weight where d is 0
+  const bool whole = channels % N == 0 && aligned<N>(static_cast<const T*>(q.features), static_cast<const T*>(p.grad),
+                                                     static_cast<const T*>(p.grad_features));
+  A sum, result[N];
+  const auto pass = [&](const Pack<T, N>& upstream, const Pack<T, N>& values, A weight) {
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       const A g = A(widen(upstream.at[k]));
       result[k] = g * weight;
       sum += g * A(widen(values.at[k]));
     }
-    if (need_features) store_pack<N>(grad_features + c, q.channels - c, result);
   };
-  for (int64_t c = lane * N; mine && !all_whole && c < q.channels; c += step)
-    pass(load_pack<N>(grad + c, q.channels - c), load_pack<N>(features + c, q.channels - c), c);
-  for (int64_t c = lane * N; mine && all_whole && c < q.channels; c += kBatch * step) {
-    Pack<T, N> grads[kBatch], values[kBatch];
+#pragma unroll 1
+  for (int n = 0; n < kTokens; ++n) {
+    const int token = (int(blockIdx.x) * kTokens + n) * teams.count() + teams.index();
+    const bool mine = token < all;  // no early return: all lanes take part in the sum
+    const int64_t row = int64_t(token) * channels;
+    const T* grad = static_cast<const T*>(p.grad) + (q.pool ? int64_t(by_tokens(token)) * channels : row);
+    T* grad_features = static_cast<T*>(p.grad_features) + row;
+    // Not wanted: grad once more. Loads behind a branch would come after the others; one that is on its way costs nothing.
+    const T* features = need_d ? static_cast<const T*>(q.features) + row : grad;
+    sum = 0;
+    int c = first;
+    for (; mine && whole && c < channels; c += kBatch * step) {
+      Held<T, N> grads[kBatch], values[kBatch];
+      const A at = d[token];  // here and not above: the other loads need not wait for it
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u)
-      if (c + u * step < q.channels)
-        grads[u] = load_whole<N>(grad + c + u * step), values[u] = load_whole<N>(features + c + u * step);
+      for (int u = 0; u < kBatch; ++u)
+        if (c + u * step < channels) grads[u].load(grad + c + u * step), values[u].load(features + c + u * step);
+      const A weight = multiply_add(slope, at, zero);
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u)
-      if (c + u * step < q.channels) pass(grads[u], values[u], c + u * step);
+      for (int u = 0; u < kBatch; ++u)
+        if (c + u * step < channels) {
+          pass(grads[u].pack(), values[u].pack(), weight);
+          if (need_features) store_whole<N>(grad_features + c + u * step, result);
+        }
+    }
+#pragma unroll 1
+    for (; mine && c < channels; c += step) {
+      const int64_t left = channels - c;
+      pass(load_pack<N>(grad + c, left), load_pack<N>(features + c, left), multiply_add(slope, d[token], zero));
+      if (need_features) store_pack<N>(grad_features + c, left, result);
+    }
+    if (!need_d) continue;
+    sum = team_reduce(sum, teams.lanes, Sum());
+    if (mine && teams.lane() == 0) static_cast<A*>(p.grad_d)[token] = sum * slope;
   }
-  if (!need_d) return;
-  sum = team_reduce(sum, lanes, Sum());
-  if (mine && lane == 0) static_cast<A*>(p.grad_d)[token] = sum * gate_slope<A>(q.gate) * share;
 }
 
-// Gradient of the pixels (y, x..x+N) from the cells whose windows cover them: constant between the windows' edges.
-template <class A, int N> __device__ void area_gradient(const Sides& s, const A* grad_d, int y, int x, A (&values)[N]) {
-  const int top = cover_begin(y, s.h, s.height), bottom = cover_end(y, s.h, s.height), end = min_of(s.width, x + N);
+// The cells [first, last) along a side whose windows contain a pixel, and the pixels [it, until) that have the same.
+struct Cover {
+  int first, last, until;
+  __device__ Cover(const Side& s, int pixel) : first(s.cover_begin(pixel)), last(s.cover_end(pixel)) {
+    until = s.window_end(first);  // the first cell leaves, or the next one enters
+    if (last < s.cells) until = min_of(until, s.window_begin(last));
+  }
+};
+
+// Gradient of the pixels x..x+N of a row that these rows of cells cover: constant between the windows' edges.
+template <class A, int N>
+__device__ void area_gradient(const Sides& s, const A* grad_d, const Cover& rows, int x, A (&values)[N]) {
+  const int end = min_of(s.x.size, x + N);
   for (int at = x; at < end;) {
-    const int first = cover_begin(at, s.w, s.width), last = cover_end(at, s.w, s.width);
+    const Cover columns(s.x, at);
     A value = 0;
-    for (int i = top; i < bottom; ++i) {
+    for (int i = rows.first; i < rows.last; ++i) {
       A sum = 0;
-      for (int j = first; j < last; ++j)
-        sum += grad_d[i * int64_t(s.w) + j] / A(window_end(j, s.w, s.width) - window_begin(j, s.w, s.width));
-      value += sum / A(window_end(i, s.h, s.height) - window_begin(i, s.h, s.height));
+      for (int j = columns.first; j < columns.last; ++j)
+        sum += grad_d[i * int64_t(s.x.cells) + j] / A(s.x.window_end(j) - s.x.window_begin(j));
+      value += sum / A(s.y.window_end(i) - s.y.window_begin(i));
     }
-    const int leaves = window_end(first, s.w, s.width);  // its first cell does, at this pixel; the next one enters:
-    const int until = last < s.w ? min_of(leaves, window_begin(last, s.w, s.width)) : leaves;
 #pragma unroll
     for (int k = 0; k < N; ++k)
-      if (x + k >= at && x + k < until) values[k] = value;
-    at = until;
+      if (x + k >= at && x + k < columns.until) values[k] = value;
+    at = columns.until;
   }
 }
 
 template <class A, int N> __device__ void bilinear_gradient(const Sides& s, const A* grad_d, int y, int x, A (&values)[N]) {
-  const int begin = touch_begin(x, s.w, s.width), end = touch_end(min_of(s.width, x + N) - 1, s.w, s.width);
-  for (int i = touch_begin(y, s.h, s.height); i < touch_end(y, s.h, s.height); ++i) {
-    const A down = tap_weight(bilinear_tap<A>(i, s.h, s.height), y);
+  const int begin = touch_begin(x, s.x.cells, s.x.size), end = touch_end(min_of(s.x.size, x + N) - 1, s.x.cells, s.x.size);
+  for (int i = touch_begin(y, s.y.cells, s.y.size); i < touch_end(y, s.y.cells, s.y.size); ++i) {
+    const A down = tap_weight(bilinear_tap<A>(i, s.y.cells, s.y.size), y);
     if (down == 0) continue;
     for (int j = begin; j < end; ++j) {
-      const Tap<A, int> tap = bilinear_tap<A>(j, s.w, s.width);
-      const A value = down * grad_d[i * int64_t(s.w) + j];
+      const Tap<A, int> tap = bilinear_tap<A>(j, s.x.cells, s.x.size);
+      const A value = down * grad_d[i * int64_t(s.x.cells) + j];
 #pragma unroll
       for (int k = 0; k < N; ++k) values[k] += value * tap_weight(tap, x + k);
     }
   }
 }
 
+// Into how many groups the rows of an image fall: those of a cell, mostly, which have the same gradients, or fewer.
+__host__ __device__ inline int row_groups(const ModulateParams& p) {
+  return int(max_of(min_of(p.h, p.height), ceil_div(p.height, kMostRows)));
+}
+
+// A thread computes the gradients of a pack of pixels once for all rows of the group that have the same.
 template <class M, class A>
-__global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3) modulate_map_bwd_kernel(ModulateBackwardParams p) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3)
+    modulate_map_bwd_kernel(ModulateBackwardParams p, Sides s) {
   constexpr int N = kPack<M>;
   const ModulateParams& q = p.forward;
-  const Sides s(q);
-  const int64_t packs = ceil_div(q.width, N), index = blockIdx.x * int64_t(kThreads) + threadIdx.x, row = index / packs;
-  if (row >= q.batch * q.height) return;
-  const int x = int(index - row * packs) * N;
-  const int64_t b = row / q.height;
-  const int y = int(row - b * q.height);
+  const Teams teams(s.x.size, N, kThreads);
+  const int groups = row_groups(q);
+  const int64_t index = int64_t(blockIdx.x) * teams.count() + teams.index(), b = index / groups;
+  if (b >= q.batch) return;
+  const int group = int(index - b * groups);
+  const int y0 = window_begin(group, groups, s.y.size), y1 = window_begin(group + 1, groups, s.y.size);
   const A* grad_d = static_cast<const A*>(p.grad_d) + b * q.h * q.w;
-  A values[N] = {};
-  if (q.resample == Resample::area) area_gradient(s, grad_d, y, x, values);
-  else bilinear_gradient(s, grad_d, y, x, values);
-  store_pack<N>(static_cast<M*>(p.grad_map) + row * q.width + x, q.width - x, values);
+  M* grad_map = static_cast<M*>(p.grad_map) + b * q.height * q.width;
+  for (int x = teams.lane() * N; x < s.x.size; x += teams.lanes * N)
+    for (int y = y0, same = y0; y < y1; y = same) {  // rows [y, same) have the same gradients
+      A values[N] = {};
+      if (q.resample == Resample::area) {
+        const Cover rows(s.y, y);
+        area_gradient(s, grad_d, rows, x, values);
+        same = min_of(y1, rows.until);
+      } else {
+        bilinear_gradient(s, grad_d, y, x, values);
+        same = y + 1;
+      }
+      for (int i = y; i < same; ++i) store_pack<N>(grad_map + int64_t(i) * s.x.size + x, s.x.size - x, values);
+    }
 }
 
 }  // namespace
@@ -110,16 +154,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3)
 void modulate_backward(const ModulateBackwardParams& p, const Stream& stream) {
   const ModulateParams& q = p.forward;
   check_sides(q);
+  const Sides sides(q);
   for_float(q.feature_type, [&](auto feature_tag) {
     using T = typename decltype(feature_tag)::type;
     using A = accum_t<T>;
-    const int tokens = kThreads / lanes_for(q.channels, kPack<T>, kWarp);  // of a block
-    launch(stream, modulate_bwd_kernel<T, A>, ceil_div(q.batch * q.h * q.w, tokens), kThreads, 0, p);
+    const int tokens = kTokens * (kThreads / lanes_for(q.channels, kPack<T>, kWarp));  // of a block
+    launch(stream, modulate_bwd_kernel<T, A>, ceil_div(q.batch * q.h * q.w, tokens), kThreads, 0, p, Divider(q.h * q.w));
     if (p.grad_map == nullptr) return;
     for_float(q.map_type, [&](auto map_tag) {
       using M = typename decltype(map_tag)::type;
-      const int64_t packs = q.batch * q.height * ceil_div(q.width, kPack<M>);
-      launch(stream, modulate_map_bwd_kernel<M, A>, ceil_div(packs, kThreads), kThreads, 0, p);
+      const int teams = kThreads / lanes_for(q.width, kPack<M>, kThreads);  // of a block, a group of rows each
+      launch(stream, modulate_map_bwd_kernel<M, A>, ceil_div(q.batch * row_groups(q), teams), kThreads, 0, p, sides);
     });
   });
 }

@@ -88,12 +88,36 @@ def test_results_do_not_depend_on_the_order_of_threads(emulator, poisoned: None,
     assert not any(t.isnan().any() for t in found[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("grid", "side"),
+    [
+        ((2, 3), (5, 9000)),  # a window is wider than what a block reads at once
+        ((2, 40), (4, 3000)),  # a block takes its cells in turns
+        ((3, 33), (2, 5)),  # windows overlap
+    ],
+)
+def test_windows_of_modulate(emulator, poisoned: None, grid: tuple[int, int], side: tuple[int, int], dtype) -> None:
+    emulator.set_simd_level("avx512")
+    features, degradation = randn(2, grid[0] * grid[1], 40, dtype=dtype), randn(2, 1, *side, seed=1, dtype=dtype)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+    for pool in (None, "mean"):
+        pair = [
+            with_gradients(
+                lambda f, m, g=function, p=pool: g(f, m, grid, gate="residual", pool=p), [features, degradation]
+            )
+            for function in (ops.modulate, modulate_reference)
+        ]
+        for mine, theirs in zip(*pair, strict=True):
+            torch.testing.assert_close(mine, theirs, **tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_blocks_match_the_reference(emulator, poisoned: None, dtype: torch.dtype) -> None:
     emulator.set_simd_level("avx512")
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
     features, degradation = randn(1, 130 * 70, 5, dtype=dtype), randn(1, 1, 300, 150, seed=1, dtype=dtype)
-    for pool in (None, "mean"):  # more rows of cells than blocks: a block takes several
+    for pool in (None, "mean"):
         pair = [
             with_gradients(lambda f, m, g=function, p=pool: g(f, m, (130, 70), pool=p), [features, degradation])
             for function in (ops.modulate, modulate_reference)

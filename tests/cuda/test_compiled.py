@@ -54,9 +54,10 @@ WIDE_STORES = {
 IN_FLIGHT = {
     "grpo_bwd_kernel": 3,
     "grpo_fwd_kernel": 4,
-    "modulate_bwd_kernel": 4,
+    "modulate_bwd_kernel": 8,
+    "modulate_downsample_kernel": 5,
     "modulate_fwd_kernel": 4,
-    "modulate_pool_fwd_kernel": 4,
+    "modulate_pool_fwd_kernel": 7,
     "sde_step_bwd_kernel": 4,
     "sde_step_fwd_kernel": 4,
     "target_cosine_bwd_kernel": 2,
@@ -66,9 +67,10 @@ IN_FLIGHT = {
     "target_sums_bwd_kernel": 3,
 }
 # In the names of the kernels for mixtures of dtypes, element by element; for uint8 images, which load packs of eight;
-# and for half-precision velocities beside fp32 images, whose gradients are stored by four.
+# for half-precision velocities beside fp32 images, whose gradients are stored by four; and for half-precision maps,
+# which are read by four.
 ELEMENTWISE, EIGHT_BYTES = "3AnyE", "kernelIh"
-FOUR_HALVES = re.compile("sde_step_(?:fwd|bwd)_kernelI(6__half|13__nv_bfloat16)ffLi4E")
+FOUR_HALVES = re.compile("(sde_step_(fwd|bwd)|modulate_downsample)_kernelI(6__half|13__nv_bfloat16)(ffLi4|f)E")
 # Loads of the tensors; CONSTANT are those of the tables in CUDA's cospi.
 WIDE_LOAD = re.compile(r"\bLDG\.E(?!\S*CONSTANT)\S*\.128")
 PACK_LOAD = re.compile(r"\bLDG\.E(?!\S*CONSTANT)\S*\.(64|128)")
