@@ -18,7 +18,7 @@ MODULATE_CHANNELS = 128
 MODULATE_WARPS = 8
 MODULATE_TOKENS = (64, 32, 16, 8)
 MODULATE_PROGRAMS = 512  # about four per multiprocessor of the largest devices
-MODULATE_WINDOW = 32  # pixels of a map row that are read at once for one token
+MODULATE_WINDOW = 64  # pixels of the map that are read at once for one token
 
 # degradation_target: a tile of [rows, columns] pixels; [channels, pixels] for features
 TARGET_TILE = 1024

@@ -9,6 +9,7 @@ from finpercep.kernels import _config as config
 from finpercep.kernels._common import (
     accumulation_type,
     bilinear_tap,
+    ceil_quotient,
     divide,
     load,
     store,
@@ -16,7 +17,6 @@ from finpercep.kernels._common import (
     touching,
     touching_span,
     triton_type,
-    window,
 )
 
 BILINEAR = 1  # the index in finpercep.ops.modulate.RESAMPLES
@@ -36,6 +36,14 @@ def _gate_weight(d, GATE: tl.constexpr):
 
 
 @triton.jit
+def _window(i, cells, size, WIDE: tl.constexpr):
+    """Adaptive pooling: cell i of `cells` covers [begin, end) of `size`. In 32 bits, unless a product is too large."""
+    if WIDE:
+        i = i.to(tl.int64)
+    return i * size // cells, ceil_quotient((i + 1) * size, cells)
+
+
+@triton.jit
 def _area(
     degradation,
     cell_y,
@@ -47,21 +55,26 @@ def _area(
     width,
     span_y,
     span_x,
+    WIDE: tl.constexpr,
     A: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
     """Mean of the map over the window of each cell. [BLOCK_N]"""
-    y_begin, y_end = window(cell_y, h, height)
-    x_begin, x_end = window(cell_x, w, width)
-    total = tl.zeros([BLOCK_N, BLOCK_X], A)
-    for dy in range(span_y):
-        y = y_begin + dy
-        inside = valid & (y < y_end)
+    y_begin, y_end = _window(cell_y, h, height, WIDE)
+    x_begin, x_end = _window(cell_x, w, width, WIDE)
+    degradation += y_begin.to(tl.int64) * width + x_begin
+    rows, columns = y_end - y_begin, x_end - x_begin
+    pixel = tl.arange(0, BLOCK_Y * BLOCK_X)
+    total = tl.zeros([BLOCK_N, BLOCK_Y * BLOCK_X], A)
+    for dy in range(0, span_y, BLOCK_Y):
+        y = dy + pixel // BLOCK_X
+        inside = valid[:, None] & (y[None, :] < rows[:, None])
         for dx in range(0, span_x, BLOCK_X):
-            x = x_begin[:, None] + (dx + tl.arange(0, BLOCK_X))[None, :]
-            mask = inside[:, None] & (x < x_end[:, None])
-            total += load(degradation + (y * width)[:, None] + x, mask, A)
+            x = dx + pixel % BLOCK_X
+            mask = inside & (x[None, :] < columns[:, None])
+            total += load(degradation[:, None] + (y.to(tl.int64) * width + x)[None, :], mask, A)
     return divide(tl.sum(total, 1), ((y_end - y_begin) * (x_end - x_begin)).to(A))
 
 
@@ -93,9 +106,11 @@ def modulate_fwd_kernel(
     GATE: tl.constexpr,
     IS_BILINEAR: tl.constexpr,
     POOL: tl.constexpr,
+    WIDE: tl.constexpr,
     A: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
@@ -107,7 +122,9 @@ def modulate_fwd_kernel(
     if IS_BILINEAR:
         value = _bilinear(degradation, cell_y, cell_x, valid, h, w, height, width, A)
     else:
-        value = _area(degradation, cell_y, cell_x, valid, h, w, height, width, span_y, span_x, A, BLOCK_N, BLOCK_X)
+        value = _area(
+            degradation, cell_y, cell_x, valid, h, w, height, width, span_y, span_x, WIDE, A, BLOCK_N, BLOCK_Y, BLOCK_X
+        )
     tl.store(d + image * tokens + token, value, mask=valid)
     weight = _gate_weight(value, GATE)
 
@@ -207,6 +224,7 @@ def modulate_map_bwd_kernel(
     row_blocks,
     column_blocks,
     IS_BILINEAR: tl.constexpr,
+    WIDE: tl.constexpr,
     A: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -222,8 +240,8 @@ def modulate_map_bwd_kernel(
         first_y, last_y = touching(y, h, height)
         first_x, last_x = touching(x, w, width)
     else:
-        first_y, last_y = window(y, height, h)  # the cells whose windows contain y
-        first_x, last_x = window(x, width, w)
+        first_y, last_y = _window(y, height, h, WIDE)  # the cells whose windows contain y
+        first_x, last_x = _window(x, width, w, WIDE)
     last_y, last_x = tl.where(y < height, last_y, first_y), tl.where(x < width, last_x, first_x)
     total = tl.zeros([ROWS, COLUMNS], A)
     for dy in range(span_y):
@@ -231,7 +249,7 @@ def modulate_map_bwd_kernel(
         if IS_BILINEAR:
             share_y = tap_weight(y, cell_y, h, height, A)
         else:
-            y_begin, y_end = window(cell_y, h, height)
+            y_begin, y_end = _window(cell_y, h, height, WIDE)
             share_y = divide(tl.full([ROWS], 1.0, A), (y_end - y_begin).to(A))
         for dx in range(span_x):
             cell_x = first_x + dx
@@ -240,12 +258,17 @@ def modulate_map_bwd_kernel(
             if IS_BILINEAR:
                 share_x = tap_weight(x, cell_x, w, width, A)
             else:
-                x_begin, x_end = window(cell_x, w, width)
+                x_begin, x_end = _window(cell_x, w, width, WIDE)
                 share_x = divide(tl.full([COLUMNS], 1.0, A), (x_end - x_begin).to(A))
             total += grad * share_y[:, None] * share_x[None, :]
     mask = (y < height)[:, None] & (x < width)[None, :]
     pixels = (image * height + y)[:, None] * width + x[None, :]
     store(grad_map + pixels, total, mask)
+
+
+def _is_wide(h: int, w: int, height: int, width: int) -> bool:
+    """Whether products of a side of the grid and one of the map, or of the map's sides, may exceed 32 bits."""
+    return max((h + 2) * (height + 2), (w + 2) * (width + 2), (height + 2) * (width + 2)) >= 2**31
 
 
 def _window_span(cells: int, size: int) -> int:
@@ -279,7 +302,8 @@ def modulate(
     columns = min(columns, config.power_of_two(channels))
     two_stages = pool and blocks > 1
     target = features.new_empty((batch, blocks, channels), dtype=compute) if two_stages else out
-    span_x = _window_span(w, width)
+    span_y, span_x = _window_span(h, height), _window_span(w, width)
+    window_x = min(config.power_of_two(span_x), config.MODULATE_WINDOW)
     modulate_fwd_kernel[(batch * blocks,)](
         features,
         degradation,
@@ -291,16 +315,18 @@ def modulate(
         w,
         height,
         width,
-        _window_span(h, height),
+        span_y,
         span_x,
         blocks,
         GATE=gate,
         IS_BILINEAR=resample == BILINEAR,
         POOL=PARTIAL if two_stages else WHOLE if pool else NO_POOL,
+        WIDE=_is_wide(h, w, height, width),
         A=triton_type(compute),
         BLOCK_N=rows,
         BLOCK_C=columns,
-        BLOCK_X=min(config.power_of_two(span_x), config.MODULATE_WINDOW),
+        BLOCK_Y=min(config.power_of_two(span_y), config.MODULATE_WINDOW // window_x),
+        BLOCK_X=window_x,
         num_warps=config.MODULATE_WARPS,
     )
     if two_stages:
@@ -378,6 +404,7 @@ def modulate_backward(
             row_blocks,
             column_blocks,
             IS_BILINEAR=bilinear,
+            WIDE=_is_wide(h, w, height, width),
             A=compute,
             ROWS=rows,
             COLUMNS=columns,
