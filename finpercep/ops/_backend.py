@@ -216,11 +216,12 @@ def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     return "reference"
 
 
-def require_tensors(**arguments: Any) -> None:
-    """Raise a TypeError that names the first argument that is neither a tensor nor None."""
+def require_tensors(*optional: str, **arguments: Any) -> None:
+    """Raise a TypeError that names the first argument that is no tensor; those named in `optional` may be None."""
     for name, value in arguments.items():
-        if value is not None and not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
+        if not isinstance(value, torch.Tensor) and not (value is None and name in optional):
+            shown = "None" if value is None else type(value).__name__
+            raise TypeError(f"{name}: expected a torch tensor, got {shown}")
 
 
 def savable(*tensors: torch.Tensor | None) -> tuple[Any, ...]:

@@ -144,7 +144,7 @@ def _check(
     scale: str,
     clip: float | None,
 ) -> None:
-    _backend.require_tensors(rewards=rewards, group_ids=group_ids)
+    _backend.require_tensors("group_ids", rewards=rewards, group_ids=group_ids)
     if rewards.dim() != 1:
         raise ValueError(f"rewards: expected shape (N,), got {tuple(rewards.shape)}")
     if not rewards.is_floating_point():

@@ -163,7 +163,8 @@ def _promote(inputs: _Inputs) -> _Inputs:
 
 
 def _check(reference: Tensor, distorted: Tensor, a: Tensor | None, b: Tensor | None) -> _Inputs:
-    _backend.require_tensors(reference=reference, distorted=distorted, reference_features=a, distorted_features=b)
+    features = {"reference_features": a, "distorted_features": b}
+    _backend.require_tensors(*features, reference=reference, distorted=distorted, **features)
     if reference.dim() != 4 or reference.shape[1] != 3 or 0 in reference.shape[2:]:
         raise ValueError(f"reference: expected (B, 3, H, W), got shape {tuple(reference.shape)}")
     if reference.dtype not in (*_FLOATS, torch.uint8):

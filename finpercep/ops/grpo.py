@@ -79,7 +79,7 @@ def _check(
     beta: float,
 ) -> None:
     tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantages": advantages, "kl": kl}
-    _backend.require_tensors(**tensors)
+    _backend.require_tensors("kl", **tensors)
     if log_prob.dim() not in (1, 2) or log_prob.numel() == 0:
         raise ValueError(f"log_prob: expected a non-empty (N,) or (N, T), got {tuple(log_prob.shape)}")
     for name, tensor in tensors.items():

@@ -202,12 +202,12 @@ def _check_sigma(name: str, sigma: Tensor | float, sample: Tensor) -> None:
                     f"{name}: expected noise levels in [0, 1], got {float(low):g} to {float(high):g}; "
                     "timesteps of a scheduler are not its sigmas"
                 )
-    elif not 0 <= sigma <= 1:
+    elif sigma is None or not 0 <= sigma <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1], got {sigma}")
 
 
 def _check_images(sample: Tensor, images: dict[str, Tensor | None]) -> None:
-    _backend.require_tensors(**images)
+    _backend.require_tensors("noise", "next_sample", "reference_velocity", **images)
     if sample.dim() == 0 or (sample.shape[0] and not sample.numel()):
         raise ValueError(f"sample: expected (B, ...) with elements in every sample, got {tuple(sample.shape)}")
     for name, image in images.items():

@@ -289,6 +289,19 @@ def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path)
     assert "Traceback" not in errors
 
 
+def read_to_the_end(terminal: int) -> str:
+    """What a program writes to a pseudo-terminal, some 4 kB at a time, until it has ended."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other side is closed
+            part = b""
+        if not part:
+            return shown.decode()
+        shown += part
+
+
 def test_bar_on_the_terminal_leaves_stdout_alone(tmp_path: Path, model_folder: Path) -> None:
     pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
     for i in range(3):
@@ -296,17 +309,15 @@ def test_bar_on_the_terminal_leaves_stdout_alone(tmp_path: Path, model_folder: P
     (tmp_path / "bad.png").write_text("no image")
     terminal, side = pty.openpty()
     command = finpercep("score", str(tmp_path), "--json", "--model", str(model_folder))
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=side, text=True, env={**os.environ, "TERM": "xterm"})
-    os.close(side)
-    shown = os.read(terminal, 100_000).decode()
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=side, text=True, env=environment) as process:
+        os.close(side)
+        shown = read_to_the_end(terminal)  # while it runs: a full terminal would stop it
+        assert process.stdout is not None
+        lines = process.stdout.readlines()
     os.close(terminal)
-    assert done.returncode == 1
-    assert [json.loads(line)["path"][-5:] for line in done.stdout.splitlines()] == [
-        "0.png",
-        "1.png",
-        "2.png",
-        "d.png",
-    ]
+    assert process.returncode == 1
+    assert [json.loads(line)["path"][-5:] for line in lines] == ["0.png", "1.png", "2.png", "d.png"]
     assert "scoring" in shown
     assert "bad.png: expected an image file" in shown
 

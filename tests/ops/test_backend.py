@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.cases import FAMILIES
 from finpercep import ops
 from finpercep.ops import _backend
 
@@ -114,27 +117,19 @@ def test_triton_without_a_compiler_falls_back(present, monkeypatch: pytest.Monke
         _backend.resolve("triton", "modulate", CUDA, torch.float32)
 
 
-def _twice_differentiable() -> dict[str, tuple]:
-    image, draw = torch.rand(2, 3, 4, 4), torch.rand(2, 5)
-    return {
-        "modulate": (lambda f, **b: ops.modulate(f, image[:, :1], (2, 2), **b), torch.rand(2, 4, 3)),
-        "degradation_target": (lambda d, **b: ops.degradation_target(image, d, **b), torch.rand(2, 3, 4, 4)),
-        "grpo_loss": (
-            lambda p, **b: ops.grpo_loss(p, draw[0], draw[1], clip_low=1.0, clip_high=1.0, **b)[0],
-            torch.rand(5),
-        ),
-        "sde_step": (lambda v, **b: ops.sde_step(v, draw, 0.7, 0.6, next_sample=draw, **b).log_prob, torch.rand(2, 5)),
-    }
-
-
-@pytest.mark.parametrize("name", ["modulate", "degradation_target", "grpo_loss", "sde_step"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_second_order_gradients_are_an_error_and_not_wrong(name: str) -> None:
     if not _backend.has_cpp(name):
         pytest.skip(f"operator {name} is not built")
-    function, value = _twice_differentiable()[name]
+    work = FAMILIES[name].small[0].make(torch.float32)
+    if not work.differentiable:
+        pytest.skip(f"{name} has no gradient")
     for backend in ("cpp", "reference"):
-        x = value.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(function(x, backend=backend).square().sum(), x, create_graph=True)
+        leaves = work.leaves(True)
+        x = leaves[work.differentiable[0]]
+        total = sum(out.square().sum() for out in work.function(backend)(*leaves) if out.requires_grad)
+        assert isinstance(total, torch.Tensor)
+        (grad,) = torch.autograd.grad(total, x, create_graph=True)
         if backend == "reference":
             (second,) = torch.autograd.grad(grad.sum(), x)
             assert second.isfinite().all()
@@ -194,3 +189,22 @@ def test_a_triton_that_does_not_import_is_explained() -> None:
     result = python(code)
     assert result.stdout.startswith("Triton does not import ("), result.stdout + result.stderr
     assert "pip install -U triton" in result.stdout
+
+
+@pytest.mark.parametrize("operator", FAMILIES)
+def test_a_required_argument_that_is_none_is_named(operator: str) -> None:
+    function = getattr(ops, operator)
+    signature = inspect.signature(function)
+    needed = [n for n, p in signature.parameters.items() if "Tensor" in p.annotation and "None" not in p.annotation]
+    assert needed
+    given: dict[str, Any] = {}
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        given.update(signature.bind(*arguments, **options).arguments)
+        return function(**given)
+
+    work = FAMILIES[operator].small[0].make(torch.float32)
+    work.run(keep, *work.inputs, *work.fixed)
+    for name in needed:
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*, got None$"):
+            function(**given | {name: None})

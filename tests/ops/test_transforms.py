@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+from benchmarks.cases import SMALL_CALLS, Work
 from finpercep import ops
 
 torch.manual_seed(0)
@@ -12,20 +16,24 @@ X, Y = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.rand(4, 3, 8, 8, dtype
 TOKENS, MAP = torch.rand(2, 16, 5, dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64)
 LOG_PROB = torch.rand(6, dtype=torch.float64)
 
-CALLS = {
-    "sde_step": (X, lambda v, **k: ops.sde_step(v, Y, 0.8, 0.6, next_sample=X, **k).log_prob),
-    "grpo_loss": (
-        LOG_PROB,
-        lambda p, **k: ops.grpo_loss(p, LOG_PROB, LOG_PROB - 0.5, clip_low=0.2, clip_high=0.2, **k)[0],
-    ),
-    "modulate": (MAP, lambda m, **k: ops.modulate(TOKENS, m, (4, 4), **k)),
-    "degradation_target": (X, lambda x, **k: ops.degradation_target(x, Y, normalize="none", **k)),
-}
+DIFFERENTIABLE = {str(call): work for call in SMALL_CALLS if (work := call.make(torch.float64)).differentiable}
 
 
-@pytest.mark.parametrize("name", CALLS)
+def function_of_one(work: Work, backend: str | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A tensor that receives gradient, and all outputs whose gradient is their slope as a function of it."""
+    call, (at, *_) = work.function(backend), work.differentiable
+    smooth = [i for i, out in enumerate(work.function()(*work.leaves(True))) if out.requires_grad]
+
+    def function(x: Tensor) -> Tensor:
+        outputs = call(*work.inputs[:at], x, *work.inputs[at + 1 :])
+        return torch.cat([outputs[i].flatten() for i in smooth if i not in work.detached])
+
+    return work.inputs[at], function
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_jvp_is_the_derivative_along_the_direction(name: str) -> None:
-    x, call = CALLS[name]
+    x, call = function_of_one(DIFFERENTIABLE[name], None)
     direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
     _, tangent = torch.func.jvp(call, (x,), (direction,))
     step = 1e-6
@@ -34,11 +42,12 @@ def test_jvp_is_the_derivative_along_the_direction(name: str) -> None:
     torch.testing.assert_close(tangent, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_compiled_backend_raises_under_jvp(name: str, cpp: str) -> None:
-    x, call = CALLS[name]
-    with pytest.raises(RuntimeError, match=f"{name}: no forward-mode derivatives"):
-        torch.func.jvp(lambda z: call(z, backend=cpp), (x,), (torch.ones_like(x),))
+    work = DIFFERENTIABLE[name]
+    x, call = function_of_one(work, cpp)
+    with pytest.raises(RuntimeError, match=f"{work.operator}: no forward-mode derivatives"):
+        torch.func.jvp(call, (x,), (torch.ones_like(x),))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
