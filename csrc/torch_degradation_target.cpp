@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
   const ScalarType compute = accumulation_type(in.reference);
   const bool features = p.channels > 0 && (needs & 12) != 0;
   Tensor scratch = allocate({target_scratch_bytes(p)}, ScalarType::Byte, in.reference);
-  Tensor reduced = allocate({features ? p.batch * p.height * p.w : 0}, compute, in.reference);
-  Tensor coefficients = allocate({features ? p.batch * 3 * p.h * p.w : 0}, compute, in.reference);
+  Tensor reduced = allocate({features ? target_reduced_count(p) : 0}, compute, in.reference);
+  Tensor coefficients = allocate({features ? target_coefficients_count(p) : 0}, compute, in.reference);
   p.scratch = scratch.mutable_data_ptr();
   if (features) q.reduced = reduced.mutable_data_ptr(), q.coefficients = coefficients.mutable_data_ptr();
   if (p.batch > 0) target_backward(q, on(grad));

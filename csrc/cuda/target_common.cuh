@@ -8,72 +8,139 @@ namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
-// Pixels [begin, end) of image b, the index-th chunk of it.
-struct Chunk {
-  int64_t b, index, begin, end;
-  __device__ explicit Chunk(const TargetParams& p) {
-    const int64_t pixels = p.height * p.width, chunks = target_chunks(pixels), size = target_chunk(pixels);
-    b = blockIdx.x / chunks, index = blockIdx.x % chunks;
-    begin = index * size, end = min_of(pixels, begin + size);
+// ---- tiles ----------------------------------------------------------------------------------------------------------
+
+// What would take a kernel divisions to find out. `behind`: see two_parts.
+struct Tiling {
+  int tiles, rows, segments, behind;  // tiles of an image, rows of a tile, segments of a row
+};
+
+inline Tiling tiling_of(const TargetParams& p) {
+  return {int(target_tiles(p.height, p.width)), int(target_tile_rows(p.width)), int(target_segments(p.width)), 0};
+}
+
+// Pixels [begin, begin + count) of image b, from column x of row y on: its index-th tile.
+struct Tile {
+  int64_t b, begin;
+  int index, y, x, count;
+  __device__ Tile(const TargetParams& p, const Tiling& t, int number) {
+    const unsigned image = unsigned(number) / unsigned(t.tiles);
+    b = image, index = number - int(image) * t.tiles;
+    const int row = t.segments == 1 ? index : index / t.segments, width = int(p.width);
+    y = row * t.rows, x = (index - row * t.segments) * int(kTargetTile);
+    begin = int64_t(y) * width + x;
+    count = t.segments == 1 ? min_of(t.rows, int(p.height) - y) * width : min_of(int(kTargetTile), width - x);
   }
 };
 
-inline int64_t chunk_blocks(const TargetParams& p) { return p.batch * target_chunks(p.height * p.width); }
+// ---- scratch memory and progress of a launch ------------------------------------------------------------------------
+
+using Count = unsigned long long;
+
+// Of one image: tiles that have been through the first part, tiles that are done, how many pixels equal its bounds, and
+// whether what the tiles found is merged.
+struct Progress {
+  Count arrived, finished, ties_low, ties_high;
+  unsigned ready, unused;
+};
+static_assert(sizeof(Progress) == 8 * kTargetProgress, "as target_scratch_bytes counts");
+
+template <class A> struct Pair {
+  A first, second;
+};
 
 // TargetParams::scratch, in its parts.
 template <class A> struct Scratch {
-  A* partial;         // (B, chunks, 2)
-  int64_t* ties;      // (B, chunks, 2)
-  unsigned long long* histograms;  // (B, passes, 2, bins)
-  int64_t* state;     // (B, passes, 2, 2): prefix of the key, and rank among those that share it
+  Count* next;         // tile that no block has taken yet
+  Progress* progress;  // (B)
+  Count* histograms;   // (B, passes, 2, bins), only percentile
+  int64_t* state;      // (B, passes, 2, 2): prefix of the key, and rank among those that share it
+  Pair<A>* of_images;  // (B): bounds, or sums for their gradient
+  Pair<A>* of_tiles;   // (B, tiles)
   __host__ __device__ explicit Scratch(const TargetParams& p) {
-    const int64_t pairs = 2 * p.batch * target_chunks(p.height * p.width);
-    int64_t* memory = static_cast<int64_t*>(p.scratch);
-    ties = memory + pairs;
-    histograms = reinterpret_cast<unsigned long long*>(ties + pairs);
-    state = ties + pairs + p.batch * kTargetPasses * 2 * kTargetBins;
-    partial = reinterpret_cast<A*>(memory);
+    next = static_cast<Count*>(p.scratch);
+    progress = reinterpret_cast<Progress*>(next + 1);
+    histograms = reinterpret_cast<Count*>(progress + p.batch);
+    state = reinterpret_cast<int64_t*>(next + target_zeroed(p));
+    of_images = reinterpret_cast<Pair<A>*>(state + p.batch * kTargetPasses * 4);
+    of_tiles = of_images + p.batch;
   }
 };
 
-// ---- slices of the batch, for normalizations that read the map again ------------------------------------------------
+inline void clear_progress(const TargetParams& p, const Stream& stream) {
+  set_zero(stream, p.scratch, target_zeroed(p) * int64_t(sizeof(Count)));
+}
 
-constexpr int64_t kSliceBytes = 16 << 20;  // of a one-channel map: it is still in L2 when it is read again
+// Normalizations by an image's bounds need all of its tiles before any is finished. One launch does both: a block takes a
+// tile of one image, then finishes a tile of an image some way back. Blocks take their numbers in the order in which they
+// start and wait only for lower ones, which run already and do not wait before they have arrived: none waits forever. What
+// is read again meanwhile stays in L2.
+constexpr int64_t kTilesBetween = 128;  // takes longer to start than a tile takes
 
-inline int64_t bytes_of(DType type) {
-  switch (type) {
-    case DType::f64: return 8;
-    case DType::f32: return 4;
-    case DType::u8: return 1;
-    default: return 2;
+inline Tiling two_parts(const TargetParams& p) {
+  Tiling t = tiling_of(p);
+  t.behind = int(min_of(p.batch, 1 + ceil_div(kTilesBetween, t.tiles))) * t.tiles;
+  return t;
+}
+inline int64_t tile_blocks(const TargetParams& p, const Tiling& t) { return p.batch * t.tiles + t.behind; }
+
+// number[0], in shared memory, is then the block's.
+__device__ inline void take_number(Count* next, int* number) {
+  if (threadIdx.x == 0) number[0] = int(atomicAdd(next, Count(1)));
+  __syncthreads();
+}
+
+// After a tile's part: merges what the tiles of an image found, in their order, once all have arrived.
+template <class A, class First, class Second>
+__device__ void arrive(const TargetParams& p, const Tiling& t, const Tile& tile, Pair<A> found, Pair<A> none, First first,
+                       Second second) {
+  FINPERCEP_SHARED(bool, is_last, 1);
+  const Scratch<A> scratch(p);
+  Progress& progress = scratch.progress[tile.b];
+  Pair<A>* of_tiles = scratch.of_tiles + tile.b * t.tiles;
+  found = {block_reduce(found.first, first), block_reduce(found.second, second)};
+  if (threadIdx.x == 0) {  // behind the barriers of block_reduce: what others of the block have written is passed on, too
+    of_tiles[tile.index] = found;
+    __threadfence();
+    is_last[0] = atomicAdd(&progress.arrived, Count(1)) + 1 == Count(t.tiles);
+    if (is_last[0]) __threadfence();
   }
-}
-template <class P> P* advanced(P* memory, int64_t bytes) {  // P: void or const void
-  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
-  return memory == nullptr ? nullptr : static_cast<Byte*>(memory) + bytes;
-}
-inline int64_t accumulator_bytes(const TargetParams& p) { return p.image_type == DType::f64 ? 8 : 4; }
-
-// Images [first, first + count). The scratch memory is that of all: slices follow each other on one stream.
-inline TargetParams slice_of(const TargetParams& p, int64_t first, int64_t count) {
-  const int64_t pixels = p.height * p.width, cells = p.h * p.w, a = accumulator_bytes(p);
-  const int64_t image = 3 * pixels * bytes_of(p.image_type), features = p.channels * cells * bytes_of(p.feature_type);
-  TargetParams s = p;
-  s.batch = count;
-  s.reference = advanced(p.reference, first * image), s.distorted = advanced(p.distorted, first * image);
-  s.reference_features = advanced(p.reference_features, first * features);
-  s.distorted_features = advanced(p.distorted_features, first * features);
-  s.out = advanced(p.out, first * pixels * a), s.raw = advanced(p.raw, first * pixels * a);
-  s.bounds = advanced(p.bounds, first * 4 * a), s.moments = advanced(p.moments, first * 3 * cells * a);
-  s.distance = advanced(p.distance, first * cells * a);
-  return s;
+  __syncthreads();
+  if (!is_last[0]) return;
+  found = none;
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < t.tiles; i += kThreads)
+    found = {first(found.first, of_tiles[i].first), second(found.second, of_tiles[i].second)};
+  found = {block_reduce(found.first, first), block_reduce(found.second, second)};
+  if (threadIdx.x > 0) return;
+  scratch.of_images[tile.b] = found;
+  __threadfence();
+  atomicAdd(&progress.ready, 1u);
 }
 
-// f(first, count) for each slice of the batch.
-template <class F> void for_slices(const TargetParams& p, const F& f) {
-  const int64_t fit = max_of(int64_t(1), kSliceBytes / max_of(int64_t(1), p.height * p.width * accumulator_bytes(p)));
-  const int64_t count = is_bounded(p.normalize) ? min_of(p.batch, fit) : p.batch;
-  for (int64_t first = 0; first < p.batch; first += count) f(first, min_of(count, p.batch - first));
+// What `arrive` found for image b, as soon as it is there.
+template <class A> __device__ Pair<A> result_of(const TargetParams& p, int64_t b) {
+  const Scratch<A> scratch(p);
+  if (threadIdx.x == 0) {
+    const volatile unsigned* ready = &scratch.progress[b].ready;
+    while (*ready == 0) {}
+    __threadfence();
+  }
+  __syncthreads();
+  return scratch.of_images[b];
+}
+
+// Memory that is read for the last time: the first that L2 gives up.
+template <int N, class T> __device__ inline Pack<T, N> load_last(const T* from) {
+  using Bits = std::conditional_t<sizeof(Pack<T, N>) % sizeof(uint4) == 0, uint4, uint2>;
+  static_assert(sizeof(Pack<T, N>) == sizeof(Bits), "a whole load");
+  return bit_cast<Pack<T, N>>(__ldcs(reinterpret_cast<const Bits*>(from)));
+}
+template <int N, class T> __device__ inline Pack<T, N> load_last(const T* from, int64_t, std::true_type) {
+  return load_last<N>(from);
+}
+template <int N, class T> __device__ inline Pack<T, N> load_last(const T* from, int64_t left, std::false_type) {
+  return load_pack<N>(from, left);
 }
 
 // Sides are int in the kernels: their products divide faster in 32 bits.
@@ -83,21 +150,20 @@ inline void check_sides(const TargetParams& p) {
         "degradation_target: images and features have too large sides");
 }
 
-// Pixels per thread and the threads of a block for feature maps: channels are strided, pixels contiguous.
-struct FeatureTile {
-  int lane, group, groups;  // pixel pack within the tile; every groups-th channel from `group` on
-  int64_t b, first;         // first pixel of this thread's pack
-};
+// Packs of pixels and the threads of a block for feature maps: channels are strided, pixels contiguous.
 constexpr int kFeatureLanes = 8;
 template <int N> __host__ __device__ inline int64_t feature_tiles(const TargetParams& p) {
   return ceil_div(p.h * p.w, kFeatureLanes * N);
 }
-template <int N> __device__ inline FeatureTile feature_tile(const TargetParams& p, int64_t index) {
-  const int64_t tiles = feature_tiles<N>(p);
-  const int lane = int(threadIdx.x) % kFeatureLanes;
-  return {lane, int(threadIdx.x) / kFeatureLanes, kThreads / kFeatureLanes, index / tiles,
-          (index % tiles * kFeatureLanes + lane) * N};
-}
+template <int N> struct FeatureTile {
+  static constexpr int groups = kThreads / kFeatureLanes;
+  int lane, group;                // pixel pack within the tile; every groups-th channel from `group` on
+  int64_t b, block_first, first;  // first pixel of the tile, and of this thread's pack
+  __device__ FeatureTile(const TargetParams& p, unsigned index)
+      : lane(int(threadIdx.x) % kFeatureLanes), group(int(threadIdx.x) / kFeatureLanes),
+        b(index / unsigned(feature_tiles<N>(p))), block_first((index - b * feature_tiles<N>(p)) * kFeatureLanes * N),
+        first(block_first + lane * N) {}
+};
 
 // f(Tag<T>{}) for the features' type: double goes with double, the others with float.
 template <class A, class F> void for_features(const TargetParams& p, const F& f) {

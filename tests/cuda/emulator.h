@@ -70,6 +70,7 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   for (int lane = 0; lane < 32; ++lane) votes |= unsigned(slots[lane * emulator::kSlot] != 0) << lane;
   return votes;
 }
+inline void __threadfence() {}
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class V, class W> V atomicAdd(V* at, W value) {
@@ -91,6 +92,7 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 template <class V> void __stwb(V* to, V value) { *to = value; }
+template <class V> V __ldcs(const V* from) { return *from; }
 
 using __half = torch::headeronly::Half;
 using __nv_bfloat16 = torch::headeronly::BFloat16;

@@ -34,9 +34,9 @@ WIDE_LOADS = {
     "target_cosine_kernel",
     "target_digit_kernel",
     "target_image_bwd_kernel",
+    "target_minmax_kernel",
     "target_raw_kernel",
     "target_rescale_kernel",
-    "target_sums_bwd_kernel",
 }
 WIDE_STORES = {
     "grpo_bwd_kernel",
@@ -47,6 +47,7 @@ WIDE_STORES = {
     "sde_step_fwd_kernel",
     "target_cosine_bwd_kernel",
     "target_image_bwd_kernel",
+    "target_minmax_kernel",
     "target_raw_kernel",
     "target_rescale_kernel",
 }
@@ -60,11 +61,12 @@ IN_FLIGHT = {
     "modulate_pool_fwd_kernel": 7,
     "sde_step_bwd_kernel": 4,
     "sde_step_fwd_kernel": 4,
-    "target_cosine_bwd_kernel": 2,
+    "target_cosine_bwd_kernel": 4,
     "target_cosine_kernel": 4,
-    "target_image_bwd_kernel": 9,
+    "target_image_bwd_kernel": 8,  # and one more for percentile
+    "target_minmax_kernel": 6,
     "target_raw_kernel": 6,
-    "target_sums_bwd_kernel": 3,
+    "target_rescale_kernel": 4,
 }
 # In the names of the kernels for mixtures of dtypes, element by element; for uint8 images, which load packs of eight;
 # for half-precision velocities beside fp32 images, whose gradients are stored by four; and for half-precision maps,
