@@ -23,21 +23,25 @@ std::tuple<Tensor, Tensor, Tensor> group_advantage(
     Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
     double clip) {
   const Tensor r = torch::stable::contiguous(rewards);
-  STD_TORCH_CHECK(r.dim() == 1, "group_advantage: rewards must have one dimension");
+  STD_TORCH_CHECK(r.dim() == 1, "rewards: expected (N,)");
+  STD_TORCH_CHECK(correction == 0 || correction == 1, "correction: expected 0 or 1, got ", correction);
   AdvantageParams p{};
   Tensor ids;
   if (group_ids.has_value()) {
     STD_TORCH_CHECK(group_ids->scalar_type() == ScalarType::Long && group_ids->numel() == r.numel(),
-                    "group_advantage: group_ids must be int64, one per reward");
+                    "group_ids: expected int64, one per reward");
+    check_device(*group_ids, r, "group_ids");
     ids = torch::stable::contiguous(*group_ids);
     p.ids = static_cast<const int64_t*>(ids.const_data_ptr());
     if (p.ids == nullptr) group_size = 1;  // empty tensors may have no memory
   }
   if (p.ids == nullptr)
-    STD_TORCH_CHECK(group_size >= 1 && r.numel() % group_size == 0, "group_advantage: group_size must divide the rewards");
+    STD_TORCH_CHECK(group_size >= 1 && r.numel() % group_size == 0, "group_size: expected a divisor of ", r.numel(),
+                    " rewards, got ", group_size);
   p.count = r.numel(), p.group_size = group_size;
   p.reward_type = dtype_of(r, "rewards"), p.resolution = advantage_resolution(p.reward_type);
-  p.eps = eps, p.correction = correction, p.scale = static_cast<AdvantageScale>(scale), p.clip = clip;
+  p.eps = eps, p.correction = correction, p.clip = clip;
+  p.scale = choice<AdvantageScale>(scale, 3, "scale");
   const ScalarType compute = accumulation_type(r);
   Tensor advantages = allocate({p.count}, compute, r);
   Tensor counts = allocate({4}, ScalarType::Long, r), moments = allocate({2}, compute, r);

@@ -31,15 +31,43 @@ namespace finpercep {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Kernels read and write what the parameters say: the bindings check every size, dtype and choice, by name, in one line.
+
 inline DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::Double: return DType::f64;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
-    case ScalarType::Byte: return DType::u8;
-    default: STD_TORCH_CHECK(false, name, ": unsupported dtype"); return DType::f32;
+    default: break;
   }
+  STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64");
+  return DType::f32;
+}
+
+// The index of an option's value in an enumeration of `count`.
+template <class E> inline E choice(int64_t value, int64_t count, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value < count, name, ": expected an index below ", count, ", got ", value);
+  return static_cast<E>(value);
+}
+
+#ifdef FINPERCEP_CUDA
+inline void check_device(const Tensor& tensor, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), name,
+                  ": expected on the device of the other tensors");
+}
+#else
+inline void check_device(const Tensor&, const Tensor&, const char*) {}  // one device: CUDA takes the calls with two
+#endif
+
+inline void check_count(const Tensor& tensor, int64_t count, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(tensor.numel() == count, name, ": expected ", count, " elements, got ", tensor.numel());
+  check_device(tensor, like, name);
+}
+
+inline void check_tensor(const Tensor& tensor, int64_t count, ScalarType type, const Tensor& like, const char* name) {
+  check_count(tensor, count, like, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": wrong dtype");
 }
 
 inline ScalarType accumulation_type(const Tensor& tensor) {

@@ -14,30 +14,45 @@ OptionalTensor contiguous(const OptionalTensor& tensor) {
   return torch::stable::contiguous(*tensor);
 }
 
+DType image_dtype_of(const Tensor& tensor, const char* name) {
+  return tensor.scalar_type() == ScalarType::Byte ? DType::u8 : dtype_of(tensor, name);
+}
+
+// `tensor` as `other` is: shape, dtype, device.
+void check_alike(const Tensor& tensor, const Tensor& other, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == other.dim(), name, ": expected the other's shape");
+  for (int64_t k = 0; k < other.dim(); ++k)
+    STD_TORCH_CHECK(tensor.size(k) == other.size(k), name, ": expected the other's shape");
+  check_tensor(tensor, other.numel(), other.scalar_type(), other, name);
+}
+
 struct Images {
   Tensor reference, distorted;
   OptionalTensor reference_features, distorted_features;
 };
 
 TargetParams parameters(const Images& in, double alpha, int64_t normalize, double floor, double scale) {
-  STD_TORCH_CHECK(in.reference.dim() == 4 && in.reference.size(1) == 3, "degradation_target: images are (B, 3, H, W)");
-  STD_TORCH_CHECK(in.reference.numel() == in.distorted.numel(), "degradation_target: image sizes differ");
-  STD_TORCH_CHECK(in.reference.scalar_type() == in.distorted.scalar_type(), "degradation_target: image dtypes differ");
+  STD_TORCH_CHECK(in.reference.dim() == 4 && in.reference.size(1) == 3 && in.reference.size(2) >= 1 &&
+                      in.reference.size(3) >= 1,
+                  "reference: expected (B, 3, H, W), H and W at least 1");
+  check_alike(in.distorted, in.reference, "distorted");
   STD_TORCH_CHECK(in.reference_features.has_value() == in.distorted_features.has_value(),
-                  "degradation_target: both features or neither");
+                  "reference_features, distorted_features: expected both or neither");
   TargetParams p{};
   p.batch = in.reference.size(0), p.height = in.reference.size(2), p.width = in.reference.size(3);
-  p.image_type = dtype_of(in.reference, "reference");
+  p.image_type = image_dtype_of(in.reference, "reference");
   p.reference = in.reference.const_data_ptr(), p.distorted = in.distorted.const_data_ptr();
-  p.alpha = alpha, p.floor = floor, p.scale = scale, p.normalize = static_cast<Normalize>(normalize);
+  p.alpha = alpha, p.floor = floor, p.scale = scale, p.normalize = choice<Normalize>(normalize, 4, "normalize");
   if (!in.reference_features.has_value()) return p;
   const Tensor &f = *in.reference_features, &g = *in.distorted_features;
-  STD_TORCH_CHECK(f.dim() == 4 && f.size(0) == p.batch && f.numel() == g.numel() && f.scalar_type() == g.scalar_type(),
-                  "degradation_target: features are (B, C, h, w), both alike");
+  STD_TORCH_CHECK(f.dim() == 4 && f.size(0) == p.batch && f.size(1) >= 1 && f.size(2) >= 1 && f.size(3) >= 1,
+                  "reference_features: expected (B, C, h, w) of the images' batch, C, h and w at least 1");
+  check_device(f, in.reference, "reference_features");
+  check_alike(g, f, "distorted_features");
   p.channels = f.size(1), p.h = f.size(2), p.w = f.size(3);
-  p.feature_type = dtype_of(f, "features");
+  p.feature_type = dtype_of(f, "reference_features");
   STD_TORCH_CHECK((p.feature_type == DType::f64) == (p.image_type == DType::f64),
-                  "degradation_target: fp64 goes with fp64 only");
+                  "reference_features: expected float64 with float64 images, and only with them");
   p.reference_features = f.const_data_ptr(), p.distorted_features = g.const_data_ptr();
   return p;
 }
@@ -50,6 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target(
   const Images in{torch::stable::contiguous(reference), torch::stable::contiguous(distorted),
                   contiguous(reference_features), contiguous(distorted_features)};
   TargetParams p = parameters(in, alpha, normalize, floor, scale);
+  STD_TORCH_CHECK(percentile >= 0 && percentile <= 1, "percentile: expected in [0, 1], got ", percentile);
   const int64_t last = p.height * p.width - 1;
   p.rank_high = static_cast<int64_t>(percentile * static_cast<double>(last) + 0.5);
   p.rank_low = last - p.rank_high;
@@ -80,6 +96,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
   const Tensor saved[] = {torch::stable::contiguous(grad), torch::stable::contiguous(out),
                           torch::stable::contiguous(bounds), torch::stable::contiguous(moments),
                           torch::stable::contiguous(raw)};
+  const ScalarType compute = accumulation_type(in.reference);
+  const int64_t pixels = p.batch * p.height * p.width, cells = p.batch * p.h * p.w;
+  const int64_t counts[] = {pixels, pixels, 4 * p.batch, 3 * cells, p.normalize == Normalize::percentile ? pixels : 0};
+  const char* names[] = {"grad", "out", "bounds", "moments", "raw"};
+  for (int i = 0; i < 5; ++i) check_tensor(saved[i], counts[i], compute, in.reference, names[i]);
+  STD_TORCH_CHECK((needs & 3) == 0 || p.image_type != DType::u8, "needs: expected no gradient of uint8 images");
+  STD_TORCH_CHECK((needs & 12) == 0 || p.channels > 0, "needs: expected no gradient of features without features");
   q.grad = saved[0].const_data_ptr();
   p.out = saved[1].mutable_data_ptr(), p.bounds = saved[2].mutable_data_ptr();
   p.moments = saved[3].mutable_data_ptr();
@@ -94,8 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
     grads[i] = wanted ? allocate_like(sources[i]) : allocate({0}, sources[i].scalar_type(), in.reference);
     if (wanted) *targets[i] = grads[i].mutable_data_ptr();
   }
-  const ScalarType compute = accumulation_type(in.reference);
-  const bool features = p.channels > 0 && (needs & 12) != 0;
+  const bool features = (needs & 12) != 0;
   Tensor scratch = allocate({target_scratch_bytes(p)}, ScalarType::Byte, in.reference);
   Tensor reduced = allocate({features ? target_reduced_count(p) : 0}, compute, in.reference);
   Tensor coefficients = allocate({features ? target_coefficients_count(p) : 0}, compute, in.reference);

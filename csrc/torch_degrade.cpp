@@ -5,8 +5,10 @@
 #include "operators.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace finpercep {
@@ -41,8 +43,12 @@ template <class T> const T* table_of(const Tensor& tensor, ScalarType type, cons
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
+constexpr int64_t kMostPixels = int64_t(1) << 20;  // of a side
+constexpr int64_t kMostWeights = int64_t(1) << 28;  // of a resize: memory that is not there would end the process
+
 void check_images(const Tensor& images, const char* name) {
-  STD_TORCH_CHECK(images.dim() == 4, name, ": expected (B,C,H,W)");
+  STD_TORCH_CHECK(images.dim() == 4 && images.size(2) <= kMostPixels && images.size(3) <= kMostPixels, name,
+                  ": expected (B,C,H,W), H and W at most ", kMostPixels);
 }
 
 }  // namespace
@@ -69,10 +75,9 @@ Tensor degrade_resize(Tensor images, Tensor height, Tensor width, Tensor new_hei
   p.batch = images.size(0), p.channels = images.size(1), p.rows = images.size(2), p.columns = images.size(3);
   p.images = floats(images, "images"), p.border = border, p.mirror = mirror;
   p.height = sizes(height, p.batch, p.rows, "height"), p.width = sizes(width, p.batch, p.columns, "width");
-  constexpr int64_t kMost = int64_t(1) << 20;
-  STD_TORCH_CHECK(border >= 0 && border <= kMost, "border: expected 0 or more");
-  p.new_height = sizes(new_height, p.batch, kMost, "new_height");
-  p.new_width = sizes(new_width, p.batch, kMost, "new_width");
+  STD_TORCH_CHECK(border >= 0 && border <= kMostPixels, "border: expected in [0, ", kMostPixels, "], got ", border);
+  p.new_height = sizes(new_height, p.batch, kMostPixels, "new_height");
+  p.new_width = sizes(new_width, p.batch, kMostPixels, "new_width");
   p.mode = values<int64_t>(mode, ScalarType::Long, p.batch, "mode");
   for (int64_t i = 0; i < p.batch; ++i) {
     STD_TORCH_CHECK(p.mode[i] >= 0 && p.mode[i] <= 2, "mode: expected 0, 1 or 2");
@@ -80,6 +85,11 @@ Tensor degrade_resize(Tensor images, Tensor height, Tensor width, Tensor new_hei
     if (p.new_width[i] > p.out_columns) p.out_columns = p.new_width[i];
   }
   p.out_rows += 2 * border, p.out_columns += 2 * border;
+  for (int64_t i = 0; i < p.batch; ++i) {  // one table of weights per side
+    const int64_t down = p.height[i] / p.new_height[i] + 2, across = p.width[i] / p.new_width[i] + 2;
+    STD_TORCH_CHECK(down * p.out_rows <= kMostWeights && across * p.out_columns <= kMostWeights,
+                    "new_height, new_width: expected sizes that are not so far apart");
+  }
   Tensor out = allocate({p.batch, p.channels, p.out_rows, p.out_columns}, ScalarType::Float, images);
   p.out = static_cast<float*>(out.mutable_data_ptr());
   degrade_resize(p, on(images));
@@ -94,8 +104,8 @@ Tensor degrade_noise(Tensor images, Tensor height, Tensor width, Tensor gaussian
   STD_TORCH_CHECK(images.size(1) == 3, "images: expected 3 channels");
   p.images = floats(images, "images");
   p.height = sizes(height, p.batch, p.rows, "height"), p.width = sizes(width, p.batch, p.columns, "width");
-  p.gaussian = values<bool>(gaussian, ScalarType::Bool, p.batch, "gaussian");
-  p.grey = values<bool>(grey, ScalarType::Bool, p.batch, "grey");
+  p.gaussian = values<uint8_t>(gaussian, ScalarType::Bool, p.batch, "gaussian");
+  p.grey = values<uint8_t>(grey, ScalarType::Bool, p.batch, "grey");
   p.strength = values<double>(strength, ScalarType::Double, p.batch, "strength");
   p.key = values<int32_t>(key, ScalarType::Int, 2 * p.batch, "key");
   p.quantile = values<float>(quantile, ScalarType::Float, 65536, "quantile");
@@ -126,12 +136,11 @@ namespace {
 
 using I = DrawnInteger;
 using Flag = DrawnFlag;
-constexpr int64_t kMostPixels = int64_t(1) << 20;  // of a side
 
 // What is drawn for one sample: rows of the tensors of degrade_samples.
 struct Drawn {
   const int64_t* integers;
-  const bool* flags;
+  const uint8_t* flags;
   const double* strengths;  // of both noises
   const int32_t* keys;      // two each
   const float* tables;      // luma, chroma of both JPEGs, 64 each
@@ -246,7 +255,7 @@ Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, 
     kernels[i] = floats(*given[i], "kernels"), sides[i] = given[i]->size(1);
   }
   const int64_t* n = table_of<int64_t>(integers, ScalarType::Long, "int64", batch, I::count, "integers");
-  const bool* flag = table_of<bool>(flags, ScalarType::Bool, "bool", batch, Flag::count, "flags");
+  const uint8_t* flag = table_of<uint8_t>(flags, ScalarType::Bool, "bool", batch, Flag::count, "flags");
   const double* strength = table_of<double>(strengths, ScalarType::Double, "float64", batch, kDrawnStrengths, "strengths");
   const int32_t* key = table_of<int32_t>(keys, ScalarType::Int, "int32", batch, kDrawnKeys, "keys");
   const float* table = table_of<float>(tables, ScalarType::Float, "float32", batch, 64 * kDrawnTables, "tables");
@@ -260,8 +269,13 @@ Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, 
   const int64_t height = batch > 0 ? n[I::final_height] : 0, width = batch > 0 ? n[I::final_width] : 0;
   Tensor out = allocate({batch, 3, height, width}, ScalarType::Float, images);
   float* results = static_cast<float*>(out.mutable_data_ptr());
+  std::atomic<bool> fits{true};
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> a(new float[most]), b(new float[most]);  // only touched where used
+    const std::unique_ptr<float[]> a(new (std::nothrow) float[most]), b(new (std::nothrow) float[most]);
+    if (a == nullptr || b == nullptr) {
+      fits = false;
+      return;
+    }
     for (int64_t at = begin; at < end; ++at) {
       const int64_t i = turn[at];
       const Drawn drawn{n + I::count * i, flag + Flag::count * i, strength + 2 * i, key + 4 * i, table + 256 * i};
@@ -289,6 +303,7 @@ Tensor degrade_samples(Tensor images, Tensor first, Tensor second, Tensor sinc, 
       for (int64_t k = 0; k < 3 * height * width; ++k) to[k] = (run.now[k] * 255 + 0x1.8p23f - 0x1.8p23f) / 255;
     }
   });
+  STD_TORCH_CHECK(fits, "integers: expected sizes that fit the memory, got images of ", most, " numbers");
   return out;
 }
 

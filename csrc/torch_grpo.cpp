@@ -16,10 +16,12 @@ struct Inputs {
   GrpoParams parameters(double clip_low, double clip_high) const {
     GrpoParams p{};
     p.count = log_prob.numel();
-    STD_TORCH_CHECK(p.count > 0 && old_log_prob.numel() == p.count, "grpo_loss: log-probabilities do not match");
+    STD_TORCH_CHECK(p.count > 0, "log_prob: expected at least one element");
+    check_count(old_log_prob, p.count, log_prob, "old_log_prob");
     const int64_t given = advantages.numel();
     STD_TORCH_CHECK(given == p.count || (log_prob.dim() == 2 && given == log_prob.size(0)),
-                    "grpo_loss: advantages do not match");
+                    "advantages: expected one per element, or per row, of log_prob");
+    check_device(advantages, log_prob, "advantages");
     p.steps = p.count / given;
     p.wide = log_prob.scalar_type() == ScalarType::Double;
     p.clip_low = clip_low, p.clip_high = clip_high;
@@ -40,7 +42,7 @@ std::tuple<Tensor, Tensor> grpo_loss(
   Tensor divergence;
   if (kl.has_value()) {
     divergence = torch::stable::contiguous(*kl);
-    STD_TORCH_CHECK(divergence.numel() == p.count, "grpo_loss: kl does not match");
+    check_count(divergence, p.count, in.log_prob, "kl");
     p.kl_type = dtype_of(divergence, "kl"), p.kl = divergence.const_data_ptr();
   }
   p.beta = beta;
@@ -59,7 +61,7 @@ Tensor grpo_loss_backward(
   GrpoBackwardParams q{};
   q.forward = in.parameters(clip_low, clip_high);
   const Tensor grad = torch::stable::contiguous(grad_loss);
-  STD_TORCH_CHECK(grad.scalar_type() == accumulation_type(in.log_prob), "grpo_loss_backward: wrong dtype of grad_loss");
+  check_tensor(grad, 1, accumulation_type(in.log_prob), in.log_prob, "grad_loss");
   Tensor out = allocate_like(in.log_prob);
   q.grad_loss = grad.const_data_ptr(), q.grad_log_prob = out.mutable_data_ptr();
   grpo_loss_backward(q, on(out));

@@ -7,12 +7,17 @@ namespace {
 
 ModulateParams parameters(const Tensor& features, const Tensor& map, int64_t h, int64_t w, int64_t gate,
                           int64_t resample, bool pool) {
-  STD_TORCH_CHECK(features.dim() == 3 && map.dim() == 4 && map.size(1) == 1, "modulate: wrong number of dimensions");
-  STD_TORCH_CHECK(features.size(1) == h * w && features.size(0) == map.size(0), "modulate: sizes do not match");
+  STD_TORCH_CHECK(features.dim() == 3, "features: expected (B, h*w, C)");
+  STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == features.size(0) && map.size(1) == 1 && map.size(2) >= 1 &&
+                      map.size(3) >= 1,
+                  "degradation: expected (B, 1, H, W) of the features' batch, H and W at least 1");
+  STD_TORCH_CHECK(h >= 1 && w >= 1 && features.size(1) % w == 0 && features.size(1) / w == h,
+                  "h, w: expected h*w = ", features.size(1), " tokens, both at least 1, got ", h, ", ", w);
+  check_device(map, features, "degradation");
   ModulateParams p{};
   p.batch = features.size(0), p.h = h, p.w = w, p.channels = features.size(2);
   p.height = map.size(2), p.width = map.size(3);
-  p.gate = static_cast<Gate>(gate), p.resample = static_cast<Resample>(resample), p.pool = pool;
+  p.gate = choice<Gate>(gate, 3, "gate"), p.resample = choice<Resample>(resample, 2, "resample"), p.pool = pool;
   p.feature_type = dtype_of(features, "features"), p.map_type = dtype_of(map, "degradation");
   p.features = features.const_data_ptr(), p.map = map.const_data_ptr();
   return p;
@@ -45,6 +50,9 @@ std::tuple<Tensor, Tensor> modulate_backward(
   const Tensor dc = torch::stable::contiguous(d);
   ModulateBackwardParams p{};
   p.forward = parameters(f, degradation, h, w, gate, resample, pool_mean);
+  const int64_t rows = p.forward.batch * (pool_mean ? 1 : h * w);
+  check_tensor(g, rows * p.forward.channels, f.scalar_type(), f, "grad");
+  check_tensor(dc, p.forward.batch * h * w, accumulation_type(f), f, "d");
   p.forward.d = dc.mutable_data_ptr();
   p.forward.map = nullptr;  // only its shape and dtype are used
   p.grad = g.const_data_ptr();

@@ -16,36 +16,35 @@ struct Inputs {
         sample(torch::stable::contiguous(x)),
         sigma(torch::stable::contiguous(s)),
         sigma_next(torch::stable::contiguous(next)) {
-    STD_TORCH_CHECK(sample.dim() >= 1, "sde_step: sample has no batch dimension");
+    STD_TORCH_CHECK(sample.dim() >= 1, "sample: expected a batch dimension");
     p.batch = sample.size(0);
     p.size = p.batch > 0 ? sample.numel() / p.batch : 0;
     p.velocity = image(velocity, "velocity"), p.sample = image(sample, "sample");
     p.wide = velocity.scalar_type() == ScalarType::Double || sample.scalar_type() == ScalarType::Double;
-    p.kind = static_cast<SdeKind>(kind), p.exact_kl = exact_kl;
+    p.kind = choice<SdeKind>(kind, 3, "kind"), p.exact_kl = exact_kl;
     p.noise_level = noise_level, p.sigma_max = sigma_max;
-    p.sigma = levels(sigma), p.sigma_next = levels(sigma_next);
+    p.sigma = levels(sigma, "sigma"), p.sigma_next = levels(sigma_next, "sigma_next");
   }
 
-  Levels levels(const Tensor& tensor) const {
+  Levels levels(const Tensor& tensor, const char* name) const {
     const ScalarType type = tensor.scalar_type();
     STD_TORCH_CHECK((type == ScalarType::Double || type == ScalarType::Float) &&
                         (tensor.numel() == p.batch || tensor.numel() == 1),
-                    "sde_step: sigma and sigma_next must be float32 or float64, one per sample or one for all");
-    Levels result{tensor.const_data_ptr(), dtype_of(tensor, "sigma"), tensor.numel() == 1 ? 0 : 1, 0};
+                    name, ": expected float32 or float64, one per sample or one for all");
+    Levels result{tensor.const_data_ptr(), dtype_of(tensor, name), tensor.numel() == 1 ? 0 : 1, 0};
 #ifdef FINPERCEP_CUDA
     if (tensor.is_cpu() && tensor.numel() == 1) {  // goes along with the launch: nothing to copy, nothing to wait for
       result.value = type == ScalarType::Float ? double(*static_cast<const float*>(result.data))
                                                : *static_cast<const double*>(result.data);
       result.data = nullptr;
     }
-    STD_TORCH_CHECK(result.data == nullptr || tensor.is_cpu() == sample.is_cpu(),
-                    "sde_step: sigma and sigma_next must be on the device of sample");
+    if (result.data != nullptr) check_device(tensor, sample, name);
 #endif
     return result;
   }
 
   Image image(const Tensor& tensor, const char* name) const {
-    STD_TORCH_CHECK(tensor.numel() == p.batch * p.size, name, ": wrong number of elements");
+    check_count(tensor, p.batch * p.size, sample, name);
     return {tensor.const_data_ptr(), dtype_of(tensor, name)};
   }
   Image keep(Tensor& slot, const std::optional<Tensor>& tensor, const char* name) const {
@@ -62,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sde_step(
     Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, std::optional<Tensor> noise,
     std::optional<Tensor> next_sample, std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl,
     double noise_level, double sigma_max, bool return_mean) {
-  STD_TORCH_CHECK(noise.has_value() != next_sample.has_value(), "sde_step: give noise or next_sample");
+  STD_TORCH_CHECK(noise.has_value() != next_sample.has_value(), "noise: expected it or next_sample, not both");
   Inputs in(velocity, sample, sigma, sigma_next, kind, exact_kl, noise_level, sigma_max);
   SdeParams& p = in.p;
   if (noise.has_value()) p.noise = in.keep(in.outcome, noise, "noise");
@@ -93,19 +92,19 @@ Tensor sde_step_backward(
   SdeBackwardParams q{};
   in.p.next_sample = in.keep(in.outcome, next_sample, "next_sample");
   in.p.reference = in.keep(in.reference, reference_velocity, "reference_velocity");
-  STD_TORCH_CHECK(!grad_kl.has_value() || reference_velocity.has_value(), "sde_step_backward: kl without reference");
+  STD_TORCH_CHECK(!grad_kl.has_value() || reference_velocity.has_value(),
+                  "grad_kl: expected only with reference_velocity");
   Tensor drawn, mean, log_prob, kl;
   q.grad_drawn = in.keep(drawn, grad_next_sample, "grad_next_sample");
   q.grad_mean = in.keep(mean, grad_mean, "grad_mean");
-  const auto scalars = [&](Tensor& slot, const std::optional<Tensor>& grad) -> const void* {
+  const auto scalars = [&](Tensor& slot, const std::optional<Tensor>& grad, const char* name) -> const void* {
     if (!grad.has_value()) return nullptr;
     slot = torch::stable::contiguous(*grad);
-    STD_TORCH_CHECK(slot.scalar_type() == in.compute() && slot.numel() == in.p.batch,
-                    "sde_step_backward: wrong gradient of log_prob or kl");
+    check_tensor(slot, in.p.batch, in.compute(), in.sample, name);
     return slot.const_data_ptr();
   };
-  q.grad_log_prob = scalars(log_prob, grad_log_prob);
-  q.grad_kl = scalars(kl, grad_kl);
+  q.grad_log_prob = scalars(log_prob, grad_log_prob, "grad_log_prob");
+  q.grad_kl = scalars(kl, grad_kl, "grad_kl");
   q.forward = in.p;
   Tensor out = allocate_like(in.velocity);
   q.grad_velocity = out.mutable_data_ptr();

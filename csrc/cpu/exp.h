@@ -8,7 +8,8 @@ namespace {
 
 // e^x within 2 ulp: x = n·ln2 + r, a polynomial on |r| <= ln2/2 (Cephes' coefficients), times 2^n in two factors so that
 // overflow gives inf and underflow goes through subnormals to 0. NaN passes both comparisons and stays NaN.
-template <class F, class I> inline F exp_float(F x) {  // scalars, or vectors of them
+// F: float, or vectors of it; I: int32_t alike. U: what is shifted, unsigned for scalars, where NaN would overflow.
+template <class F, class I, class U> inline F exp_float(F x) {
   x = x < -150.0f ? F{} - 150.0f : x;
   x = x > 130.0f ? F{} + 130.0f : x;
   const F shifter = F{} + 12582912.0f;  // 1.5·2^23: adding it rounds to an integer, kept in the low bits
@@ -24,11 +25,11 @@ template <class F, class I> inline F exp_float(F x) {  // scalars, or vectors of
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + r + 1.0f;
   const I half = exponent >> 1;
-  return y * bit_cast<F>((half + 127) << 23) * bit_cast<F>((exponent - half + 127) << 23);
+  return y * bit_cast<F>(U(half + 127) << 23) * bit_cast<F>(U(exponent - half + 127) << 23);
 }
-inline float exp_of(float x) { return exp_float<float, int32_t>(x); }
+inline float exp_of(float x) { return exp_float<float, int32_t, uint32_t>(x); }
 inline double exp_of(double x) { return __builtin_exp(x); }
-inline vec<float> exp_of(const vec<float>& x) { return exp_float<vec<float>, vec_mask<float>>(x); }
+inline vec<float> exp_of(const vec<float>& x) { return exp_float<vec<float>, vec_mask<float>, vec_mask<float>>(x); }
 inline vec<double> exp_of(const vec<double>& x) {
   vec<double> y;
   for (int k = 0; k < lanes_of<double>; ++k) y[k] = __builtin_exp(x[k]);

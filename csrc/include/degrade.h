@@ -28,7 +28,7 @@ struct NoiseParams {
   const float* images;
   float* out;
   const int64_t *height, *width;
-  const bool *gaussian, *grey;
+  const uint8_t *gaussian, *grey;  // 0: no; a bool read from a tensor may hold more than 0 and 1
   const double* strength;
   const int32_t* key;     // (batch,2)
   const float* quantile;  // (65536,), of the standard normal distribution
