@@ -19,9 +19,16 @@ TOTALS = 8  # of one program, in fp64: see _store_totals
 
 @triton.jit
 def _std(squares, count, varied, correction, A: tl.constexpr):
-    """0 for groups whose rewards are all equal: found by comparison, a rounded mean would lie about them."""
+    """0 for groups whose rewards are equal up to rounding."""
     room = tl.maximum(count - correction, 1).to(A)
     return tl.where(varied, root(divide(squares, room)), 0.0)
+
+
+@triton.jit
+def _varied(low, high, resolution, A: tl.constexpr):
+    """Whether the range is more than rounding; not where nothing is finite, low being inf and high -inf."""
+    largest = tl.maximum(tl.abs(low), tl.abs(high))
+    return high - low > tl.full((), resolution, A) * largest
 
 
 @triton.jit
@@ -79,6 +86,7 @@ def advantage_rows_kernel(
     group_size,
     eps: tl.float64,
     correction,
+    resolution: tl.float64,
     clip: tl.float64,
     SCALE: tl.constexpr,
     A: tl.constexpr,
@@ -107,14 +115,18 @@ def advantage_rows_kernel(
         high = tl.where(known & (reward > high), reward, high)
     count = tl.sum(finite, 1)
     sums = tl.sum(total, 1)
-    mean = divide(sums, tl.maximum(count, 1).to(A))
-    varied = tl.max(high, 1) > tl.min(low, 1)
-    spread = tl.zeros([BLOCK_G, BLOCK_S], A)
+    inverse = divide(tl.full([BLOCK_G], 1.0, A), tl.maximum(count, 1).to(A))
+    mean = sums * inverse
+    varied = _varied(tl.min(low, 1), tl.max(high, 1), resolution, A)
+    spread, left = tl.zeros([BLOCK_G, BLOCK_S], A), tl.zeros([BLOCK_G], A)
     for start in range(0, longest, BLOCK_S):
         _, reward, known, _ = _members(rewards, order, begin, length, start, A, BLOCK_S)
         deviation = tl.where(known, reward - mean[:, None], 0.0)
         spread += deviation * deviation
-    squares = tl.sum(spread, 1)
+        left += tl.sum(deviation, 1)
+    # The mean is rounded: what is left of the deviations would be the sum of the advantages.
+    rest = left * inverse
+    squares = tl.where(varied, tl.maximum(tl.sum(spread, 1) - left * rest, 0.0), 0.0)
     std = _std(squares, count, varied, correction, A)
 
     comparable = count >= 2
@@ -124,10 +136,12 @@ def advantage_rows_kernel(
     n_finite, n_all = tl.sum(count.to(tl.int64), 0), tl.sum(length.to(tl.int64), 0)
     n_comparable = tl.sum(comparable.to(tl.int64), 0)
     std_sum = tl.sum(std.to(tl.float64), 0)
-    batch_mean = tl.sum(sums.to(tl.float64), 0) / tl.maximum(n_finite, 1).to(tl.float64)
+    exact = mean.to(tl.float64) + rest.to(tl.float64)
+    many = count.to(tl.float64)
+    batch_mean = tl.sum(many * exact, 0) / tl.maximum(n_finite, 1).to(tl.float64)
     # Around the common mean: the squares within the groups and those of the groups' means.
-    apart = mean.to(tl.float64) - batch_mean
-    batch_squares = tl.sum(squares.to(tl.float64) + tl.where(count > 0, count.to(tl.float64) * apart * apart, 0.0), 0)
+    apart = exact - batch_mean
+    batch_squares = tl.sum(squares.to(tl.float64) + many * apart * apart, 0)
     if totals is None:
         _write_stats(
             counts,
@@ -161,7 +175,8 @@ def advantage_rows_kernel(
     for start in range(0, longest, BLOCK_S):
         at, reward, known, inside = _members(rewards, order, begin, length, start, A, BLOCK_S)
         keep = known & varied[:, None]
-        value = _scaled(reward - mean[:, None], divisor[:, None], keep, clip, A)
+        deviation = (reward - mean[:, None]) - rest[:, None]
+        value = _scaled(deviation, divisor[:, None], keep, clip, A)
         tl.store(advantages + at, value, mask=inside)
 
 
@@ -284,6 +299,7 @@ def advantage_ids_kernel(
     count,
     eps: tl.float64,
     correction,
+    resolution: tl.float64,
     clip: tl.float64,
     SCALE: tl.constexpr,
     A: tl.constexpr,
@@ -303,12 +319,15 @@ def advantage_ids_kernel(
     reward = tl.where(known, reward, 0.0)
     low, high = tl.where(known, reward, float("inf")), tl.where(known, reward, float("-inf"))
     _, low, high = tl.associative_scan((start, low, high), 0, _run_range)
-    varied = tl.gather(high, end, 0) > tl.gather(low, end, 0)
+    varied = _varied(tl.gather(low, end, 0), tl.gather(high, end, 0), resolution, A)
     _, n = tl.associative_scan((start, known.to(tl.int32)), 0, _run_sum)
     finite = tl.gather(n, end, 0)
     _, total = tl.associative_scan((start, reward), 0, _run_sum)
     mean = divide(tl.gather(total, end, 0), tl.maximum(finite, 1).to(A))
     deviation = tl.where(known, reward - mean, 0.0)
+    _, away = tl.associative_scan((start, deviation), 0, _run_sum)
+    rest = divide(tl.gather(away, end, 0), tl.maximum(finite, 1).to(A))
+    deviation = tl.where(known, deviation - rest, 0.0)
     _, spread = tl.associative_scan((start, deviation * deviation), 0, _run_sum)
     std = _std(tl.gather(spread, end, 0), finite, varied, correction, A)
 
@@ -346,9 +365,14 @@ def advantage_ids_kernel(
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
-def _warps(elements: int) -> int:
-    """8 elements per thread."""
-    return max(1, min(16, elements // 256))
+def _resolution(dtype: torch.dtype) -> float:
+    """As in finpercep.ops.advantage."""
+    return torch.finfo(dtype).eps * (4 if dtype.itemsize >= 4 else 1)
+
+
+def _warps(elements: int, compute: torch.dtype = torch.float32) -> int:
+    """8 elements per thread, of fp64 half as many."""
+    return max(1, min(16, elements * compute.itemsize // 1024))
 
 
 def _runs(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -387,6 +411,7 @@ def group_advantage(
             n,
             eps,
             correction,
+            _resolution(rewards.dtype),
             clip,
             SCALE=scale,
             A=A,
@@ -418,12 +443,13 @@ def group_advantage(
         group_size,
         eps,
         correction,
+        _resolution(rewards.dtype),
         float("inf") if late else clip,
         SCALE=scale,
         A=A,
         BLOCK_G=block_g,
         BLOCK_S=block_s,
-        num_warps=_warps(block_g * block_s),
+        num_warps=_warps(block_g * block_s, compute),
     )
     if totals is not None:
         divisor = rewards.new_empty(1, dtype=compute) if scale == BATCH else None

@@ -9,22 +9,31 @@ namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
 
+// Of its finite rewards. Their mean is mean + rest: mean alone is rounded, and advantages would not sum to 0.
 template <class A> struct Group {
   int64_t finite = 0;
-  A first = 0;                // of the finite rewards
-  bool varied = false;        // another one differs: by comparison, a rounded mean would lie about equal rewards
-  A mean = 0, squares = 0;    // Σ (r - mean)² over the finite rewards
+  A low = 0, high = 0;
+  A mean = 0, rest = 0, squares = 0;  // squares: Σ (r - mean - rest)²
   A std = 0;
+  bool varied = false;                // they differ by more than rounding
 
   bool comparable() const { return finite >= 2; }
   bool lively() const { return varied; }
   void add(A reward) {
-    if (finite == 0) first = reward;
+    low = finite == 0 ? reward : min_of(low, reward);
+    high = finite == 0 ? reward : max_of(high, reward);
     finite += 1;
-    varied |= reward != first;
   }
-  void finish(int64_t correction) {  // mean and squares are there
-    if (varied) std = root(squares / A(max_of(finite - correction, int64_t(1))));
+  bool differs(const AdvantageParams& p) const {
+    return high - low > A(p.resolution) * max_of(magnitude(low), magnitude(high));
+  }
+  // mean is there; of the deviations from it, away and squared are the sums
+  void finish(const AdvantageParams& p, double away, double squared) {
+    varied = differs(p);
+    rest = A(finite > 0 ? away / double(finite) : 0);
+    const double left = finite > 0 ? squared - away * (away / double(finite)) : 0;
+    if (varied) squares = A(max_of(0.0, left));
+    std = root(squares / A(max_of(finite - p.correction, int64_t(1))));
   }
 };
 
@@ -38,7 +47,7 @@ struct Totals {
   template <class A> void add(const Group<A>& g) {
     groups += 1;
     finite += g.finite;
-    sum += double(g.mean) * double(g.finite);
+    sum += (double(g.mean) + double(g.rest)) * double(g.finite);
     if (!g.comparable()) { single += 1; return; }
     comparable += 1;
     std += double(g.std);
@@ -65,19 +74,21 @@ template <class A> using Row = typename Vector<A, 32>::type;
 template <class A> using RowMask = typename Vector<A, 32>::mask;
 template <class A> constexpr int64_t kRow = 32 / int64_t(sizeof(A));
 
-template <class A> __attribute__((noinline)) Group<A> summarise_careful(const A* r, int64_t n, int64_t correction) {
+template <class A> __attribute__((noinline)) Group<A> summarise_careful(const AdvantageParams& p, const A* r, int64_t n) {
   Group<A> g;
-  double sum = 0, squares = 0;
+  double sum = 0, away = 0, squared = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (!is_finite(r[i])) continue;
     g.add(r[i]);
     sum += double(r[i]);
   }
   g.mean = A(g.finite > 0 ? sum / double(g.finite) : 0);
-  for (int64_t i = 0; i < n; ++i)
-    if (is_finite(r[i])) squares += (double(r[i]) - double(g.mean)) * (double(r[i]) - double(g.mean));
-  g.squares = A(squares);
-  g.finish(correction);
+  for (int64_t i = 0; i < n; ++i) {
+    if (!is_finite(r[i])) continue;
+    const double apart = double(r[i]) - double(g.mean);
+    away += apart, squared += apart * apart;
+  }
+  g.finish(p, away, squared);
   return g;
 }
 
@@ -90,50 +101,50 @@ template <class A> __attribute__((always_inline)) inline A row_sum(const A* r, i
   return rest + sum_lanes<A, 32>(sums);
 }
 
-template <class A> __attribute__((always_inline)) inline A row_squares(const A* r, int64_t n, A mean) {
-  Row<A> sums{};
-  A rest = 0;
+// Sums of the deviations from `mean` and of their squares.
+template <class A> __attribute__((always_inline)) inline void row_deviations(const A* r, int64_t n, A mean, A* away, A* squared) {
+  Row<A> sums{}, squares{};
+  A rest = 0, rest_squares = 0;
   int64_t i = 0;
   for (; i + kRow<A> <= n; i += kRow<A>) {
-    const Row<A> away = load_vec<Row<A>>(r + i) - mean;
-    sums += away * away;
+    const Row<A> apart = load_vec<Row<A>>(r + i) - mean;
+    sums += apart, squares += apart * apart;
   }
-  for (; i < n; ++i) rest += (r[i] - mean) * (r[i] - mean);
-  return rest + sum_lanes<A, 32>(sums);
+  for (; i < n; ++i) rest += r[i] - mean, rest_squares += (r[i] - mean) * (r[i] - mean);
+  *away = rest + sum_lanes<A, 32>(sums), *squared = rest_squares + sum_lanes<A, 32>(squares);
 }
 
-template <class A> inline bool row_varies(const A* r, int64_t n) {
-  for (int64_t i = 1; i < n; ++i)
-    if (r[i] != r[0]) return true;
-  return false;
-}
-
-// Mean and std of `count` groups of `n` rewards. The steps go over all groups in turn: within one group each waits for the
-// one before, and divisions and roots vectorise over groups. True if every group is plain: finite, and its spread so far
-// above the rounding of its mean that its rewards differ for certain. kSize: the size where it is known, else 0.
+// Mean, rest and std of `count` groups of `n` rewards. The steps go over all groups in turn: within one group each waits for
+// the one before, and divisions and roots vectorise over groups. True if every group is plain: finite, and its spread so far
+// above rounding (half of the range at most) that its rewards differ for certain. kSize: the size where it is known, else 0.
 template <int64_t kSize, class A>
-bool moments_of(const A* r, int64_t any_size, int64_t count, int64_t correction, A* mean, A* std) {
+bool moments_of(const AdvantageParams& p, const A* r, int64_t any_size, int64_t count, A* mean, A* rest, A* std) {
   const int64_t n = kSize > 0 ? kSize : any_size;
-  const A size = A(n), freedom = A(max_of(n - correction, int64_t(1)));
+  const A size = A(n), freedom = A(max_of(n - p.correction, int64_t(1))), least = max_of(A(1e-4), 2 * A(p.resolution));
   for (int64_t i = 0; i < n * count; i += 64 / int64_t(sizeof(A))) prefetch_ahead(r + i);  // the next task's rewards
   for (int64_t g = 0; g < count; ++g) mean[g] = row_sum(r + g * n, n);
   for (int64_t g = 0; g < count; ++g) mean[g] = mean[g] / size;
-  for (int64_t g = 0; g < count; ++g) std[g] = row_squares(r + g * n, n, mean[g]);
+  for (int64_t g = 0; g < count; ++g) row_deviations(r + g * n, n, mean[g], rest + g, std + g);
   int32_t doubtful = 0;
   for (int64_t g = 0; g < count; ++g) {
-    std[g] = root(std[g] / freedom);
-    const A doubt = A(1e-4) * (mean[g] < 0 ? -mean[g] : mean[g]);
+    const A away = rest[g], left = std[g] - away * (away / size);
+    rest[g] = away / size;
+    std[g] = root((left < 0 ? A(0) : left) / freedom);
+    const A doubt = least * (mean[g] < 0 ? -mean[g] : mean[g]);
     doubtful += std[g] > doubt && std[g] < A(__builtin_inf()) ? 0 : 1;  // NaN is doubtful
   }
   return doubtful == 0;
 }
 
-template <class A> Group<A> group_of(const A* r, int64_t n, int64_t correction, A mean, A std) {
-  if (!is_finite(mean)) return summarise_careful(r, n, correction);  // a NaN, an infinity, or an overflow
+// std: as moments_of has it
+template <class A> Group<A> group_of(const AdvantageParams& p, const A* r, int64_t n, A mean, A rest, A std) {
+  if (!is_finite(mean)) return summarise_careful(p, r, n);  // a NaN, an infinity, or an overflow
   Group<A> group;
-  group.finite = n, group.mean = mean, group.varied = row_varies(r, n);
+  group.finite = n, group.mean = mean, group.rest = rest, group.low = group.high = r[0];
+  for (int64_t i = 1; i < n; ++i) group.low = min_of(group.low, r[i]), group.high = max_of(group.high, r[i]);
+  group.varied = group.differs(p);
   group.std = group.varied ? std : A(0);
-  group.squares = group.std * group.std * A(max_of(n - correction, int64_t(1)));
+  group.squares = group.std * group.std * A(max_of(n - p.correction, int64_t(1)));
   return group;
 }
 
@@ -154,29 +165,32 @@ template <class A> struct Writer {
     const A divisor = p.scale == AdvantageScale::group ? g.std + eps : batch_divisor;
     return divisor > 0 ? 1 / divisor : 1;
   }
+  A advantage(const Group<A>& g, A factor, A reward) const {
+    return is_finite(reward) ? limited((reward - g.mean - g.rest) * factor, clip) : A(0);
+  }
   void write(const Group<A>& g, const A* r, int64_t n, A* out) const {
     const A factor = inverse(g);
     if (factor == 0) {  // not -0, and not 0·inf
       for (int64_t i = 0; i < n; ++i) out[i] = 0;
     } else if (g.finite < n) {
-      for (int64_t i = 0; i < n; ++i) out[i] = is_finite(r[i]) ? limited((r[i] - g.mean) * factor, clip) : A(0);
+      for (int64_t i = 0; i < n; ++i) out[i] = advantage(g, factor, r[i]);
     } else {
-      write_row(g.mean, factor, r, n, out);
+      write_row(g.mean, g.rest, factor, r, n, out);
     }
   }
-  __attribute__((always_inline)) void write_row(A mean, A factor, const A* r, int64_t n, A* out) const {
+  __attribute__((always_inline)) void write_row(A mean, A rest, A factor, const A* r, int64_t n, A* out) const {
     const Row<A> most = Row<A>{} + clip;
     const bool clips = p.clip > 0;
     int64_t i = 0;
     for (; i + kRow<A> <= n; i += kRow<A>) {
-      Row<A> x = (load_vec<Row<A>>(r + i) - mean) * factor;
+      Row<A> x = (load_vec<Row<A>>(r + i) - mean - rest) * factor;
       if (clips) {
         x = x > most ? most : x;
         x = x < -most ? -most : x;
       }
       store_vec(out + i, x);
     }
-    for (; i < n; ++i) out[i] = limited((r[i] - mean) * factor, clip);
+    for (; i < n; ++i) out[i] = limited((r[i] - mean - rest) * factor, clip);
   }
 };
 
@@ -184,7 +198,7 @@ template <class A> struct Writer {
 template <class A> A batch_divisor(const AdvantageParams& p, const Totals& t, const Group<A>* groups, int64_t count) {
   double squares = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const double away = double(groups[i].mean) - t.mean();
+    const double away = double(groups[i].mean) - t.mean() + double(groups[i].rest);
     squares += double(groups[i].squares) + double(groups[i].finite) * away * away;
   }
   const int64_t freedom = max_of(t.finite - p.correction, int64_t(1));
@@ -222,19 +236,19 @@ template <int64_t kSize, class A> void blocks(const AdvantageParams& p, const Pa
   Scratch<Group<A>> groups(together ? tasks.groups : 0);
   Writer<A> writer(p);
   each_task<A>(p, pool, [&](int64_t t, int64_t first, const A* r, int64_t here) {
-    A staged[kBlock], mean[kBlock], std[kBlock];
+    A staged[kBlock], mean[kBlock], rest[kBlock], std[kBlock];
     A* to = stream ? staged : out + first * size;
-    const bool plain = moments_of<kSize>(r, size, here, p.correction, mean, std);
+    const bool plain = moments_of<kSize>(p, r, size, here, mean, rest, std);
     Totals sum;
     if (plain && !together) {
       sum.groups = here, sum.finite = here * size, sum.comparable = double(here);
       sum.sum = double(sum_block(mean, here)) * double(size), sum.std = double(sum_block(std, here));
       const bool by_group = p.scale == AdvantageScale::group;
       for (int64_t g = 0; g < here; ++g) std[g] = by_group ? 1 / (std[g] + writer.eps) : A(1);
-      for (int64_t g = 0; g < here; ++g) writer.write_row(mean[g], std[g], r + g * size, size, to + g * size);
+      for (int64_t g = 0; g < here; ++g) writer.write_row(mean[g], rest[g], std[g], r + g * size, size, to + g * size);
     } else {
       for (int64_t g = 0; g < here; ++g) {
-        const Group<A> group = group_of(r + g * size, size, p.correction, mean[g], std[g]);
+        const Group<A> group = group_of(p, r + g * size, size, mean[g], rest[g], std[g]);
         sum.add(group);
         if (together) groups.data[first + g] = group;
         else writer.write(group, r + g * size, size, to + g * size);
@@ -287,12 +301,11 @@ template <class A> void labels(const AdvantageParams& p) {
   const A* r = load_any(p.rewards, p.reward_type, 0, buffer.data, p.count);
   const int64_t count = number_groups(p.ids, p.count, slot.data);
   Scratch<Group<A>> groups(count);
-  Scratch<double> sums(count);
-  for (int64_t g = 0; g < count; ++g) groups.data[g] = Group<A>(), sums.data[g] = 0;
+  Scratch<double> sums(count), squares(count);
+  for (int64_t g = 0; g < count; ++g) groups.data[g] = Group<A>(), sums.data[g] = squares.data[g] = 0;
   for (int64_t i = 0; i < p.count; ++i) {
     if (!is_finite(r[i])) continue;
-    Group<A>& g = groups.data[slot.data[i]];
-    g.add(r[i]);
+    groups.data[slot.data[i]].add(r[i]);
     sums.data[slot.data[i]] += double(r[i]);
   }
   for (int64_t g = 0; g < count; ++g) {
@@ -301,13 +314,12 @@ template <class A> void labels(const AdvantageParams& p) {
   }
   for (int64_t i = 0; i < p.count; ++i) {
     if (!is_finite(r[i])) continue;
-    const double away = double(r[i]) - double(groups.data[slot.data[i]].mean);
-    sums.data[slot.data[i]] += away * away;
+    const double apart = double(r[i]) - double(groups.data[slot.data[i]].mean);
+    sums.data[slot.data[i]] += apart, squares.data[slot.data[i]] += apart * apart;
   }
   Totals total;
   for (int64_t g = 0; g < count; ++g) {
-    groups.data[g].squares = A(sums.data[g]);
-    groups.data[g].finish(p.correction);
+    groups.data[g].finish(p, sums.data[g], squares.data[g]);
     total.add(groups.data[g]);
   }
   Writer<A> writer(p);
@@ -316,8 +328,7 @@ template <class A> void labels(const AdvantageParams& p) {
   for (int64_t g = 0; g < count; ++g) sums.data[g] = double(writer.inverse(groups.data[g]));
   for (int64_t i = 0; i < p.count; ++i) {
     const A factor = A(sums.data[slot.data[i]]);
-    const bool counts = is_finite(r[i]) && factor != 0;
-    out[i] = counts ? limited((r[i] - groups.data[slot.data[i]].mean) * factor, writer.clip) : A(0);
+    out[i] = factor != 0 ? writer.advantage(groups.data[slot.data[i]], factor, r[i]) : A(0);
   }
   write_stats<A>(p, total);
 }

@@ -159,7 +159,7 @@ struct SmallPlan {
   int stds, sums, codes;
   int numbers, starts;  // uint16: the group of each reward; where each group begins, and the end
   int bytes;
-  SmallPlan(const AdvantageParams& p, int real) : count(int(p.count)), size(int(p.group_size)), table(4) {
+  SmallPlan(const AdvantageParams& p, int real) : count(int(p.count)), size(int(min_of(p.group_size, kAdvantageSmall))), table(4) {
     const bool labelled = p.ids != nullptr;
     const auto whole = [](int offset) { return (offset + 15) / 16 * 16; };
     groups = labelled ? count : count / size;
@@ -427,12 +427,13 @@ __global__ void __launch_bounds__(kLabelled ? kIdThreads : kSmallThreads, 1) adv
     }
     if (writes) break;
     __syncthreads();
-    double squares = 0;
+    double rest = 0, squares = 0;  // the mean comes from sums that are rounded
     for (int i = thread; i < count; i += kCount) {
       const double away = double(rewards[skewed(i)]) - mean[0];
-      if (is_finite(away)) squares += away * away;
+      if (is_finite(away)) rest += away, squares += away * away;
     }
-    squares = block_reduce<kCount>(squares, Sum());
+    rest = block_reduce<kCount>(rest, Sum()), squares = block_reduce<kCount>(squares, Sum());
+    squares = max_of(0.0, squares - rest * (rest / double(max_of(finite[0], 1))));
     writer = Writer<A>(p, batch_factor<A>(p, squares, finite[0]));
   }
   A* out = static_cast<A*>(p.advantages);

@@ -8,6 +8,7 @@ import torch
 from finpercep import ops
 from finpercep.ops import _backend
 from finpercep.ops.advantage import group_advantage, group_advantage_reference
+from tests.ops.equal_rewards import DTYPES, check_one_unit, check_resolution, check_sum
 
 BACKENDS = [
     "reference",
@@ -70,6 +71,21 @@ def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
     assert (advantages[:24] == 0).all()
     assert (advantages[24:] != 0).any()
     assert counts(stats) == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_up_to_rounding(backend, labelled, dtype):
+    check_one_unit(backend, dtype, labelled)
+    check_resolution(backend, dtype, labelled)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(("count", "size"), [(16, 8), (96, 24), (90, 3), (5000, 8), (5000, 500), (6000, 2000)])
+def test_advantages_sum_to_zero(backend, labelled, count, size):
+    check_sum(backend, count, size, labelled)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,6 +12,7 @@ from finpercep.ops import group_advantage, grpo_loss, sde_step
 from finpercep.ops.advantage import group_advantage_reference
 from finpercep.ops.grpo import grpo_loss_reference
 from finpercep.ops.sde import sde_step_reference
+from tests.ops.equal_rewards import DTYPES, check_one_unit, check_resolution, check_sum
 
 from ..launches import record
 
@@ -96,6 +97,19 @@ def test_equal_rewards_give_exactly_zero(labelled):
     advantages, stats = group_advantage(rewards, eps=1e-12, backend="triton", **groups)
     assert (advantages[:24] == 0).all()
     assert [int(s) for s in stats[:4]] == [2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_up_to_rounding(labelled, dtype):
+    check_one_unit("triton", dtype, labelled)
+    check_resolution("triton", dtype, labelled)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_advantages_sum_to_zero(small_blocks, labelled):
+    for count, size in ((16, 8), (90, 3), (96, 24), (96, 96)):
+        check_sum("triton", count, size, labelled)
 
 
 def test_the_largest_id_is_not_taken_for_padding():
