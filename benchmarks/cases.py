@@ -20,7 +20,7 @@ from torch import Tensor
 
 from finpercep import ops
 
-FP32, BF16 = torch.float32, torch.bfloat16
+FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
 FORWARD, TRAINING = ("forward",), ("forward", "training")
 EVERY = ("forward", "backward", "training")
 Outputs = Sequence[Tensor]
@@ -249,13 +249,15 @@ def _rows(operator: str, directions: Sequence[str], dtype: torch.dtype, size: st
 @dataclass(frozen=True)
 class Family:
     """Everything of one operator. `small` is one call of every kind, for views, gradients, registration, capture and
-    the sanitizer; `more` are kinds and sizes whose values are checked too. On the GPU the most telling come first:
-    there may be no time for the last."""
+    the sanitizer; `more` are kinds and sizes whose values are checked too. `compiled` is work of usual sizes whose
+    Triton kernels, in every variant, are compiled without a GPU. On the GPU the most telling come first: there may be
+    no time for the last."""
 
     small: Sequence[Call]
     more: Sequence[Call]
     cpu: Sequence[Case]
     gpu: Sequence[Case]
+    compiled: Sequence[Callable[[], Work]] = ()
 
 
 GRID, SIDE = (32, 32), (448, 448)
@@ -326,6 +328,16 @@ FAMILIES = {
             *_rows("group_advantage", FORWARD, FP32, "2M x 16", group_advantage, 1 << 25, 16),
             *_rows("group_advantage ids", FORWARD, FP32, "256x16", group_advantage, 256 * 16, 16, ids=True),
         ],
+        compiled=[
+            partial(group_advantage, dtype, count, size, ids=ids, scale=scale)
+            for scale, dtype, sizes, counts in (
+                ("group", FP32, ((1152, 24), (4095, 3), (1 << 20, 16)), (1152, 4096, 1 << 20)),
+                ("batch", FP32, ((4096, 16), (1 << 20, 16)), (4096,)),
+                ("none", FP64, ((2048, 16), (2046, 3), (1 << 20, 16)), (2048, 1 << 20)),
+                ("group", BF16, ((1152, 24),), (1152,)),
+            )
+            for count, size, ids in (*((*one, False) for one in sizes), *((count, 16, True) for count in counts))
+        ],
     ),
     "grpo_loss": Family(
         small=[_call(grpo_loss, 48, 10, kl=True)],
@@ -337,6 +349,12 @@ FAMILIES = {
         gpu=[
             *_rows("grpo_loss", TRAINING, FP32, "32M", grpo_loss, 1 << 25),
             *_rows("grpo_loss", TRAINING, FP32, "48x24", grpo_loss, 48 * 24),
+        ],
+        compiled=[
+            partial(grpo_loss, FP32, 1152, 1, kl=True),
+            partial(grpo_loss, FP32, 1 << 16, 10, kl=True),
+            partial(grpo_loss, BF16, 1 << 20, 1),
+            partial(grpo_loss, FP64, 1 << 20, 1, kl=True),
         ],
     ),
     "sde_step": Family(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -11,63 +10,18 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cases import FAMILIES
+from tests.budgets import Budget, budget
 from tests.cuda.build import REPOSITORY
 
 ARCHS = ("80", "90", "100")
+PROMISES = {"wide_loads": True, "wide_stores": True, "in_flight": 2}  # and what is worth one
 FOLDER = REPOSITORY / "build" / "cuda-check"  # kept: the next run compiles only what changed
-BUDGET = Path(__file__).with_name("registers.json")
-# Kernels that pass over large tensors: 128 bits at a time when reading, and when writing.
-WIDE_LOADS = {
-    "grpo_bwd_kernel",
-    "grpo_fwd_kernel",
-    "modulate_bwd_kernel",
-    "modulate_fwd_kernel",
-    "modulate_pool_fwd_kernel",
-    "sde_step_bwd_kernel",
-    "sde_step_fwd_kernel",
-    "target_cosine_bwd_kernel",
-    "target_cosine_kernel",
-    "target_digit_kernel",
-    "target_image_bwd_kernel",
-    "target_minmax_kernel",
-    "target_raw_kernel",
-    "target_rescale_kernel",
-}
-WIDE_STORES = {
-    "grpo_bwd_kernel",
-    "modulate_bwd_kernel",
-    "modulate_fwd_kernel",
-    "modulate_map_bwd_kernel",
-    "sde_step_bwd_kernel",
-    "sde_step_fwd_kernel",
-    "target_cosine_bwd_kernel",
-    "target_image_bwd_kernel",
-    "target_minmax_kernel",
-    "target_raw_kernel",
-    "target_rescale_kernel",
-}
-# How many packs a thread of theirs asks for before it waits for the first.
-IN_FLIGHT = {
-    "grpo_bwd_kernel": 3,
-    "grpo_fwd_kernel": 4,
-    "modulate_bwd_kernel": 8,
-    "modulate_downsample_kernel": 5,
-    "modulate_fwd_kernel": 4,
-    "modulate_pool_fwd_kernel": 7,
-    "sde_step_bwd_kernel": 4,
-    "sde_step_fwd_kernel": 4,
-    "target_cosine_bwd_kernel": 4,
-    "target_cosine_kernel": 4,
-    "target_image_bwd_kernel": 8,  # and one more for percentile
-    "target_minmax_kernel": 6,
-    "target_raw_kernel": 6,
-    "target_rescale_kernel": 4,
-}
 # In the names of the kernels for mixtures of dtypes, element by element; for uint8 images, which load packs of eight;
 # for half-precision velocities beside fp32 images, whose gradients are stored by four; and for half-precision maps,
 # which are read by four.
@@ -162,49 +116,6 @@ def test_nothing_is_spilled(resources) -> None:
     assert not spilled
 
 
-def test_registers_are_within_budget(resources) -> None:
-    """The most of any dtype and architecture; `FINPERCEP_WRITE_BUDGET=1 pytest tests/cuda` writes the file anew."""
-    used: dict[str, int] = defaultdict(int)
-    for (_, name), use in resources.items():
-        used[short_name(name)] = max(used[short_name(name)], use["REG"])
-    if os.environ.get("FINPERCEP_WRITE_BUDGET") == "1":
-        BUDGET.write_text(json.dumps(used, indent=2, sort_keys=True) + "\n")
-    budget = json.loads(BUDGET.read_text())
-    assert set(used) == set(budget)
-    assert {name: count for name, count in used.items() if count > budget[name]} == {}
-
-
-@pytest.fixture(scope="session", params=ARCHS)
-def machine_code(request: pytest.FixtureRequest, library: Path, cuobjdump: str) -> dict[str, list[str]]:
-    """Mangled name -> instructions, of one architecture."""
-    code: dict[str, list[str]] = {}
-    name = ""
-    for line in lines(cuobjdump, "-sass", "-arch", f"sm_{request.param}", str(library)):
-        if "Function : " in line:
-            name = line.split("Function : ")[1].strip()
-            code[name] = []
-        elif (found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)) is not None:
-            code[name].append(found[1])
-    assert code
-    return code
-
-
-def test_memory_is_accessed_128_bits_at_a_time(machine_code) -> None:
-    narrow_loads, narrow_stores = [], []
-    for name, code in machine_code.items():
-        text, kernel = "\n".join(code), short_name(name)
-        assert not re.search(r"\b(LDL|STL)\b", text), f"local memory in {name}"
-        if ELEMENTWISE in name:
-            continue
-        if kernel in WIDE_LOADS and EIGHT_BYTES not in name and not WIDE_LOAD.search(text):
-            narrow_loads.append(name)
-        four_halves = FOUR_HALVES.search(name) and "bwd" in name
-        if kernel in WIDE_STORES and not four_halves and not re.search(r"\bSTG\.E\S*\.128", text):
-            narrow_stores.append(name)
-    assert not narrow_loads
-    assert not narrow_stores
-
-
 INSTRUCTION = re.compile(r"(?P<predicate>@\S+\s+)?(?P<name>\S+)\s*(?P<operands>.*)")
 LEAVES = ("EXIT", "RET", "BAR")
 
@@ -237,17 +148,89 @@ def most_in_flight(code: list[str], load: re.Pattern[str]) -> int:
     return most
 
 
-def test_loads_are_in_flight_together(machine_code) -> None:
+@dataclass(frozen=True)
+class Access:
+    """How one variant of a kernel reads and writes memory; None where nothing is asked of it."""
+
+    local: bool
+    wide_loads: bool | None
+    wide_stores: bool | None
+    in_flight: int | None
+
+
+def access_of(name: str, code: list[str]) -> Access:
+    text = "\n".join(code)
+    local = re.search(r"\b(LDL|STL)\b", text) is not None
+    if ELEMENTWISE in name:
+        return Access(local, None, None, None)
+    eight_bytes, four_halves = EIGHT_BYTES in name, FOUR_HALVES.search(name)
+    return Access(
+        local,
+        None if eight_bytes else WIDE_LOAD.search(text) is not None,
+        None if four_halves and "bwd" in name else re.search(r"\bSTG\.E\S*\.128", text) is not None,
+        most_in_flight(code, PACK_LOAD if eight_bytes or four_halves else WIDE_LOAD),
+    )
+
+
+@pytest.fixture(scope="session")
+def accesses(library: Path, cuobjdump: str) -> dict[tuple[str, str], Access]:
+    """By architecture and mangled name, from the instructions."""
+    found: dict[tuple[str, str], Access] = {}
+    for arch in ARCHS:
+        name, code = "", list[str]()
+        for line in (*lines(cuobjdump, "-sass", "-arch", f"sm_{arch}", str(library)), "Function : "):
+            if "Function : " in line:
+                if name:
+                    found[arch, name] = access_of(name, code)
+                name, code = line.split("Function : ")[1].strip(), []
+            elif (instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)) is not None:
+                code.append(instruction[1])
+    assert found
+    return found
+
+
+@pytest.fixture(scope="session")
+def allowed(resources, accesses: dict[tuple[str, str], Access]) -> Budget:
+    """The rows of `tests/budgets.json`."""
+    return budget("cuda", lambda: measured(resources, accesses))
+
+
+def measured(resources: dict[tuple[str, str], dict[str, int]], accesses: dict[tuple[str, str], Access]) -> Budget:
+    """What all variants of a kernel on all architectures need, and what all of them can promise."""
+    variants = defaultdict(list)
+    for key in resources:
+        variants[short_name(key[1])].append(key)
+    rows: Budget = {}
+    for kernel, keys in variants.items():
+        rows[kernel] = {"registers": max(resources[key]["REG"] for key in keys)}
+        for promise, least in PROMISES.items():
+            found = [value for key in keys if (value := getattr(accesses[key], promise)) is not None]
+            if found and min(found) >= least:
+                rows[kernel][promise] = min(found)
+    return rows
+
+
+def test_registers_are_within_budget(resources, allowed: Budget) -> None:
+    assert {short_name(name) for _, name in resources} == set(allowed)
+    hungry = {
+        key: use["REG"] for key, use in resources.items() if use["REG"] > allowed[short_name(key[1])]["registers"]
+    }
+    assert not hungry
+
+
+def test_memory_is_accessed_128_bits_at_a_time(accesses: dict[tuple[str, str], Access], allowed: Budget) -> None:
+    assert not [key for key, use in accesses.items() if use.local]
+    for promise in ("wide_loads", "wide_stores"):
+        promised = [key for key in accesses if allowed[short_name(key[1])].get(promise)]
+        assert promised
+        assert not [key for key in promised if getattr(accesses[key], promise) is False]
+
+
+def test_loads_are_in_flight_together(accesses: dict[tuple[str, str], Access], allowed: Budget) -> None:
     """A branch per load, for its alignment, makes a thread wait for each before it asks for the next."""
-    waits = {}
-    for name, code in machine_code.items():
-        wanted = IN_FLIGHT.get(short_name(name), 0)
-        if ELEMENTWISE in name or not wanted:
-            continue
-        load = PACK_LOAD if EIGHT_BYTES in name or FOUR_HALVES.search(name) else WIDE_LOAD
-        found = most_in_flight(code, load)
-        if found < wanted:
-            waits[name] = found
+    wanted = {key: allowed[short_name(key[1])].get("in_flight", 0) for key in accesses}
+    assert any(wanted.values())
+    waits = {k: u.in_flight for k, u in accesses.items() if u.in_flight is not None and u.in_flight < wanted[k]}
     assert not waits
 
 

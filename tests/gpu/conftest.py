@@ -1,5 +1,5 @@
 """Triton and CUDA on a GPU, in `make gpu-check`. Without one, the same tests run on the C++ operators if they can, and
-on Triton's under its interpreter (tests/kernels/test_interpreter.py)."""
+some of them on Triton's under its interpreter, in fp64 (tests/kernels/test_interpreter.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ DEVICE = "cuda" if GPU else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ("cuda", "triton") if GPU else ("triton",) if INTERPRETED else ("cpp",)
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+if INTERPRETED:
+    from tests.kernels.interpreted.conftest import fast_interpreter  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

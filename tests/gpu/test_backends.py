@@ -1,4 +1,4 @@
-"""Every operator of the table on Triton and CUDA (without a GPU, on C++): values, gradients, dispatch, capture."""
+"""Every operator of the table on Triton and CUDA, or what stands in for them: values, gradients, dispatch, capture."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import CALLS, SMALL_CALLS, Call, Work
-from tests.gpu.conftest import DEVICE, needs_gpu, poisoned
+from tests.gpu.conftest import DEVICE, INTERPRETED, needs_gpu, poisoned
 
+DTYPES = (torch.float64,) if INTERPRETED else (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -43,7 +44,7 @@ def assert_near(ours: Sequence[Tensor], truth: Sequence[Tensor], tolerance: floa
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_against_fp64(backend: str, call: Call, dtype: torch.dtype) -> None:
     work = work_of(call, dtype)

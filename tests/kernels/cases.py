@@ -1,10 +1,25 @@
-"""The launches that are compiled without a GPU: every kernel, in the variants that the launchers use."""
+"""The launches that are compiled without a GPU: every kernel, in the variants that the launchers use.
+
+They are recorded from the work in `compiled` of the table in `benchmarks/cases.py`; what the table's functions cannot
+make (images of bytes, mixed types, one gradient of two, numbers as noise levels) is here.
+"""
 
 from __future__ import annotations
 
-import torch
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+from unittest import mock
 
-from finpercep.kernels import advantage, degradation_target, grpo, modulate, sde
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.cases import FAMILIES as OPERATORS
+from benchmarks.cases import Work, differentiate, ones_for
+from finpercep import ops
+from finpercep.kernels import degradation_target, grpo, modulate, sde
+from finpercep.ops import _backend
 
 from .launches import Launch, record
 
@@ -58,35 +73,13 @@ def target_launches() -> list[Launch]:
     return launches
 
 
-def advantage_launches() -> list[Launch]:
-    launches = []
-    for scale, dtype, by_size, by_id in (
-        (0, F32, ((1152, 24), (4095, 3), (1 << 20, 16)), (1152, 4096, 1 << 20)),
-        (1, F32, ((4096, 16), (1 << 20, 16)), (4096,)),
-        (2, F64, ((2048, 16), (2046, 3), (1 << 20, 16)), (2048, 1 << 20)),
-        (0, BF16, ((1152, 24),), (1152,)),
-    ):
-        options = (1e-4, 0, scale, 5.0)
-        for n, size in by_size:
-            launches += record(advantage.group_advantage, meta(n, dtype=dtype), None, size, *options)
-        for n in by_id:
-            ids = meta(n, dtype=torch.int64)
-            launches += record(advantage.group_advantage, meta(n, dtype=dtype), ids, 0, *options)
-    return launches
-
-
 def grpo_launches() -> list[Launch]:
     launches = []
-    for samples, steps, dtype, with_kl in (
-        (1152, 1, F32, True),  # one chunk: no second stage
-        (1 << 16, 10, F32, True),
-        (1 << 20, 1, BF16, False),
-        (1 << 20, 1, F64, True),
-    ):
-        log_prob, advantages = meta(samples, steps, dtype=dtype), meta(samples)
-        kl = log_prob if with_kl else None
-        launches += record(grpo.grpo_loss, log_prob, log_prob, advantages, kl, 1e-4, 1e-4, 0.01)
+    for dtype in (BF16, F64):  # beside advantages in fp32
+        log_prob, advantages = meta(1 << 20, 1, dtype=dtype), meta(1 << 20)
         loss = meta(dtype=F64 if dtype == F64 else F32)
+        kl = log_prob if dtype == F64 else None
+        launches += record(grpo.grpo_loss, log_prob, log_prob, advantages, kl, 1e-4, 1e-4, 0.01)
         launches += record(grpo.grpo_loss_backward, loss, log_prob, log_prob, advantages, 1e-4, 1e-4)
     return launches
 
@@ -113,10 +106,41 @@ def sde_launches() -> list[Launch]:
     return launches
 
 
-FAMILIES = {
+SPECIAL = {
     "modulate": modulate_launches,
     "degradation_target": target_launches,
-    "group_advantage": advantage_launches,
     "grpo_loss": grpo_launches,
     "sde_step": sde_launches,
 }
+
+
+class _Launching(TorchDispatchMode):
+    """Operators of this package run their launchers, on meta tensors too, where their fakes would answer."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "finpercep":
+            return func(*args, **(kwargs or {}))
+        name = func._opname.removesuffix("_triton")
+        return getattr(kernels_of(name.removesuffix("_backward")), name)(*args)
+
+
+def kernels_of(operator: str) -> ModuleType:
+    """The file of `finpercep.kernels` with the launchers of an operator."""
+    family = getattr(ops, operator).__module__.rpartition(".")[2]
+    return importlib.import_module(f"finpercep.kernels.{family}")
+
+
+def run_on_meta(make: Callable[[], Work]) -> None:
+    with torch.device("meta"):
+        work = make()
+    with _Launching(), mock.patch.object(_backend, "resolve", return_value="triton"):
+        leaves = work.leaves(True)
+        outputs = work.function("triton")(*leaves)
+        if work.differentiable:
+            differentiate(outputs, leaves, ones_for(outputs))
+
+
+def launches(operator: str) -> list[Launch]:
+    """Forward and backward of the table's work for compilers, and what the table cannot make."""
+    found = [launch for make in OPERATORS[operator].compiled for launch in record(run_on_meta, make)]
+    return found + (SPECIAL[operator]() if operator in SPECIAL else [])

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 
-from .cases import FAMILIES
+from .cases import launches
 from .launches import Launch
 
 # Loads of 16 bytes or more, as PTX spells them
@@ -29,7 +29,7 @@ class Compiled:
     registers: int
     stack: int  # bytes per thread; spilled registers live there
     local: int
-    wide_loads: int
+    wide_loads: bool | None  # of 16 bytes; None with uint8, of which a thread rarely has 16 in a row
 
 
 def tool(name: str) -> str | None:
@@ -39,13 +39,13 @@ def tool(name: str) -> str | None:
 
 
 @cache
-def variants(family: str) -> list[Launch]:
-    """The launches of a family that compile to different code."""
-    return list({launch.key(): launch for launch in FAMILIES[family]()}.values())
+def variants(operator: str) -> list[Launch]:
+    """The launches of an operator that compile to different code."""
+    return list({launch.key(): launch for launch in launches(operator)}.values())
 
 
-def compile_variant(family: str, index: int, capability: int) -> Compiled:
-    return measure(variants(family)[index], capability)
+def compile_variant(operator: str, index: int, capability: int) -> Compiled:
+    return measure(variants(operator)[index], capability)
 
 
 def measure(launch: Launch, capability: int) -> Compiled:
@@ -65,5 +65,5 @@ def measure(launch: Launch, capability: int) -> Compiled:
         int(use["REG"]),
         int(use["STACK"]),
         int(use["LOCAL"]),
-        len(WIDE_LOAD.findall(code.asm["ptx"])),
+        None if "torch.uint8" in types else WIDE_LOAD.search(code.asm["ptx"]) is not None,
     )

@@ -208,3 +208,8 @@ def test_a_required_argument_that_is_none_is_named(operator: str) -> None:
     for name in needed:
         with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*, got None$"):
             function(**given | {name: None})
+
+
+def test_every_operator_is_in_the_table_of_the_tests() -> None:
+    references = {name for name in ops.__all__ if name.endswith("_reference")}
+    assert {f"{name}_reference" for name in FAMILIES} == references
