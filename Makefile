@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo check test docs bench gpu-check wheel clean
+.PHONY: help demo check test sanitize docs bench gpu-check wheel clean
 .DEFAULT_GOAL := help
 
 LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
@@ -28,6 +28,9 @@ test: .venv/installed  ## everything: lint, formatting, types, imports, the site
 	$(LINT)
 	$(MAKE) --no-print-directory docs
 	$(BIN)/python -m pytest --durations=10
+
+sanitize: .venv/installed  ## the C++ operators under AddressSanitizer and UBSan (GCC's), hostile arguments included
+	$(BIN)/python -m tests.sanitize
 
 docs: .venv/installed  ## build the site into site/; a broken link or an unknown name is an error
 	$(BIN)/mkdocs build --strict --quiet

@@ -11,6 +11,7 @@ FINPERCEP_CUDA_ARCHS    compute capabilities, "90" or "80;90"; "all" (the defaul
                         of the GPUs in this machine
 FINPERCEP_NO_EXT=1      build nothing
 FINPERCEP_NO_CUDA=1     do not build the CUDA kernels
+FINPERCEP_SANITIZE=1    for `make sanitize`: the C++ extension, under AddressSanitizer and UBSan, in build/sanitize
 FINPERCEP_REQUIRE_EXT=1, FINPERCEP_REQUIRE_CUDA=1
                         a build that fails is an error; with the latter the version ends in +cu<CUDA's version>
 MAX_JOBS                compilers at once
@@ -38,6 +39,16 @@ CSRC = Path("csrc")
 TORCH_TARGET = "0x020a000000000000"  # 2.10, the oldest torch that a build runs with
 ALL_CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
 PLAIN_CPU_SOURCES = {"dispatch.cpp"}  # compiled once; all other kernels once per level
+
+SANITIZED = Path("build", "sanitize")  # apart from the library that is installed
+SANITIZE_FLAGS = [
+    "-O1",
+    "-g1",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize=vptr",  # torch's types are hidden from it
+    "-fno-sanitize-recover=all",
+]
 
 SIMD_FLAGS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -120,6 +131,11 @@ def up_to_date(target: Path) -> bool:
 class BuildExtension(build_ext):
     """Compiles in parallel, rebuilds only what changed, and turns any failure into an install without extension."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if enabled("FINPERCEP_SANITIZE"):
+            self.inplace, self.build_lib, self.build_temp = False, str(SANITIZED), str(SANITIZED / "objects")
+
     def build_extension(self, ext: Extension) -> None:
         cuda = ext.name == "finpercep._C_cuda"
         library = Path(self.build_lib) / self._file_name(ext)
@@ -143,10 +159,11 @@ class BuildExtension(build_ext):
     def build_cpu(self, library: Path) -> None:
         import torch
 
-        compile_command = [*compiler(), *cpp_flags(), "-MMD", "-c"]
+        sanitize = SANITIZE_FLAGS if enabled("FINPERCEP_SANITIZE") else []
+        compile_command = [*compiler(), *cpp_flags(), *sanitize, "-MMD", "-c"]
         objects = self._compile([(unit, compile_command) for unit in cpu_units()], f"torch-{torch.__version__}")
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-        run([*compiler(), *shared, *map(str, objects), *torch_libraries(), "-o", str(library)])
+        run([*compiler(), *shared, *sanitize, *map(str, objects), *torch_libraries(), "-o", str(library)])
 
     def build_cuda(self, library: Path) -> None:
         import torch
@@ -264,7 +281,7 @@ def run(command: list[str]) -> str:
 
 def extensions() -> list[Extension]:
     names = [] if enabled("FINPERCEP_NO_EXT") else ["finpercep._C"]
-    if names and not enabled("FINPERCEP_NO_CUDA"):
+    if names and not enabled("FINPERCEP_NO_CUDA") and not enabled("FINPERCEP_SANITIZE"):
         names.append("finpercep._C_cuda")
     return [Extension(name, sources=[], optional=True) for name in names]
 

@@ -1,0 +1,1 @@
+"""`make sanitize`: the C++ operators under AddressSanitizer and UBSan."""
