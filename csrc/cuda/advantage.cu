@@ -171,6 +171,8 @@ struct SmallPlan {
     if (labelled) numbers = max_of(numbers, stds + int(sizeof(int)) * max_of(table, kIdThreads / kWarp * kDigits));
     starts = numbers + 2 * count;
     bytes = labelled ? starts + 2 * (groups + 1) : numbers;
+    constexpr int kStatic = 4 << 10;  // and less: with it, too, what need not be asked for ends at kPlainShared
+    if (bytes > kPlainShared - kStatic) bytes = max_of(bytes, kPlainShared + 1);
   }
 };
 
