@@ -30,6 +30,7 @@ std::tuple<Tensor, Tensor> modulate(
   const Tensor f = torch::stable::contiguous(features);
   Tensor map = torch::stable::contiguous(degradation);
 #ifdef FINPERCEP_CUDA  // kernels for maps like the features or like the accumulation; the others are few and small
+  dtype_of(map, "degradation");  // bytes would convert, too
   if (map.scalar_type() != f.scalar_type()) map = torch::stable::to(map, accumulation_type(f));
 #endif
   ModulateParams p = parameters(f, map, h, w, gate, resample, pool_mean);
