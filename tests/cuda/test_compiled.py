@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cases import FAMILIES
+from tests import budgets
 from tests.budgets import Budget, budget
 from tests.cuda.build import REPOSITORY
 
@@ -268,3 +269,27 @@ def test_library_loads_without_a_gpu(library: Path) -> None:
         assert result.stdout.strip() == "this build of torch has no CUDA"
     else:
         assert "'archs': ['80', '90', '100']" in result.stdout
+
+
+def test_writing_budgets_keeps_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "FILE", tmp_path / "budgets.json")
+    monkeypatch.setenv("FINPERCEP_WRITE_BUDGET", "1")
+    before = {
+        "a_kernel": {"registers": 60, "in_flight": 4},
+        "b_kernel": {"registers": 60},
+        "gone_kernel": {"registers": 1},
+    }
+    budgets.write({"cuda": before, "triton": {}})
+    found = {
+        "a_kernel": {"registers": 64},
+        "b_kernel": {"registers": 50},
+        "new_kernel": {"registers": 7, "in_flight": 2},
+    }
+    expected = {
+        "a_kernel": {"registers": 64, "in_flight": 4},
+        "b_kernel": {"registers": 60},
+        "new_kernel": {"registers": 7, "in_flight": 2},
+    }
+    assert budget("cuda", lambda: found) == expected
+    monkeypatch.delenv("FINPERCEP_WRITE_BUDGET")
+    assert budget("cuda", lambda: {}) == expected
