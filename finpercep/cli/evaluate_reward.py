@@ -34,8 +34,8 @@ def evaluate_reward(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="No-reference metric of pyiqa to compare with, or none. May be given several times. Default: piqe, if "
-            "pyiqa is installed.",
+            help="No-reference metric of pyiqa to compare with, a reward of your own as MODULE:NAME, or none. May be "
+            "given several times. Default: piqe, if pyiqa is installed.",
         ),
     ] = None,
     without: Annotated[

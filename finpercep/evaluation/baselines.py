@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finpercep.io.reasons import one_line
 from finpercep.models import RewardModel, RewardOutput
+from finpercep.rewards.protocol import Reward, call_reward
 
 Judge = Callable[[list[Tensor]], RewardOutput]
 """What is evaluated: answers scores (B,), higher = better, and a map (1,H,W) per image, 1 = degraded, or None.
@@ -68,6 +69,15 @@ def difference_oracle() -> MapBaseline:
     return MapBaseline(lambda images: [(image - images[0]).abs().mean(0) for image in images])
 
 
+# What is beside every model; `evaluate-reward` has a row for each.
+BASELINES: dict[str, Callable[[], Judge]] = {
+    "random map": random_map,
+    "center map": center_map,
+    "minus local variance": flatness_map,
+    "|SR - GT| oracle": difference_oracle,
+}
+
+
 def pyiqa_available() -> bool:
     """Whether the package is installed."""
     return importlib.util.find_spec("pyiqa") is not None
@@ -108,9 +118,19 @@ def pyiqa_metric(name: str, device: str = "cpu") -> Judge:
     return judge
 
 
-def reward_judge(model: RewardModel, *, batch_size: int = 8) -> Judge:
-    """A reward model as a judge: `model.score` on a batch of images of one size."""
-    return lambda images: model.score(torch.stack(images), batch_size=batch_size)
+def reward_judge(reward: RewardModel | Reward, *, batch_size: int = 8, device: str = "cpu") -> Judge:
+    """A reward as a judge of images of one size: a model by its `score`; any other is called, on its `device`."""
+    if hasattr(reward, "score"):
+        return lambda images: reward.score(torch.stack(images), batch_size=batch_size)
+
+    def judge(images: list[Tensor]) -> RewardOutput:
+        with torch.inference_mode():
+            batches = torch.stack(images).to(device).split(batch_size)
+            outputs = [call_reward(reward, batch, {}) for batch in batches]
+        maps = [one.cpu() for output in outputs if output.map is not None for one in output.map]
+        return RewardOutput(torch.cat([output.score for output in outputs]).cpu(), maps or None)
+
+    return judge
 
 
 def _gaussian(side: int) -> Tensor:

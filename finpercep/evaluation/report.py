@@ -17,6 +17,7 @@ from finpercep.evaluation.evaluate import Evaluation, evaluate_all
 from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel
+from finpercep.rewards import load_reward
 from finpercep.runs.progress import progress_bar
 
 # key of the summary -> (heading, decimals)
@@ -67,7 +68,8 @@ def run(
         name: of the model, as it was loaded.
         split: split of the index.
         shifts: "none", "jpegQ", "resizeF"; "all" stands for none, jpeg75 and resize0.7.
-        metrics: no-reference metrics of pyiqa; None is "piqe" where pyiqa is installed.
+        metrics: no-reference metrics of pyiqa, and rewards as "module:name" (see `load_reward`); None is "piqe" where
+            pyiqa is installed.
         without: sources that one more row leaves out of each mean.
         seed, faults: see `finpercep.evaluation.trials.iterate_trials`.
         json_file: also write the figures there, as a list of `Evaluation.to_dict()`, with the fingerprints of model
@@ -140,12 +142,11 @@ def _judges(
     if metrics is None:
         metrics = ["piqe"] if baselines.pyiqa_available() else []
     for metric in metrics:
-        judges[metric.upper()] = baselines.pyiqa_metric(metric, device)
-    judges["random map"] = baselines.random_map()
-    judges["center map"] = baselines.center_map()
-    judges["minus local variance"] = baselines.flatness_map()
-    judges["|SR - GT| oracle"] = baselines.difference_oracle()
-    return judges
+        if ":" in metric:
+            judges[metric] = baselines.reward_judge(load_reward(metric, device=device), device=device)
+        else:
+            judges[metric.upper()] = baselines.pyiqa_metric(metric, device)
+    return judges | {name: make() for name, make in baselines.BASELINES.items()}
 
 
 def _evaluate(

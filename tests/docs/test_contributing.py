@@ -1,8 +1,9 @@
-"""The templates of CONTRIBUTING.md: the reward works as it stands, and the files that an operator copies are there."""
+"""The templates of CONTRIBUTING.md work as they stand, and the places that it names are those that there are."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -11,15 +12,18 @@ import pytest
 import torch
 
 from finpercep.data import MakeConfig, load_scenes, make_dataset
+from finpercep.data.features.kinds import FEATURE_KINDS
 from finpercep.data.kinds import Kind
 from finpercep.data.masks.kinds import MASK_KINDS
-from finpercep.data.sources.kinds import SOURCE_KINDS
+from finpercep.data.sources.kinds import SOURCE_KINDS, SourceKind
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rewards import Mixture, StageReward, load_reward
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-REWARD, SOURCE, MASK = (dedent(code) for code in re.findall(r"^ *```python\n(.*?)```", TEXT, flags=re.S | re.M))
+REWARD, SOURCE, MASK, FEATURES = (
+    dedent(code) for code in re.findall(r"^ *```python\n(.*?)```", TEXT, flags=re.S | re.M)
+)
 
 
 def test_reward_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,22 +43,61 @@ def test_operator_template_names_files_that_exist() -> None:
     assert [name for name in copied if not (ROOT / name).is_file()] == []
 
 
-def test_an_operator_is_at_most_twelve_places() -> None:
+def places_of_an_operator() -> set[str]:
+    """The files that begin the numbered items, for the operator that is the template."""
     section = TEXT.partition("## Adding an operator")[2].partition("\n## ")[0]
-    assert len(re.findall(r"^\d+\. ", section, flags=re.M)) <= 12
+    return {name.replace("foo", "grpo") for name in re.findall(r"^\d+\. `([\w/.]+)`:", section, flags=re.M)}
 
 
-def test_source_and_mask_templates(photo: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "poster.py").write_text(SOURCE)
-    (tmp_path / "stripe.py").write_text(MASK)
+def test_an_operator_is_at_most_twelve_places() -> None:
+    places = places_of_an_operator()
+    assert len(places) <= 12
+    assert [name for name in places if not (ROOT / name).is_file()] == []
+
+
+def test_no_other_place_names_the_operator_that_is_the_template() -> None:
+    """Of those that are needed: comments apart, and tests beyond those that every operator gets."""
+    written_by_a_command = {"tests/budgets.json"}
+    only_where_it_applies = {"kernels/_config.py", "tests/kernels/cases.py"}
+    searched = [
+        *(ROOT / "finpercep" / "ops").glob("*.py"),
+        *(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")),
+        *(ROOT / "kernels").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+        *(ROOT / "docs" / "api").glob("ops.md"),
+        *(path for name in ("", "cuda", "gpu", "kernels") for path in (ROOT / "tests" / name).glob("*.[pj]*")),
+        *(ROOT / name for name in ("setup.py", "Makefile", "pyproject.toml", "docs/kernels.md")),
+    ]
+    found = {
+        str(p.relative_to(ROOT)) for p in searched if re.search(r"grpo_loss|grpo_\w+_kernel|grpo\.h", p.read_text())
+    }
+    more = {"tests/cuda/emulated_cases.py", "tests/cuda/emulated_offsets.py"}  # of several blocks; of 2^31 elements
+    assert found - places_of_an_operator() <= written_by_a_command | only_where_it_applies | more
+    assert places_of_an_operator() - found <= {"csrc/include/grpo.h", "tests/ops/test_grpo.py"}
+
+
+@pytest.fixture
+def with_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classes of the templates as modules, and their lines in the tables."""
     monkeypatch.syspath_prepend(tmp_path)
-    for table, places in ((SOURCE_KINDS, r'"poster": (Kind\(.*?\))`'), (MASK_KINDS, r'"stripe": (Kind\(.*?\))`')):
-        line = re.findall(places, TEXT)[0].replace("{_SOURCES}.", "").replace("{_MASKS}.", "")
-        kind = eval(line, {"Kind": Kind})
-        monkeypatch.setitem(table, kind.usage.partition(":")[0], kind)
-    save_image(as_picture(photo), tmp_path / "photos" / "a.png")
+    for table, name, kind_of, code in (
+        (SOURCE_KINDS, "poster", SourceKind, SOURCE),
+        (MASK_KINDS, "stripe", Kind, MASK),
+        (FEATURE_KINDS, "colors", Kind, FEATURES),
+    ):
+        (tmp_path / f"{name}.py").write_text(code)
+        line = re.findall(rf'"{name}": (\w*Kind\(.*?\))`', TEXT)[0]
+        line = re.sub(r"\{_[A-Z]+\}\.", "", line)
+        monkeypatch.setitem(table, name, eval(line, {kind_of.__name__: kind_of}))
 
-    config = MakeConfig(masks=("stripe",), masks_per_image=2, val_share=0.0, feathered=0.0)
+
+CONFIG = MakeConfig(masks_per_image=2, val_share=0.0, feathered=0.0)
+
+
+@pytest.mark.usefixtures("with_templates")
+def test_source_mask_and_feature_templates(photo: torch.Tensor, tmp_path: Path) -> None:
+    save_image(as_picture(photo), tmp_path / "photos" / "a.png")
+    config = replace(CONFIG, masks=("stripe",), features="colors")
     made = make_dataset(str(tmp_path / "photos"), ["poster:4"], tmp_path / "fgr", config)
     assert sum(entry["rows"] for entry in made.manifest["files"]) == 2
     (scene,) = load_scenes(tmp_path / "fgr", "train")
@@ -63,4 +106,18 @@ def test_source_and_mask_templates(photo: torch.Tensor, tmp_path: Path, monkeypa
     sample = scene.draw(torch.Generator().manual_seed(0))
     assert sample is not None
     assert sample.row["mask_kind"] == "stripe"
+    assert sample.row["features"] == "colors"
     assert set(sample.mask.float().mean((0, 2)).tolist()) == {0.0, 255.0}
+
+
+@pytest.mark.usefixtures("with_templates")
+def test_another_value_of_a_source_is_another_data_set(photo: torch.Tensor, tmp_path: Path) -> None:
+    """Under the same name too: nothing that the template leaves to whoever copies it."""
+    save_image(as_picture(photo), tmp_path / "photos" / "a.png")
+    make_dataset(str(tmp_path / "photos"), ["poster:x=4"], tmp_path / "fgr", CONFIG)
+    with pytest.raises(ValueError, match=r"sources\.x: was 'poster-1-4', now 'poster-1-64'"):
+        make_dataset(str(tmp_path / "photos"), ["poster:x=64"], tmp_path / "fgr", CONFIG)
+    for value in ("many", "0", "257"):
+        with pytest.raises(ValueError, match=f"^sr: expected poster:LEVELS with 2 to 256 levels, got '{value}'$"):
+            make_dataset(str(tmp_path / "photos"), [f"poster:x={value}"], tmp_path / "other", CONFIG)
+    assert not (tmp_path / "other").exists()

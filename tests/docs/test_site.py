@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.cases import FAMILIES
+from finpercep import ops
 from finpercep.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +30,9 @@ def test_it_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path, monk
     build(config)
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(PAGES) - 1
+    operators = (tmp_path / "api" / "ops" / "index.html").read_text()
+    for name in ("backends", *FAMILIES):
+        assert f'id="{getattr(ops, name).__module__}.{name}"' in operators
     loaded = (
         r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)|<link[^>]+rel="?(?:stylesheet|icon)[^>]+href="(https?:[^"]+)'
     )

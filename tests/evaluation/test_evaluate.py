@@ -402,9 +402,33 @@ def test_metrics_that_cannot_be_used(scenes: list) -> None:
 def test_run_sets_the_metrics_beside(data: Path, metrics: list[str] | None, rows: list[str]) -> None:
     buffer = io.StringIO()
     done = report.run(data, metrics=metrics, console=Console(file=buffer, width=130))
-    assert [e.name for e in done] == [*rows, "random map", "center map", "minus local variance", "|SR - GT| oracle"]
+    assert [e.name for e in done] == [*rows, *baselines.BASELINES]
     for name in rows:
         assert f"{name}, shift none: each source alone" in buffer.getvalue()
+
+
+class Brightness(torch.nn.Module):
+    fingerprint = "brightness-1"
+
+    def forward(self, images: torch.Tensor) -> RewardOutput:
+        return RewardOutput(images.mean((1, 2, 3)), images.mean(1, keepdim=True))
+
+
+def test_a_reward_of_ones_own_is_a_row(data: Path) -> None:
+    name = f"{__name__}:Brightness"
+    done = report.run(data, metrics=[name], console=Console(file=io.StringIO(), width=130))
+    assert [e.name for e in done] == [name, *baselines.BASELINES]
+    assert done[0].overall["gt_over_sr"] is not None
+    assert done[0].overall["cc"] is not None
+
+
+def test_a_reward_as_a_judge_sees_batches() -> None:
+    images = list(torch.rand(5, 3, 4, 6))
+    scores, maps = baselines.reward_judge(Brightness(), batch_size=2)(images)
+    torch.testing.assert_close(scores, torch.stack([image.mean() for image in images]))
+    assert maps is not None
+    for one, image in zip(maps, images, strict=True):
+        torch.testing.assert_close(one, image.mean(0, keepdim=True))
 
 
 def test_piqe_prefers_the_photo() -> None:

@@ -15,7 +15,7 @@ _SHAPE = f"{_MASKS}.shapes:ShapeKind"
 _SAM_TAKES = ("device", "points_per_side")
 
 MASK_KINDS = {
-    "random": Kind("random", _SHAPE, takes=("name",), help="any of the next four"),
+    "random": Kind("random", _SHAPE, takes=("name",), help="any of boxes, polygons, strokes and blobs"),
     "boxes": Kind("boxes", _SHAPE, takes=("name",)),
     "polygons": Kind("polygons", _SHAPE, takes=("name",)),
     "strokes": Kind("strokes", _SHAPE, takes=("name",)),

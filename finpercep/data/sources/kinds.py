@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from finpercep.data.kinds import Kind, split_kind
-from finpercep.data.sources.protocol import Source
+from finpercep.data.sources.protocol import Source, SourceInput
 
-__all__ = ["SOURCE_KINDS", "SourceSpec", "open_source", "parse_source", "parse_sources"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SOURCE_KINDS", "SourceKind", "SourceSpec", "open_source", "parse_source", "parse_sources"]
 
 _SOURCES = "finpercep.data.sources"
 
-# NAME= in the usage: the name in the data set must be given; else it may be, and is the value without it.
+
+@dataclass(frozen=True)
+class SourceKind(Kind):
+    """One line of `SOURCE_KINDS`.
+
+    Attributes:
+        unnamed: what a source is called without ``NAME=``: its "value", the "stem" of the file, or "" where the name
+            must be given.
+        by_content: the value names files or weights, whose contents the fingerprint holds, wherever they lie. The
+            value of any other kind becomes part of the fingerprint.
+    """
+
+    unnamed: Literal["value", "stem", ""] = "value"
+    by_content: bool = False
+
+
 SOURCE_KINDS = {
-    "folder": Kind("folder:NAME=DIR", f"{_SOURCES}.folder:FolderSource", ("name",), help="a folder or a pattern"),
-    "spandrel": Kind(
+    "folder": SourceKind(
+        "folder:NAME=DIR", f"{_SOURCES}.folder:FolderSource", ("name",),
+        help="a folder or a pattern", unnamed="", by_content=True,
+    ),
+    "spandrel": SourceKind(
         "spandrel:FILE", f"{_SOURCES}.spandrel_model:SpandrelSource", ("name", "scale", "device", "tile"),
-        help="a checkpoint",
+        help="a checkpoint", unnamed="stem", by_content=True,
     ),
-    "diffusers": Kind(
+    "diffusers": SourceKind(
         "diffusers:ID", f"{_SOURCES}.diffusers_pipeline:DiffusersSource", ("name", "scale", "device", "tile", "steps"),
-        help="an upscaling pipeline",
+        help="an upscaling pipeline", by_content=True,
     ),
-    "builtin": Kind(
+    "builtin": SourceKind(
         "builtin:NAME", f"{_SOURCES}.builtin:builtin_source",
         values=f"{_SOURCES}.builtin:BUILTIN", help="faults without weights; builtin:all is each of them",
     ),
@@ -60,9 +82,9 @@ def parse_source(text: str) -> list[SourceSpec]:
     match = re.match(r"([\w.+-]+)=(.+)", value)
     if match:
         return [SourceSpec(kind, match[1], match[2])]
-    if "NAME=" in usage:
+    if not SOURCE_KINDS[kind].unnamed:
         raise ValueError(f"sr: expected {usage}, got {text!r}")
-    shown = Path(value).stem if usage.endswith(":FILE") else value
+    shown = Path(value).stem if SOURCE_KINDS[kind].unnamed == "stem" else value
     return [SourceSpec(kind, re.sub(r"[^\w.+-]", "_", shown), value)]
 
 
@@ -89,4 +111,27 @@ def open_source(spec: SourceSpec, **options: Any) -> Source:
             must have; `tile`, the side of the tiles that models see, in low-resolution pixels (0 gives them whole
             images); `steps` of diffusers pipelines; `device`.
     """
-    return SOURCE_KINDS[spec.kind].open(spec.value, name=spec.name, **options)
+    kind = SOURCE_KINDS[spec.kind]
+    source: Source = kind.open(spec.value, name=spec.name, **options)
+    if kind.by_content or spec.value == spec.name:  # the name is in the settings beside the fingerprint
+        return source
+    return _WithValue(source, f"{source.fingerprint}-{spec.value}")
+
+
+@dataclass(frozen=True)
+class _WithValue:
+    """A source whose fingerprint holds the value that it was opened with."""
+
+    source: Source
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def needs_lr(self) -> bool:
+        return self.source.needs_lr
+
+    def __call__(self, given: SourceInput) -> Tensor:
+        return self.source(given)

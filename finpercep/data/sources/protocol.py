@@ -71,7 +71,7 @@ class Source(Protocol):
 
     Attributes:
         name: as it appears in the data set.
-        fingerprint: changes when the results would.
+        fingerprint: changes when the results would. What stands behind `KIND:` is added to it by `open_source`.
         needs_lr: whether `SourceInput.lr` must be there.
     """
 

@@ -45,6 +45,12 @@ def test_names():
         parse_sources([])
 
 
+def test_fingerprints_of_sources_that_data_sets_hold_stay(tmp_path):
+    """They are in the settings of data sets that are to go on."""
+    assert open_one("builtin:grain").fingerprint == open_one("builtin:bicubic").fingerprint == "builtin-1"
+    assert open_one(f"folder:m={tmp_path}").fingerprint == "files"
+
+
 def test_folder_source_cuts_the_region_and_checks_the_size(tmp_path):
     def save(width, height):
         Image.fromarray(torch.arange(height * width).remainder(251).byte().view(height, width).numpy()).save(
