@@ -30,9 +30,17 @@ class Steps(NamedTuple):
     timesteps: tuple[float, ...]
 
 
+def placed(values: Tensor, like: Tensor) -> Tensor:
+    """Values from the CPU on the device and in the type of `like`; the host does not wait for the device."""
+    values = values.to(like.dtype)
+    return (values.pin_memory() if like.is_cuda else values).to(like.device, non_blocking=True)
+
+
 def per_sample(level: Tensor | float, like: Tensor) -> Tensor:
-    """A noise level as it multiplies `like` (B, ...): `()` or (B,1,…,1), of its type."""
-    level = torch.as_tensor(level, device=like.device, dtype=like.dtype)
+    """A noise level as it multiplies `like` (B, ...): `()` or (B,1,…,1), of its type. A number stays on the CPU."""
+    if not isinstance(level, Tensor):
+        return torch.tensor(level, dtype=like.dtype)  # a number to kernels: the host waits for nothing
+    level = level.to(like)
     return level.reshape(-1, *[1] * (like.dim() - 1)) if level.dim() else level
 
 

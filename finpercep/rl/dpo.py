@@ -11,7 +11,7 @@ from torch import Tensor
 from finpercep.data.randomness import seeded
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import mix, per_sample
+from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
@@ -72,8 +72,8 @@ class DPO:
                 "raise group_size, or use a reward that is not saturated on these images"
             )
         draw = seeded(self.seed, "dpo", step)
-        s = torch.rand(len(rows), generator=draw, dtype=torch.float64).to(x0)
-        epsilon = torch.randn(len(rows), *x0.shape[1:], generator=draw, dtype=torch.float64).to(x0)
+        s = placed(torch.rand(len(rows), generator=draw, dtype=torch.float64), x0)
+        epsilon = placed(torch.randn(len(rows), *x0.shape[1:], generator=draw, dtype=torch.float64), x0)
         samples = x0.unflatten(0, by_image.shape)
         pairs = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
         kept = rows.cpu()

@@ -11,7 +11,7 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import euler
+from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import initial_noise, sample_generators
@@ -105,7 +105,7 @@ class GRPO:
             if not first <= at < end:
                 x = euler(x, s, s_next, v)
                 continue
-            noise = torch.stack([torch.randn(x.shape[1:], generator=draw) for draw in draws]).to(x)
+            noise = placed(torch.stack([torch.randn(x.shape[1:], generator=draw) for draw in draws]), x)
             after = ops.sde_step(
                 v, x, s, s_next, noise_level=config.noise_level, noise=noise, kind=config.kind, return_mean=False
             ).next_sample

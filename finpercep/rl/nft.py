@@ -10,7 +10,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer, seeded
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import clean, mix
+from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
@@ -63,8 +63,8 @@ class NFT:
         advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
         draw, levels = seeded(self.seed, "nft", step), generator.steps(config.steps).s
         drawn = [levels[integer(0, config.steps - 1, draw)] for _ in range(len(groups))]
-        s = torch.tensor(drawn, dtype=torch.float64).to(x0)
-        x = mix(x0, torch.randn(x0.shape, generator=draw, dtype=torch.float64).to(x0), s)
+        s = placed(torch.tensor(drawn, dtype=torch.float64), x0)
+        x = mix(x0, placed(torch.randn(x0.shape, generator=draw, dtype=torch.float64), x0), s)
         rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition)}
         share = 0.5 + (advantages / config.advantage_clip) / 2
         return Experience(groups, {**rows, "share": share.to(x0.dtype)}, figures)

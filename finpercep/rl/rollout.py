@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finpercep.data.randomness import seed_of
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import euler
+from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.generators import Generator
 
 
@@ -31,7 +31,7 @@ def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generato
     """x at s = 1, (B,channels,h,w), each row from its own torch generator."""
     height, width = (side * generator.scale // generator.stride for side in batch.lr.shape[-2:])
     shape = (generator.channels, height, width)
-    return torch.stack([torch.randn(shape, generator=draw) for draw in draws]).to(batch.lr)
+    return placed(torch.stack([torch.randn(shape, generator=draw) for draw in draws]), batch.lr)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finpercep.data.randomness import seeded
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import mix
+from finpercep.rl.coordinates import mix, placed
 from finpercep.rl.generators.protocol import Generator
 from finpercep.rl.generators.tiny import SRTiny
 from finpercep.rl.photos import Crops, load_pairs
@@ -70,8 +70,8 @@ def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator
     condition = generator.condition(batch)
     with torch.no_grad():
         x0 = generator.encode(batch.photo, condition)
-        s = draw_levels(generator, len(x0), seed).to(x0)
-        epsilon = torch.randn(x0.shape, generator=seed, dtype=torch.float64).to(x0)
+        s = placed(draw_levels(generator, len(x0), seed), x0)
+        epsilon = placed(torch.randn(x0.shape, generator=seed, dtype=torch.float64), x0)
     return (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square().mean()
 
 
