@@ -105,7 +105,7 @@ def to_tensor(image: Any, *, name: str = "image") -> torch.Tensor:
     | numpy array | ``(H, W)`` or ``(H, W, C)``; uint8, uint16, bool, or float in [0, 1] | uint8, float32 |
     | torch tensor | ``(C, H, W)``; the same types; stays on its device | uint8, float32 |
 
-    C = 1 is grey, 2 grey + alpha, 3 RGB, 4 RGBA; alpha is composited on white. Floats may leave [0, 1] by
+    C = 1 is gray, 2 gray + alpha, 3 RGB, 4 RGBA; alpha is composited on white. Floats may leave [0, 1] by
     1e-4 and are then clamped. The range check reads the values, so it waits for a GPU. Anything else raises
     `ImageError`, starting with `name`.
     """
@@ -276,8 +276,8 @@ def _eight_bit(strip: PILImage.Image, name: str) -> PILImage.Image:
 
     mode = strip.mode
     if mode == "F":
-        grey = _check_float(torch.from_numpy(np.array(strip)), name)
-        return Image.fromarray((grey * 255).round().to(torch.uint8).numpy())
+        gray = _check_float(torch.from_numpy(np.array(strip)), name)
+        return Image.fromarray((gray * 255).round().to(torch.uint8).numpy())
     if mode.startswith("I"):
         return Image.fromarray(_integers_to_grey(strip, name))
     if "transparency" in strip.info or mode in ("RGBA", "LA", "PA", "RGBa", "La"):
@@ -293,10 +293,10 @@ def _integers_to_grey(strip: PILImage.Image, name: str) -> np.ndarray:
         raise ImageError(
             f"{name}: expected 8-bit or 16-bit integers, got 32-bit ones from {values.min()} to {values.max()}"
         )
-    grey = ((values + 128) // 257).astype(np.uint8)
+    gray = ((values + 128) // 257).astype(np.uint8)
     if isinstance(strip.info.get("transparency"), int):
-        grey[values == strip.info["transparency"]] = 255
-    return grey
+        gray[values == strip.info["transparency"]] = 255
+    return gray
 
 
 def _from_numpy(array: np.ndarray, name: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_picture", "colorize", "overlay", "save_image"]
 
-# From clean to degraded. Lightness rises all the way, so it reads in grey and to color-blind eyes too; the hues
+# From clean to degraded. Lightness rises all the way, so it reads in gray and to color-blind eyes too; the hues
 # are those that photos rarely hold in large areas.
 _ANCHORS = ("#2b0b57", "#6a1580", "#b3226f", "#e5484d", "#f98a2c", "#ffc53a", "#fff3a6")
 _STRIP_PIXELS = 2**20

@@ -7,8 +7,8 @@ Choices where the paper is silent:
 - alpha = 0.25; without features the pixel difference counts alone and alpha is not used.
 - The cosine is dot / sqrt(|f|²·|g|²), which is exactly 1 for identical features; where that product is below 1e-24,
   the distance is 0 if both squared norms are equal and 1 otherwise, with no gradient.
-- `minmax`: (raw - lo) / max(hi - lo, floor), lo and hi per image. floor = 2/255: a range below two 8-bit grey levels is
-  quantisation noise and must not be blown up to full severity.
+- `minmax`: (raw - lo) / max(hi - lo, floor), lo and hi per image. floor = 2/255: a range below two 8-bit gray levels is
+  quantization noise and must not be blown up to full severity.
 - `percentile`: the same with lo, hi = the (1 - percentile) and percentile order statistics (nearest rank), clamped to
   [0, 1]. 0.995: half a per cent of outliers may saturate.
 - `scale`: raw / scale, clamped to 1, the default: severity stays comparable between images. 0.08 was chosen by eye, see
@@ -73,7 +73,7 @@ def degradation_target_reference(
     percentile: float = DEFAULT_PERCENTILE,
     scale: float = DEFAULT_SCALE,
 ) -> Tensor:
-    """The definition of `degradation_target` in plain PyTorch. Maths in fp32, or fp64 if any input is fp64."""
+    """The definition of `degradation_target` in plain PyTorch. Math in fp32, or fp64 if any input is fp64."""
     inputs = [t for t in (reference, distorted, reference_features, distorted_features) if t is not None]
     compute = torch.float64 if any(t.dtype == torch.float64 for t in inputs) else torch.float32
     unit = 1 / 255 if reference.dtype == torch.uint8 else 1.0

@@ -1,5 +1,5 @@
 """The GRPO objective: Eq. 6, the clipped surrogate minus `beta` times a KL divergence, as a loss to
-minimise."""
+minimize."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def grpo_loss(
     beta: float = 0.0,
     backend: str | None = None,
 ) -> tuple[Tensor, GRPOStats]:
-    """Clipped surrogate and KL penalty, Eq. 6 with its sign turned: a loss to minimise.
+    """Clipped surrogate and KL penalty, Eq. 6 with its sign turned: a loss to minimize.
 
     `mean(max(-A·ρ, -A·clip(ρ, 1 - clip_low, 1 + clip_high))) + beta·mean(kl)`, `ρ = exp(log_prob -
     old_log_prob)`.

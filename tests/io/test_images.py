@@ -67,9 +67,9 @@ def modes() -> dict[str, tuple[Image.Image, str, list[int]]]:
     see_through = palette.copy()
     see_through.info["transparency"] = 1
     return {
-        "grey": (Image.new("L", (4, 3), 77), "png", [77, 77, 77]),
+        "gray": (Image.new("L", (4, 3), 77), "png", [77, 77, 77]),
         "bilevel": (Image.new("1", (4, 3), 1), "png", [255, 255, 255]),
-        "grey with alpha": (Image.new("LA", (4, 3), (0, 51)), "png", [204, 204, 204]),
+        "gray with alpha": (Image.new("LA", (4, 3), (0, 51)), "png", [204, 204, 204]),
         "palette": (palette, "png", [0, 200, 0]),
         "palette, transparent": (see_through, "png", [255, 255, 255]),
         "RGBA, clear": (Image.new("RGBA", (4, 3), (9, 9, 9, 0)), "png", [255, 255, 255]),
@@ -96,7 +96,7 @@ def test_modes(name: str, tmp_path: Path) -> None:
 
 
 def test_16_bit_rgb_png(tmp_path: Path) -> None:
-    """Written by hand, since Pillow reads but does not write 16-bit colour."""
+    """Written by hand, since Pillow reads but does not write 16-bit color."""
     import struct
     import zlib
 

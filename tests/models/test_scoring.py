@@ -83,8 +83,8 @@ def test_batches_of_arrays_take_what_single_arrays_take(model: RewardModel, make
         "big-endian": (array / 255).astype(">f4"),
         "16 bits": array.astype(np.uint16) * 257,
         "RGBA": rgba,
-        "grey": array[..., :1],
-        "grey and alpha": array[..., :2],
+        "gray": array[..., :1],
+        "gray and alpha": array[..., :2],
     }
     for kind, batch in kinds.items():
         out, singles = model.score(batch), [model.score(image) for image in batch]

@@ -77,7 +77,7 @@ def schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
 def encode(image: Tensor) -> bytes:
     """uint8 (3,H,W) as lossless WebP, (1,H,W) as PNG.
 
-    WebP at its quickest is a third smaller than PNG on photos and quicker to write; it has no grey images, and
+    WebP at its quickest is a third smaller than PNG on photos and quicker to write; it has no gray images, and
     ends at 16383 pixels, beyond which photos are PNG too.
     """
     from PIL import Image
