@@ -29,14 +29,23 @@ def modulate_reference(
 ) -> Tensor:
     """The definition of `modulate` in plain PyTorch. Maths in fp32, or in fp64 when the features are fp64."""
     compute = torch.float64 if features.dtype == torch.float64 else torch.float32
-    align = {"align_corners": False} if resample == "bilinear" else {}
-    d = F.interpolate(degradation.to(compute), size=tuple(grid), mode=resample, **align)  # (B, 1, h, w)
+    d = _downsample(degradation.to(compute), grid, resample)  # (B, 1, h, w)
     d = d.flatten(1).unsqueeze(-1)  # (B, h·w, 1)
     weight = {"degradation": d, "quality": 1 - d, "residual": 1 + d}[gate]
     out = features.to(compute) * weight  # (B, h·w, C)
     if pool == "mean":
         out = out.mean(dim=1)
     return out.to(features.dtype)
+
+
+def _downsample(degradation: Tensor, grid: tuple[int, int], resample: str) -> Tensor:
+    if resample == "bilinear":
+        return F.interpolate(degradation, size=tuple(grid), mode="bilinear", align_corners=False)
+    (height, width), (h, w) = degradation.shape[-2:], grid
+    if torch.compiler.is_compiling() and height % h == 0 and width % w == 0:
+        # the same means of whole cells; with adaptive pooling, torch.compile would compile anew for each size
+        return degradation.unflatten(2, (h, height // h)).unflatten(4, (w, width // w)).mean((3, 5))
+    return F.interpolate(degradation, size=tuple(grid), mode="area")
 
 
 def modulate(

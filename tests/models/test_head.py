@@ -45,3 +45,17 @@ def test_close_features_have_different_scores_in_half_precision():
 def test_unknown_gate():
     with pytest.raises(ValueError, match=r"^gate: expected one of .*residual.*, got 'none'$"):
         ScoreHead(5, gate="none")
+
+
+@pytest.mark.slow
+def test_compiled_for_any_size_it_is_not_compiled_again():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    head, counter = ScoreHead(5), CompileCounterWithBackend("inductor")
+    pool = torch.compile(head.pool, backend=counter, dynamic=True)
+    for h, w in ((3, 4), (5, 2), (7, 9)):
+        feature, degradation = torch.randn(2, 5, h, w), torch.rand(2, 1, 16 * h, 16 * w)
+        with torch.no_grad():
+            assert torch.allclose(pool(feature, degradation), head.pool(feature, degradation), atol=1e-6)
+    assert counter.frame_count == 1

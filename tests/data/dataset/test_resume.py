@@ -23,6 +23,7 @@ from tests.data import fgr
 from tests.io import icc
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
+pytestmark = pytest.mark.training
 
 
 @pytest.fixture
