@@ -117,3 +117,17 @@ def test_gradients_reach_pixels_and_all_parameters(model: RewardModel) -> None:
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert missing == []
     model.zero_grad()
+
+
+def test_the_embedded_model_is_small_and_sees_a_fault() -> None:
+    small = RewardModel.from_pretrained("finpercep-small")
+    assert sum(p.numel() for p in small.parameters()) < 3_000_000
+    clean = photo(128, 192)
+    broken = clean.clone()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(3, 12, 12, generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    broken[:, 40:88, 64:112] = (0.5 * broken[:, 40:88, 64:112] + 0.5 * noise).clamp(0, 1)
+    output = small.score(torch.stack([clean, broken]))
+    inside = output.map[1, 0, 44:84, 68:108].mean()
+    outside = output.map[1, 0, :, 140:].mean()
+    assert inside > 3 * outside
