@@ -18,7 +18,7 @@ class Reward(Protocol):
     `RewardModel` and `CLIPIQA` are rewards, and so is everything in `finpercep.rewards`.
 
     Attributes:
-        fingerprint: 16 hex digits that change whenever the same image could score differently.
+        fingerprint: a string that changes whenever the same image could score differently; of weights, 16 hex digits.
         takes: names of what it can be given beside the images as keyword arguments, of batch length: "lr" (the
             low-resolution images), "prompts", "metadata". A reward without this attribute takes nothing.
     """
