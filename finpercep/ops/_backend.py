@@ -200,9 +200,13 @@ def _too_old(device: torch.device) -> str | None:
     )
 
 
-def _forward_mode() -> bool:
-    """Whether forward-mode derivatives (torch.func.jvp, a dual level) are computed: only the reference has them."""
-    return forward_ad._current_level >= 0
+def _transformed() -> str | None:
+    """What only the reference takes: forward-mode derivatives, or a transform of torch.func (grad, vmap); else None."""
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives"
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        return "transforms of torch.func"
+    return None
 
 
 def _fastest(operator: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -241,10 +245,10 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
 
     None picks the fastest that works and falls back down to "reference". A named backend that cannot run raises:
     ValueError (no such backend) or RuntimeError (not available, or not for this device or dtype), saying why.
-    Under torch.func.jvp None picks "reference": the compiled kernels would give a derivative of 0 without a word.
+    Under the transforms of torch.func None picks "reference": compiled kernels would give jvp a derivative of 0.
     """
     if backend is None:
-        return "reference" if _forward_mode() else _fastest(operator, device, dtype)
+        return "reference" if _transformed() else _fastest(operator, device, dtype)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     reason = unavailable_reason(backend, operator)
@@ -252,8 +256,8 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
         raise RuntimeError(f"backend={backend!r} is not available: {reason}")
     if backend == "reference":
         return backend
-    if _forward_mode():
-        raise RuntimeError(f"{operator}: no forward-mode derivatives; use backend='reference' for them")
+    if transform := _transformed():
+        raise RuntimeError(f"{operator}: no {transform}; use backend='reference' for them")
     needed = "cpu" if backend == "cpp" else "cuda"
     if device.type != needed and not (backend == "triton" and _interpreted and device.type == "cpu"):
         raise RuntimeError(f"backend={backend!r} runs on {needed.upper()} tensors, got {device}; use backend=None")

@@ -50,6 +50,28 @@ def test_a_compiled_backend_raises_under_jvp(name: str, cpp: str) -> None:
         torch.func.jvp(call, (x,), (torch.ones_like(x),))
 
 
+def per_sample_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, backend: str | None = None) -> Tensor:
+    loss, _ = ops.grpo_loss(log_prob[None], old[None], advantage[None], clip_low=0.2, clip_high=0.2, backend=backend)
+    return loss
+
+
+def test_gradients_of_each_sample_by_vmap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_prob, old = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64) * 0.1
+    advantage = torch.randn(4, generator=generator, dtype=torch.float64)
+    found = torch.func.vmap(torch.func.grad(per_sample_loss))(log_prob, old, advantage)
+    for i in range(4):
+        row = log_prob[i].clone().requires_grad_(True)
+        (expected,) = torch.autograd.grad(per_sample_loss(row, old[i], advantage[i]), row)
+        torch.testing.assert_close(found[i], expected)
+
+
+def test_a_compiled_backend_raises_under_vmap(cpp: str) -> None:
+    rows = torch.zeros(3, 6)
+    with pytest.raises(RuntimeError, match="grpo_loss: no transforms of torch"):
+        torch.func.vmap(lambda x, a: per_sample_loss(x, x, a, cpp))(rows, torch.ones(3))
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_a_rollout_under_inference_mode_and_an_update_outside(backend: str, request: pytest.FixtureRequest) -> None:
     if backend == "cpp":
