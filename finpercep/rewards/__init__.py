@@ -1,6 +1,7 @@
 """Rewards: one protocol, the curriculum's stage reward, mixtures, LR consistency, adapters in and doors out."""
 
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
+from finpercep.rewards.augmented import Augmented
 from finpercep.rewards.consistency import LRConsistency
 from finpercep.rewards.load import load_reward
 from finpercep.rewards.mixture import Mixture
@@ -8,6 +9,7 @@ from finpercep.rewards.protocol import Reward, call_reward
 from finpercep.rewards.stage import StageReward
 
 __all__ = [
+    "Augmented",
     "FunctionReward",
     "LRConsistency",
     "Mixture",

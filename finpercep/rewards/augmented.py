@@ -1,0 +1,142 @@
+"""A reward that is asked about several slightly changed versions of an image: harder to climb than the bare one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finpercep.models import RewardOutput
+from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+
+
+class View(NamedTuple):
+    """How a batch is changed once: rows and columns of content before it, size after it, seed of its noise."""
+
+    top: int
+    left: int
+    size: tuple[int, int]
+    seed: int
+
+
+class Augmented(nn.Module):
+    """The mean of a reward over random shifts, resizes and faint noise (expectation over transformation).
+
+    A pattern that raises a score without a change that anyone sees often lives on one pixel grid and on single levels;
+    shifts, resizes and noise do not keep it, while what is seen stays. It costs `views` calls of the reward. Each
+    view, in this order: mirrored content is added at the borders, `shift` pixels in height and in width, randomly
+    before and after the image; the whole is resized (bicubic, anti-aliased) by one factor; Gaussian noise is added.
+    All images of a batch get the same views, so their scores can be compared; so do those of other batches of that
+    size. Athalye et al., "Synthesizing Robust Adversarial Examples" (ICML 2018).
+
+    Args:
+        reward: the reward inside.
+        views: number of views.
+        shift: largest shift, in pixels; 0: none.
+        scale: smallest and largest factor; (1, 1): no resizing.
+        noise: standard deviation of the noise, in levels of 255; 0: none.
+        seed: of the views. With one seed the same image always scores the same; a loop that climbs the reward draws
+            new views with `forward(…, seed=step)`, since it would learn fixed ones.
+
+    Raises:
+        ValueError: no view, a negative shift or noise, or scales that are not positive and in order.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        views: int = 4,
+        shift: int = 7,
+        scale: tuple[float, float] = (0.8, 1.2),
+        noise: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if views < 1:
+            raise ValueError(f"views: expected 1 or more, got {views}")
+        if shift < 0:
+            raise ValueError(f"shift: expected 0 or more pixels, got {shift}")
+        if not 0 < scale[0] <= scale[1] < math.inf:
+            raise ValueError(f"scale: expected (smallest, largest), both positive, got {scale}")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise: expected 0 or more levels, got {noise}")
+        self.reward = reward
+        self.views, self.shift, self.noise, self.seed = views, shift, noise, seed
+        self.scale = (float(scale[0]), float(scale[1]))
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What the reward inside takes."""
+        return tuple(getattr(self.reward, "takes", ()))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that identify the reward inside and the views."""
+        settings = [self.views, self.shift, self.scale, float(self.noise), self.seed]
+        return combined_fingerprint("augmented-v1", self.reward.fingerprint, settings)
+
+    def draw(self, height: int, width: int, seed: int) -> list[View]:
+        """The views of images of one size: the same for the same seed, on every machine.
+
+        Raises:
+            ValueError: a side that is not longer than `shift`, which mirroring at the borders needs.
+        """
+        if min(height, width) <= self.shift:
+            raise ValueError(f"images: expected sides above shift = {self.shift}, got {height}x{width}")
+        generator = torch.Generator().manual_seed(seed)
+        views = []
+        for _ in range(self.views):
+            top, left = torch.randint(self.shift + 1, (2,), generator=generator).tolist()
+            share = torch.rand((), dtype=torch.float64, generator=generator).item()
+            factor = self.scale[0] + share * (self.scale[1] - self.scale[0])
+            size = (max(1, round(factor * (height + self.shift))), max(1, round(factor * (width + self.shift))))
+            views.append(View(top, left, size, int(torch.randint(2**62, (), generator=generator))))
+        return views
+
+    def forward(self, images: Tensor, *, seed: int | None = None, **context: Any) -> RewardOutput:
+        """Mean scores (B,) and mean maps (B,1,H,W), each map moved back onto the image; no map where a view has none.
+
+        Differentiable where the reward inside is.
+
+        Args:
+            images: (B,3,H,W), float in [0, 1].
+            seed: of the views; None: the one given at first.
+            **context: see `Reward.takes`.
+        """
+        height, width = images.shape[-2:]
+        images = images if images.dtype == torch.float64 else images.float()
+        scores, maps = [], []
+        for view in self.draw(height, width, self.seed if seed is None else seed):
+            output = call_reward(self.reward, self._look(images, view), context)
+            scores.append(output.score)
+            if isinstance(output.map, Tensor):
+                maps.append(self._back(output.map, view, height, width))
+        mean_map = torch.stack(maps).mean(0) if len(maps) == len(scores) else None
+        return RewardOutput(torch.stack(scores).mean(0), mean_map)
+
+    def _look(self, images: Tensor, view: View) -> Tensor:
+        """The images (B,3,*view.size) of one view."""
+        if self.shift:
+            border = (view.left, self.shift - view.left, view.top, self.shift - view.top)
+            images = F.pad(images, border, mode="reflect")
+        images = _resized(images, view.size, "bicubic").clamp(0, 1)
+        if self.noise:
+            # Drawn on the CPU, so that every device has the same; one for the batch, so that its images compare.
+            noise = torch.randn(1, 3, *view.size, generator=torch.Generator().manual_seed(view.seed))
+            images = (images + noise.to(images, non_blocking=True) * (self.noise / 255)).clamp(0, 1)
+        return images
+
+    def _back(self, degradation: Tensor, view: View, height: int, width: int) -> Tensor:
+        """A view's map (B,1,h,w) on the pixels of the image: (B,1,H,W)."""
+        whole = _resized(degradation, (height + self.shift, width + self.shift), "bilinear")
+        return whole[..., view.top : view.top + height, view.left : view.left + width]
+
+
+def _resized(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)

@@ -1,0 +1,138 @@
+"""The mean over views by value: what a view is, its gradient, its map, and that a seed decides."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finpercep.models import RewardOutput
+from finpercep.rewards import Augmented
+from tests.rewards.conftest import Brightness
+
+PLAIN = {"shift": 0, "scale": (1, 1), "noise": 0}
+
+
+class Curved(nn.Module):
+    """A smooth score that is no mean, so that shifts, sizes and noise change it; no map."""
+
+    fingerprint = "curved"
+
+    def forward(self, images: Tensor) -> RewardOutput:
+        rows = torch.linspace(0.5, 2.5, images.shape[-2], dtype=images.dtype).sin()[:, None]
+        return RewardOutput((images.pow(3) * rows).flatten(1).mean(1), None)
+
+
+def test_without_changes_it_is_the_reward_itself(images):
+    inner = Brightness()
+    output = Augmented(inner, views=1, **PLAIN)(images)
+    assert torch.equal(output.score, inner(images).score)
+    assert torch.equal(output.map, images[:, :1])
+    assert Augmented(Brightness(with_map=False), **PLAIN)(images).map is None
+
+
+def test_is_the_mean_of_its_views_made_by_hand(images):
+    reward = Augmented(Curved(), views=3, shift=4, scale=(0.7, 1.3), noise=2.0, seed=5)
+    views = reward.draw(20, 10, 5)
+    assert len({(view.top, view.left, view.size) for view in views}) == 3
+    scores = []
+    for top, left, size, seed in views:
+        x = F.pad(images, (left, 4 - left, top, 4 - top), mode="reflect")
+        assert torch.equal(x[..., top : top + 20, left : left + 10], images)
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+        noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+        scores.append(Curved()((x + noise * 2 / 255).clamp(0, 1)).score)
+    assert not torch.allclose(scores[0], scores[1])
+    torch.testing.assert_close(reward(images).score, torch.stack(scores).mean(0))
+
+
+def test_views_stay_within_their_bounds(images):
+    reward = Augmented(Brightness(), views=200, shift=3, scale=(0.5, 1.5))
+    views = reward.draw(40, 60, 0)
+    assert {view.top for view in views} == {view.left for view in views} == {0, 1, 2, 3}
+    heights, widths = ([view.size[axis] for view in views] for axis in (0, 1))
+    assert 0.5 * 43 - 1 < min(heights) < 0.55 * 43
+    assert 1.45 * 63 < max(widths) < 1.5 * 63 + 1
+    assert all(abs(view.size[0] / 43 - view.size[1] / 63) < 0.03 for view in views)  # one factor for both sides
+
+
+def test_noise_has_the_given_size():
+    class Last(Brightness):
+        def forward(self, images: Tensor, **context: object) -> RewardOutput:
+            self.seen = images
+            return super().forward(images)
+
+    inner = Last()
+    Augmented(inner, views=1, shift=0, scale=(1, 1), noise=3.0)(torch.full((2, 3, 64, 64), 0.5))
+    levels = (inner.seen - 0.5) * 255
+    assert levels.std().item() == pytest.approx(3, abs=0.05)
+    assert torch.equal(levels[0], levels[1])  # images of a batch are compared under the same views
+
+
+def test_a_seed_decides(images):
+    reward = Augmented(Curved(), shift=4, seed=1)
+    state = torch.get_rng_state()
+    first = reward(images).score
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(reward(images).score, first)
+    assert torch.equal(reward(images[1:2]).score, first[1:2])  # alone as in a batch
+    other = reward(images, seed=2).score
+    assert not torch.allclose(other, first)
+    assert torch.equal(Augmented(Curved(), shift=4, seed=2)(images).score, other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [PLAIN, {"shift": 4}, {"scale": (0.6, 0.9)}, {"scale": (1.2, 1.5)}, {"noise": 1.0}, {"shift": 4, "noise": 1.0}],
+)
+def test_gradient_is_that_of_finite_differences(changes):
+    generator = torch.Generator().manual_seed(3)
+    images = 0.2 + 0.6 * torch.rand(2, 3, 9, 7, dtype=torch.float64, generator=generator)
+    reward = Augmented(Curved(), views=2, **{**PLAIN, **changes})
+    x = images.clone().requires_grad_()
+    reward(x).score.sum().backward()
+    for _ in range(3):
+        way = torch.randn(images.shape, dtype=torch.float64, generator=generator)
+        ahead, behind = (reward(images + step * way).score.sum() for step in (1e-5, -1e-5))
+        assert ((ahead - behind) / 2e-5).item() == pytest.approx((x.grad * way).sum().item(), rel=1e-6)
+    assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("scale", [(1, 1), (0.8, 1.2)])
+def test_map_lies_on_the_image(scale):
+    spot = torch.zeros(1, 3, 64, 48)
+    spot[..., 20:30, 6:14] = 1
+    for seed in range(4):
+        found = Augmented(Brightness(), views=1, shift=12, scale=scale, noise=0, seed=seed)(spot).map
+        assert found.shape == (1, 1, 64, 48)
+        if scale == (1, 1):
+            assert torch.equal(found, spot[:, :1])
+        assert (found - spot[:, :1]).abs()[..., 21:29, 7:13].max() < 0.2
+        mass = found[0, 0]
+        rows = (mass.sum(1) * torch.arange(64)).sum() / mass.sum()
+        columns = (mass.sum(0) * torch.arange(48)).sum() / mass.sum()
+        assert (rows.item(), columns.item()) == pytest.approx((24.5, 9.5), abs=0.3)
+
+
+def test_passes_on_what_the_reward_takes(images):
+    inner = Brightness()
+    reward = Augmented(inner)
+    assert reward.takes == ("lr",)
+    reward(images, lr=images, prompts=["", "", ""])
+    assert inner.given == ["lr"]
+    assert Augmented(Curved()).takes == ()
+
+
+def test_fingerprint_names_the_reward_and_every_option():
+    first = Augmented(Brightness())
+    options = [{"views": 3}, {"shift": 6}, {"scale": (0.9, 1.2)}, {"noise": 0.5}, {"seed": 1}]
+    prints = {Augmented(Brightness(), **option).fingerprint for option in options}
+    assert len(prints | {first.fingerprint, Augmented(Curved()).fingerprint}) == 7
+    assert first.fingerprint == Augmented(Brightness(), scale=(0.8, 1.2)).fingerprint
+
+
+def test_errors(images):
+    for options in ({"views": 0}, {"shift": -1}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}, {"noise": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Augmented(Brightness(), **options)
+    with pytest.raises(ValueError, match="expected sides above shift = 10, got 20x10"):
+        Augmented(Brightness(), shift=10)(images)
