@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> degradation_target_backward(
 // group_advantage
 std::tuple<Tensor, Tensor, Tensor> group_advantage(
     Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
-    double clip);
+    double clip, double resolution);
 
 // grpo_loss
 std::tuple<Tensor, Tensor> grpo_loss(

@@ -28,7 +28,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
   // group_advantage: (advantages, counts, moments); rewards have no gradient
   m.def(
       "group_advantage(Tensor rewards, Tensor? group_ids, int group_size, float eps, int correction, int scale,"
-      " float clip) -> (Tensor, Tensor, Tensor)");
+      " float clip, float resolution) -> (Tensor, Tensor, Tensor)");
 
   // grpo_loss: (loss, stats)
   m.def(

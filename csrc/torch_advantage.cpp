@@ -21,10 +21,11 @@ std::pair<Tensor, Tensor> stable_sort(const Tensor& tensor) {
 
 std::tuple<Tensor, Tensor, Tensor> group_advantage(
     Tensor rewards, std::optional<Tensor> group_ids, int64_t group_size, double eps, int64_t correction, int64_t scale,
-    double clip) {
+    double clip, double resolution) {
   const Tensor r = torch::stable::contiguous(rewards);
   STD_TORCH_CHECK(r.dim() == 1, "rewards: expected (N,)");
   STD_TORCH_CHECK(correction == 0 || correction == 1, "correction: expected 0 or 1, got ", correction);
+  STD_TORCH_CHECK(resolution >= 0 && resolution < 1, "resolution: expected in [0, 1), got ", resolution);
   AdvantageParams p{};
   Tensor ids;
   if (group_ids.has_value()) {
@@ -39,8 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> group_advantage(
     STD_TORCH_CHECK(group_size >= 1 && r.numel() % group_size == 0, "group_size: expected a divisor of ", r.numel(),
                     " rewards, got ", group_size);
   p.count = r.numel(), p.group_size = group_size;
-  p.reward_type = dtype_of(r, "rewards"), p.resolution = advantage_resolution(p.reward_type);
-  p.eps = eps, p.correction = correction, p.clip = clip;
+  p.reward_type = dtype_of(r, "rewards");
+  p.eps = eps, p.correction = correction, p.clip = clip, p.resolution = resolution;
   p.scale = choice<AdvantageScale>(scale, 3, "scale");
   const ScalarType compute = accumulation_type(r);
   Tensor advantages = allocate({p.count}, compute, r);

@@ -19,14 +19,14 @@ TOTALS = 8  # of one program, in fp64: see _store_totals
 
 @triton.jit
 def _std(squares, count, varied, correction, A: tl.constexpr):
-    """0 for groups whose rewards are equal up to rounding."""
+    """0 for groups whose rewards are equal up to the resolution."""
     room = tl.maximum(count - correction, 1).to(A)
     return tl.where(varied, root(divide(squares, room)), 0.0)
 
 
 @triton.jit
 def _varied(low, high, resolution, A: tl.constexpr):
-    """Whether the range is more than rounding; not where nothing is finite, low being inf and high -inf."""
+    """Whether the range is more than the resolution; not where nothing is finite, low being inf and high -inf."""
     largest = tl.maximum(tl.abs(low), tl.abs(high))
     return high - low > tl.full((), resolution, A) * largest
 
@@ -365,11 +365,6 @@ def advantage_ids_kernel(
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
-def _resolution(dtype: torch.dtype) -> float:
-    """As in finpercep.ops.advantage."""
-    return torch.finfo(dtype).eps * (4 if dtype.itemsize >= 4 else 1)
-
-
 def _warps(elements: int, compute: torch.dtype = torch.float32) -> int:
     """8 elements per thread, of fp64 half as many."""
     return max(1, min(16, elements * compute.itemsize // 1024))
@@ -391,6 +386,7 @@ def group_advantage(
     correction: int,
     scale: int,
     clip: float,
+    resolution: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `finpercep::group_advantage`: (advantages, counts, moments)."""
     rewards = rewards.contiguous()
@@ -411,7 +407,7 @@ def group_advantage(
             n,
             eps,
             correction,
-            _resolution(rewards.dtype),
+            resolution,
             clip,
             SCALE=scale,
             A=A,
@@ -443,7 +439,7 @@ def group_advantage(
         group_size,
         eps,
         correction,
-        _resolution(rewards.dtype),
+        resolution,
         float("inf") if late else clip,
         SCALE=scale,
         A=A,

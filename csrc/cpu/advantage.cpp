@@ -15,7 +15,7 @@ template <class A> struct Group {
   A low = 0, high = 0;
   A mean = 0, rest = 0, squares = 0;  // squares: Σ (r - mean - rest)²
   A std = 0;
-  bool varied = false;                // they differ by more than rounding
+  bool varied = false;                // they differ by more than the resolution
 
   bool comparable() const { return finite >= 2; }
   bool lively() const { return varied; }
@@ -116,11 +116,13 @@ template <class A> __attribute__((always_inline)) inline void row_deviations(con
 
 // Mean, rest and std of `count` groups of `n` rewards. The steps go over all groups in turn: within one group each waits for
 // the one before, and divisions and roots vectorise over groups. True if every group is plain: finite, and its spread so far
-// above rounding (half of the range at most) that its rewards differ for certain. kSize: the size where it is known, else 0.
+// above the resolution and rounding that its rewards differ for certain. kSize: the size where it is known, else 0.
 template <int64_t kSize, class A>
 bool moments_of(const AdvantageParams& p, const A* r, int64_t any_size, int64_t count, A* mean, A* rest, A* std) {
   const int64_t n = kSize > 0 ? kSize : any_size;
-  const A size = A(n), freedom = A(max_of(n - p.correction, int64_t(1))), least = max_of(A(1e-4), 2 * A(p.resolution));
+  const A size = A(n), freedom = A(max_of(n - p.correction, int64_t(1)));
+  // A spread of twice the resolution times the mean says that the range is above it, but for resolutions near 1.
+  const A least = p.resolution <= 0.5 ? max_of(A(1e-4), 2 * A(p.resolution)) : A(__builtin_inf());
   for (int64_t i = 0; i < n * count; i += 64 / int64_t(sizeof(A))) prefetch_ahead(r + i);  // the next task's rewards
   for (int64_t g = 0; g < count; ++g) mean[g] = row_sum(r + g * n, n);
   for (int64_t g = 0; g < count; ++g) mean[g] = mean[g] / size;

@@ -20,7 +20,7 @@ __device__ inline double higher(double a, double b) { return fmax(a, b); }
 template <class A, class N = int> struct Group {
   N finite = 0;
   A sum = 0, mean = 0, rest = 0, squares = 0, std = 0;  // squares: Σ (r - mean - rest)²
-  bool varied = false;                                  // they differ by more than rounding
+  bool varied = false;                                  // they differ by more than the resolution
 };
 
 // By a team of `lanes` threads: up to a warp, or kTeam = kThreads for a whole block. each(f): f of every reward of this

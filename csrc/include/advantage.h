@@ -6,17 +6,6 @@ namespace finpercep {
 
 enum class AdvantageScale : int32_t { group, batch, none };
 
-// Rewards that differ by less than this times the largest of them are equal up to rounding: a few units in the last place,
-// one in half precision, where numbers were rounded once.
-constexpr double advantage_resolution(DType type) {
-  switch (type) {
-    case DType::f64: return 0x1p-50;
-    case DType::bf16: return 0x1p-7;
-    case DType::f16: return 0x1p-10;
-    default: return 0x1p-21;
-  }
-}
-
 struct AdvantageParams {
   int64_t count, group_size;
   const int64_t* ids;     // (count), or null: blocks
@@ -25,7 +14,7 @@ struct AdvantageParams {
   int64_t correction;     // 0 or 1
   AdvantageScale scale;
   double clip;            // 0: none
-  double resolution;      // advantage_resolution: of the largest magnitude, by which the rewards of a group must differ
+  double resolution;      // in [0, 1): rewards whose range is at most this times their largest magnitude are equal
   const void* rewards;    // (count)
   void* advantages;       // (count) float, double for double rewards
   int64_t* counts;        // (4) groups, zero_variance, single, non_finite

@@ -12,8 +12,8 @@ from finpercep.ops import _backend
 SCALES = ("group", "batch", "none")
 
 
-def resolution(dtype: torch.dtype) -> float:
-    """Rewards of a group whose range is at most this times the largest magnitude among them are equal up to rounding.
+def default_resolution(dtype: torch.dtype) -> float:
+    """What rewards of this type differ by through rounding alone, relative to the largest magnitude of a group.
 
     4 units in the last place, `torch.finfo(dtype).eps`; of half precision, whose numbers were rounded once, one unit:
     4.8e-7 for fp32, 7.8e-3 for bf16.
@@ -27,7 +27,7 @@ class GroupStats(NamedTuple):
     groups: Tensor
     """number of groups (int64)"""
     zero_variance: Tensor
-    """groups with at least two finite rewards that are all equal up to rounding: they teach nothing (int64)"""
+    """groups with at least two finite rewards that are all equal up to the resolution: they teach nothing (int64)"""
     single: Tensor
     """groups with fewer than two finite rewards: nothing to compare with (int64)"""
     non_finite: Tensor
@@ -99,8 +99,11 @@ def group_advantage_reference(
     correction: int = 0,
     scale: str = "group",
     clip: float | None = None,
+    resolution: float | None = None,
 ) -> tuple[Tensor, GroupStats]:
     """The definition of `group_advantage` in plain PyTorch; same arguments, no checks."""
+    if resolution is None:
+        resolution = default_resolution(rewards.dtype)
     r = rewards.detach()
     r = r if r.dtype == torch.float64 else r.float()
     groups: _Blocks | _Labels = _Labels(r, group_ids) if group_ids is not None else _Blocks(r, group_size or 1)
@@ -117,7 +120,7 @@ def group_advantage_reference(
     low = groups.low(torch.where(finite, r, torch.inf))
     high = groups.high(torch.where(finite, r, -torch.inf))
     comparable = groups.present & (count >= 2)
-    lively = comparable & (high - low > resolution(rewards.dtype) * torch.maximum(low.abs(), high.abs()))
+    lively = comparable & (high - low > resolution * torch.maximum(low.abs(), high.abs()))
     std = torch.where(lively, std, 0)
 
     total = finite.sum()
@@ -154,6 +157,7 @@ def _check(
     correction: int,
     scale: str,
     clip: float | None,
+    resolution: float | None,
 ) -> None:
     _backend.require_tensors("group_ids", rewards=rewards, group_ids=group_ids)
     if rewards.dim() != 1:
@@ -180,6 +184,8 @@ def _check(
         raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {scale!r}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: expected None or a number > 0, got {clip}")
+    if resolution is not None and not 0 <= resolution < 1:
+        raise ValueError(f"resolution: expected None or a number in [0, 1), got {resolution}")
 
 
 def group_advantage(
@@ -191,6 +197,7 @@ def group_advantage(
     correction: int = 0,
     scale: str = "group",
     clip: float | None = None,
+    resolution: float | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, GroupStats]:
     """Advantages of rewards relative to their group, Eq. 5.
@@ -205,22 +212,21 @@ def group_advantage(
         correction: 0 divides the variance by n (flow_grpo), 1 by n - 1 (DanceGRPO).
         scale: divide by the standard deviation of the `group`, of the whole `batch`, or by nothing (`none`).
         clip: advantages are limited to `[-clip, clip]`.
+        resolution: rewards of a group are equal if their range is at most this times the largest magnitude among
+            them, in [0, 1). None is what rounding alone makes of equal rewards: 4 `torch.finfo(rewards.dtype).eps`,
+            4.8e-7 in fp32; of half precision 1 eps, 7.8e-3 in bf16 and 9.8e-4 in fp16. 0 takes any difference for one.
+            Raise it to what the reward cannot tell apart: a smaller `eps` blows such noise up to advantages near 1.
         backend: None picks the fastest; "reference", "cpp", "triton" or "cuda" insist.
 
     Returns:
         advantages `(N,)` in fp32 (fp64 for fp64 rewards) and `GroupStats`. Those of a group sum to 0 within
-        rounding, unless they are clipped. Groups of one, groups whose rewards are equal up to rounding, and
-        non-finite rewards get exactly 0; non-finite rewards do not touch their group's statistics.
-
-        Equal up to rounding are finite rewards whose range is at most 4 `torch.finfo(rewards.dtype).eps`
-        times the largest magnitude among them, 4.8e-7 of it in fp32; in half precision 1 eps, 7.8e-3 of it
-        in bf16 and 9.8e-4 in fp16. What differs by less is noise, which a small `eps` would blow up to
-        advantages near 1.
+        rounding, unless they are clipped. Groups of one, groups whose rewards are equal up to the resolution,
+        and non-finite rewards get exactly 0; non-finite rewards do not touch their group's statistics.
 
     Raises:
         ValueError, TypeError: one line that names the argument. RuntimeError: a backend that cannot run here.
     """
-    _check(rewards, group_size, group_ids, eps, correction, scale, clip)
+    _check(rewards, group_size, group_ids, eps, correction, scale, clip, resolution)
     chosen = _backend.resolve(backend, "group_advantage", rewards.device, rewards.dtype)
     if chosen == "reference":
         return group_advantage_reference(
@@ -231,6 +237,7 @@ def group_advantage(
             correction=correction,
             scale=scale,
             clip=clip,
+            resolution=resolution,
         )
     advantages, counts, moments = _backend.operator(chosen, "group_advantage")(
         rewards.detach() if rewards.requires_grad else rewards,
@@ -240,6 +247,7 @@ def group_advantage(
         correction,
         SCALES.index(scale),
         clip or 0.0,
+        default_resolution(rewards.dtype) if resolution is None else resolution,
     )
     return advantages, GroupStats(*counts.unbind(), *moments.unbind())
 
@@ -252,6 +260,7 @@ def _fake(
     correction: int,
     scale: int,
     clip: float,
+    resolution: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     compute = torch.float64 if rewards.dtype == torch.float64 else torch.float32
     return (

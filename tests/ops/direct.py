@@ -53,7 +53,7 @@ def group_advantage(generator):
     size, groups = _integers(generator, 1, 30, 2)
     rewards = torch.rand(size * groups, generator=generator)
     ids = torch.randint(-3, 4, rewards.shape, generator=generator) if groups % 2 else None
-    options = {"eps": 1e-4, "correction": 0, "scale": size % 3, "clip": 5.0}
+    options = {"eps": 1e-4, "correction": 0, "scale": size % 3, "clip": 5.0, "resolution": 1e-3}
     return {"rewards": rewards, "group_ids": ids, "group_size": size, **options}
 
 

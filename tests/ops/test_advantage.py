@@ -8,7 +8,14 @@ import torch
 from finpercep import ops
 from finpercep.ops import _backend
 from finpercep.ops.advantage import group_advantage, group_advantage_reference
-from tests.ops.equal_rewards import DTYPES, check_one_unit, check_resolution, check_sum
+from tests.ops.equal_rewards import (
+    DTYPES,
+    check_default_resolution,
+    check_noise,
+    check_one_unit,
+    check_resolution,
+    check_sum,
+)
 
 BACKENDS = [
     "reference",
@@ -78,7 +85,21 @@ def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_up_to_rounding(backend, labelled, dtype):
     check_one_unit(backend, dtype, labelled)
+    check_default_resolution(backend, dtype, labelled)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_up_to_a_resolution(backend, labelled, dtype):
     check_resolution(backend, dtype, labelled)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_below_a_resolution(backend, labelled, dtype):
+    check_noise(backend, dtype, labelled)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -201,6 +222,9 @@ def test_empty_and_no_gradient(backend):
         (torch.zeros(4), {"group_size": 2, "eps": -1.0}, "eps: expected"),
         (torch.zeros(4), {"group_size": 2, "correction": 2}, "correction: expected 0"),
         (torch.zeros(4), {"group_size": 2, "clip": 0.0}, "clip: expected"),
+        (torch.zeros(4), {"group_size": 2, "resolution": -1e-9}, r"^resolution: expected None or a number in \[0, 1\)"),
+        (torch.zeros(4), {"group_size": 2, "resolution": 1.0}, r"^resolution: expected .*, got 1.0$"),
+        (torch.zeros(4), {"group_size": 2, "resolution": NAN}, r"^resolution: expected .*, got nan$"),
     ],
 )
 def test_errors_name_the_argument(rewards, options, message):

@@ -94,6 +94,9 @@ REFUSED = {
         ("group_size: expected a divisor of 8 rewards, got 0", {"group_size": 0}),
         ("correction: expected 0 or 1, got -9223372036854775808", {"correction": -(2**63)}),
         ("scale: expected an index below 3", {"scale": 3}),
+        ("resolution: expected in .0, 1., got 1", {"resolution": 1.0}),
+        ("resolution: expected in .0, 1., got -1e-07", {"resolution": -1e-7}),
+        ("resolution: expected in .0, 1., got nan", {"resolution": float("nan")}),
     ],
     "grpo_loss": [
         ("log_prob: expected float32", {"log_prob": BYTES}),
@@ -149,7 +152,7 @@ TAKEN = {
     | given("out bounds moments raw", IMAGE[:, :1], ZEROS(1, 4), ZEROS(1, 3, 4, 4), ZEROS(0))
     | given("alpha normalize floor scale needs", 0.5, 1, 0.01, 0.1, 15),
     "group_advantage": given("rewards group_ids group_size", ZEROS(8), None, 4)
-    | given("eps correction scale clip", 1e-4, 0, 0, 0.0),
+    | given("eps correction scale clip resolution", 1e-4, 0, 0, 0.0, 0.0),
     "grpo_loss": RATIOS | given("kl clip_low clip_high beta", PAIR, 0.1, 0.1, 0.0),
     "grpo_loss_backward": given("grad_loss", ZEROS(())) | RATIOS | given("clip_low clip_high", 0.1, 0.1),
     "sde_step": given("velocity sample", PAIR, PAIR)

@@ -191,8 +191,8 @@ def test_gradcheck_on_the_real_grpo_kernel(cpp):
 
 def test_opcheck(cpp):
     rewards = randn(24)
-    torch.library.opcheck(OPS.group_advantage.default, (rewards, None, 4, 1e-4, 0, 0, 0.0))
-    torch.library.opcheck(OPS.group_advantage.default, (rewards, torch.arange(24) % 5, 0, 1e-4, 1, 1, 2.0))
+    torch.library.opcheck(OPS.group_advantage.default, (rewards, None, 4, 1e-4, 0, 0, 0.0, 1e-6))
+    torch.library.opcheck(OPS.group_advantage.default, (rewards, torch.arange(24) % 5, 0, 1e-4, 1, 1, 2.0, 0.0))
     log_prob, old, kl = (
         randn(6, 2).requires_grad_(),
         randn(6, 2, seed=1),

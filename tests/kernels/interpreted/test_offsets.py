@@ -82,7 +82,7 @@ def test_grpo_loss() -> None:
 
 def test_group_advantage() -> None:
     rewards = reserve(HUGE + 16)
-    run = record(advantage.group_advantage, rewards, None, 16, 1e-4, 0, 0, 0.0)
+    run = record(advantage.group_advantage, rewards, None, 16, 1e-4, 0, 0, 0.0, 1e-6)
     advantages = run_last(run, "advantage_rows_kernel").arguments["advantages"]
     expected, _ = group_advantage_reference(rewards[-16:], group_size=16)
     torch.testing.assert_close(advantages[-16:], expected)

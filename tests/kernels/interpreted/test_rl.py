@@ -12,7 +12,14 @@ from finpercep.ops import group_advantage, grpo_loss, sde_step
 from finpercep.ops.advantage import group_advantage_reference
 from finpercep.ops.grpo import grpo_loss_reference
 from finpercep.ops.sde import sde_step_reference
-from tests.ops.equal_rewards import DTYPES, check_one_unit, check_resolution, check_sum
+from tests.ops.equal_rewards import (
+    DTYPES,
+    check_default_resolution,
+    check_noise,
+    check_one_unit,
+    check_resolution,
+    check_sum,
+)
 
 from ..launches import record
 
@@ -85,9 +92,9 @@ def test_advantages_of_4096_rewards_are_one_launch():
     for n, size in ((4096, 24), (4096, 1), (4095, 3), (4096, 4096)):
         rewards = randn(n - n % size, dtype=torch.float32)
         operator = torch.ops.finpercep.group_advantage_triton
-        assert len(record(operator, rewards, None, size, 1e-4, 0, 1, 0.0)) == 1
+        assert len(record(operator, rewards, None, size, 1e-4, 0, 1, 0.0, 1e-6)) == 1
         ids = torch.arange(len(rewards)) // size
-        assert len(record(operator, rewards, ids, 0, 1e-4, 0, 1, 0.0)) == 1
+        assert len(record(operator, rewards, ids, 0, 1e-4, 0, 1, 0.0, 1e-6)) == 1
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -103,7 +110,19 @@ def test_equal_rewards_give_exactly_zero(labelled):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_up_to_rounding(labelled, dtype):
     check_one_unit("triton", dtype, labelled)
+    check_default_resolution("triton", dtype, labelled)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_up_to_a_resolution(labelled, dtype):
     check_resolution("triton", dtype, labelled)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_below_a_resolution(small_blocks, labelled, dtype):
+    check_noise("triton", dtype, labelled)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
