@@ -44,6 +44,19 @@ def evaluate_reward(
             "--without", help="Add rows that average over all SR sources but this one. May be given several times."
         ),
     ] = None,
+    intervals: Annotated[
+        bool,
+        typer.Option("--intervals", help="Add 95 % intervals of the three orders, CC and AUC, by resampled scenes."),
+    ] = False,
+    climb: Annotated[
+        int,
+        typer.Option(
+            "--climb",
+            min=0,
+            help="Number of results of each SR source that are moved up the model's own score: does it pass the photo, "
+            "and does what was won outlive JPEG and a resize?",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed for the implanted faults.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
     device: DeviceOption = "auto",
@@ -67,6 +80,8 @@ def evaluate_reward(
             shifts=shift or ["none"],
             metrics=None if metric is None else [name for name in metric if name != "none"],
             without=without or [],
+            intervals=intervals,
+            climb=climb,
             seed=seed,
             json_file=json_file,
             device=device,

@@ -13,7 +13,9 @@ from finpercep.data import Scene, load_scenes
 from finpercep.data.scenes_fingerprint import scenes_fingerprint
 from finpercep.evaluation import baselines
 from finpercep.evaluation.baselines import Judge
+from finpercep.evaluation.climb import CLIMB_LEGEND, Climb, climb_all, climb_figures, climb_table, picks
 from finpercep.evaluation.evaluate import Evaluation, evaluate_all
+from finpercep.evaluation.intervals import interval_figures, interval_table
 from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel
@@ -56,6 +58,8 @@ def run(
     without: Sequence[str] = (),
     seed: int = 0,
     faults: tuple[int, int] = (1, 3),
+    intervals: bool = False,
+    climb: int = 0,
     json_file: str | Path | None = None,
     device: str = "cpu",
     console: Console | None = None,
@@ -72,6 +76,8 @@ def run(
             pyiqa is installed.
         without: sources that one more row leaves out of each mean.
         seed, faults: see `finpercep.evaluation.trials.iterate_trials`.
+        intervals: also print, and write, 95 % intervals; see `finpercep.evaluation.intervals`.
+        climb: number of results of each source that the model's climb test takes; see `finpercep.evaluation.climb`.
         json_file: also write the figures there, as a list of `Evaluation.to_dict()`, with the fingerprints of model
             and scenes.
         device: of the metrics.
@@ -85,16 +91,24 @@ def run(
     scenes = load_scenes(data, split)
     _check_sources(without, scenes)
     _check_json(json_file)
+    if climb and model is None:
+        raise ValueError("climb: expected a model, got none")
     judges = _judges(model, name, metrics, device)
     evaluations: list[Evaluation] = []
     for shift in shifts:
         done = _evaluate(judges, scenes, shift, seed, faults)
         evaluations.extend(done)
         _print(console, done, without)
+        if intervals:
+            console.print(interval_table(done))
     if metrics is None and not baselines.pyiqa_available():
         hint = "PIQE's score beside it: pip install 'finpercep[eval]'"
         console.print(hint, style="dim", highlight=False, markup=False)
     console.print(_LEGEND, style="dim", highlight=False)
+    climbs = _climb(model, scenes, climb, device) if model is not None and climb else []
+    if climbs:
+        console.print(climb_table(climbs))
+        console.print(CLIMB_LEGEND, style="dim", highlight=False)
     if json_file is not None:
         figures = {
             "data": str(data),
@@ -102,7 +116,11 @@ def run(
             "split": split,
             "model": name,
             "fingerprint": None if model is None else model.fingerprint,
-            "evaluations": [evaluation.to_dict() for evaluation in evaluations],
+            "evaluations": [
+                evaluation.to_dict() | ({"intervals": interval_figures(evaluation)} if intervals else {})
+                for evaluation in evaluations
+            ],
+            **({"climb": climb_figures(climbs)} if climbs else {}),
         }
         write_json(Path(json_file), figures)
     return evaluations
@@ -155,6 +173,12 @@ def _evaluate(
     with progress_bar(Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"shift {shift}", total=len(scenes))
         return evaluate_all(judges, scenes, seed=seed, faults=faults, shift=shift, progress=lambda: bar.advance(task))
+
+
+def _climb(model: RewardModel, scenes: list[Scene], per_source: int, device: str) -> list[Climb]:
+    with progress_bar(Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("climb test", total=len(picks(scenes, per_source)))
+        return climb_all(model, scenes, per_source, device=device, progress=lambda: bar.advance(task))
 
 
 def _print(console: Console, done: list[Evaluation], without: Sequence[str]) -> None:
