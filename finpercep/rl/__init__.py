@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from finpercep._lazy import lazy
 
 if TYPE_CHECKING:
+    from finpercep.rl.batch import Batch
     from finpercep.rl.config import RLConfig, StageConfig
+    from finpercep.rl.coordinates import Steps
     from finpercep.rl.curriculum import Curriculum, Stage
     from finpercep.rl.dpo import DPO, DPOConfig
-    from finpercep.rl.generators import Generator, SRTiny
+    from finpercep.rl.generators import Generator, GeneratorConfig, GeneratorModule, SRTiny, load_generator
     from finpercep.rl.grpo import GRPO, GRPOConfig
     from finpercep.rl.nft import NFT, NFTConfig
     from finpercep.rl.refl import ReFL, ReFLConfig
@@ -20,10 +22,13 @@ __all__ = [
     "DPO",
     "GRPO",
     "NFT",
+    "Batch",
     "Curriculum",
     "DPOConfig",
     "GRPOConfig",
     "Generator",
+    "GeneratorConfig",
+    "GeneratorModule",
     "NFTConfig",
     "RLConfig",
     "ReFL",
@@ -31,14 +36,18 @@ __all__ = [
     "SRTiny",
     "Stage",
     "StageConfig",
+    "Steps",
+    "load_generator",
     "train",
 ]
 
 _HOMES = {
+    "finpercep.rl.batch": ("Batch",),
     "finpercep.rl.config": ("RLConfig", "StageConfig"),
+    "finpercep.rl.coordinates": ("Steps",),
     "finpercep.rl.curriculum": ("Curriculum", "Stage"),
     "finpercep.rl.dpo": ("DPO", "DPOConfig"),
-    "finpercep.rl.generators": ("Generator", "SRTiny"),
+    "finpercep.rl.generators": ("Generator", "GeneratorConfig", "GeneratorModule", "SRTiny", "load_generator"),
     "finpercep.rl.grpo": ("GRPO", "GRPOConfig"),
     "finpercep.rl.nft": ("NFT", "NFTConfig"),
     "finpercep.rl.refl": ("ReFL", "ReFLConfig"),

@@ -9,7 +9,7 @@ from typing import Any
 from finpercep.rewards import StageReward, load_reward
 from finpercep.rl.curriculum import Curriculum, Stage
 from finpercep.rl.dpo import DPO, DPOConfig
-from finpercep.rl.generators import Generator
+from finpercep.rl.generators import Generator, GeneratorConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
@@ -37,7 +37,8 @@ class RLConfig:
     Attributes:
         data: folders with an index.jsonl whose scenes have photos and low-resolution images, see `load_pairs`.
         out: the run's folder: the generator, metrics.jsonl, pictures, and the state to resume from.
-        generator: name, folder or hub id of an `SRTiny`.
+        generator: name, folder, hub id or module:Class, see `load_generator`.
+        generator_options: what of it is trained, and how it is sampled, where it is a pipeline of diffusers.
         algorithm: options of ReFL, DPO, GRPO or NFT; their type is the choice.
         stages: the curriculum.
         batch: low-quality images in a step.
@@ -53,6 +54,7 @@ class RLConfig:
     data: tuple[str, ...]
     out: str
     generator: str = "finpercep-sr-tiny"
+    generator_options: GeneratorConfig = field(default_factory=GeneratorConfig)
     algorithm: AlgorithmConfig = field(default_factory=ReFLConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
     batch: int = 4

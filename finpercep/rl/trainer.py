@@ -16,7 +16,7 @@ from finpercep.io.pictures import save_image
 from finpercep.rl.config import RLConfig, build_algorithm, build_curriculum, comparable
 from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import Experience
-from finpercep.rl.generators import SRTiny
+from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.photos import Crops, load_pairs
 from finpercep.rl.pictures import comparison
@@ -41,11 +41,13 @@ class RLTrainer:
     def __init__(self, config: RLConfig) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(config.device)
-        self.generator = SRTiny.from_pretrained(config.generator).to(self.device)
+        self.generator = load_generator(config.generator, config.generator_options, device=config.device)
         self.generator.keep_reference()
         self.curriculum = build_curriculum(config)
         self.algorithm = build_algorithm(config, self.generator)
-        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=0.0, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.generator.trainable_parameters(), lr=0.0, weight_decay=config.weight_decay
+        )
         scale = self.generator.scale
         self.crops = Crops(
             load_pairs(config.data, "train", scale), config.side, degraded=config.degraded, seed=config.seed
@@ -78,7 +80,7 @@ class RLTrainer:
         rate = moment.stage.lr * cosine(moment.step, 0, moment.stage.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.crops.batch(self.done, config.batch).to(self.device)
+        batch = self.generator.prepare(self.crops.batch(self.done, config.batch).to(self.device))
         experience = self.algorithm.collect(batch, moment.stage.reward, self.done)
         parts = list(experience.parts(config.algorithm.micro_batch))
         terms: dict[str, Tensor] = {}
@@ -100,7 +102,7 @@ class RLTrainer:
             (found["loss"] * (len(part) / rows)).backward()
             for name, value in found.items():
                 terms[name] = terms.get(name, 0) + value.detach() * (len(part) / rows)
-        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.max_norm)
+        norm = nn.utils.clip_grad_norm_(self.generator.trainable_parameters(), self.config.max_norm)
         self.guard.step(self.optimizer, self.done, terms["loss"], norm)
         return {**terms, "grad_norm": norm}
 
@@ -128,7 +130,7 @@ class RLTrainer:
         self.generator.save_pretrained(out / "generator")
         state = {
             "step": self.done,
-            "generator": self.generator.state_dict(),
+            "generator": self.generator.trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "settings": self.settings,
@@ -146,7 +148,7 @@ class RLTrainer:
         if state is None:
             return False
         check_settings(state["settings"], self.settings, out)
-        self.generator.load_state_dict(state["generator"])
+        self.generator.load_trained_state(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.done = state["step"]
@@ -154,7 +156,7 @@ class RLTrainer:
         return True
 
 
-def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> SRTiny:
+def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule:
     """Train to the end of the curriculum, resuming what is in `config.out`.
 
     Ctrl-C ends it after the step that is being made, and saves that. Each step adds a line to metrics.jsonl, with the

@@ -13,6 +13,7 @@ import pytest
 
 from finpercep import RewardModel
 from finpercep.data import load_scenes
+from finpercep.rl import load_generator
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
@@ -82,3 +83,10 @@ def test_photos_to_model_leaves_a_model_with_a_map(scratch: Path, capsys: pytest
     model = RewardModel.from_pretrained(found[1])
     assert model.fingerprint == found[2]
     assert model.config["decoder"] is not None
+
+
+def test_own_generator_raises_the_reward_and_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = program("own_generator")["main"](8)
+    assert history[-1] > history[0] + 0.02
+    monkeypatch.syspath_prepend(str(FOLDER))
+    assert load_generator("own_generator:Sharpener").scale == 4

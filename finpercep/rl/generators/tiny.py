@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.io.fingerprints import weights_fingerprint
 from finpercep.io.hub import model_folder
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import Steps, per_sample
+from finpercep.rl.generators.base import FILES, GeneratorModule, read_config
 
 WEIGHTS = Path(__file__).parent / "weights"
-FILES = ("config.json", "model.safetensors")
 SCALE = 4
 UNIT = 8.0
 """x0 is this many times the difference to the bicubic image, whose standard deviation is then near `SPREAD`."""
@@ -29,6 +26,16 @@ SHIFT = 30.0
 already; what a small network gets wrong there, it would have to remove again."""
 
 
+def embedded_names() -> list[str]:
+    """The generators whose weights are part of the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{FILES[0]}"))
+
+
+def embedded_folder(name_or_path: str | Path) -> str | Path:
+    """The folder of an embedded generator, anything else as it is."""
+    return WEIGHTS / str(name_or_path) if name_or_path in embedded_names() else name_or_path
+
+
 class Condition(NamedTuple):
     """The bicubic image (B,3,H,W), and the same by LR pixel (B,48,h,w)."""
 
@@ -36,7 +43,7 @@ class Condition(NamedTuple):
     pixels: Tensor
 
 
-class SRTiny(nn.Module):
+class SRTiny(GeneratorModule):
     """x0 is the photo less the bicubic image, one vector of 48 for each low-resolution pixel (`pixel_unshuffle`).
 
     The network works at low resolution. It is told the bicubic image, and what it predicts is added to the best linear
@@ -53,7 +60,6 @@ class SRTiny(nn.Module):
         super().__init__()
         self.config = {"widths": list(widths), "blocks": blocks}
         self.network = UNet(2 * self.channels, self.channels, (widths[0], widths[1]), blocks)
-        self._reference: list[UNet] = []  # in a list: no part of the weights
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path = "finpercep-sr-tiny", **hub_options: Any) -> SRTiny:
@@ -62,35 +68,13 @@ class SRTiny(nn.Module):
         Raises:
             ValueError: nothing of that name, or files that do not fit.
         """
-        from safetensors.torch import load_file
-
-        known = sorted(p.parent.name for p in WEIGHTS.glob(f"*/{FILES[0]}"))
-        found = WEIGHTS / str(name_or_path) if name_or_path in known else name_or_path
-        folder = model_folder(found, FILES, known=known, **hub_options)
-        config = json.loads((folder / FILES[0]).read_text())
+        folder = model_folder(embedded_folder(name_or_path), FILES, known=embedded_names(), **hub_options)
+        config = read_config(folder)
+        if missing := {"widths", "blocks"} - config.keys():
+            raise ValueError(f"{folder / FILES[0]}: expected widths and blocks of a generator, got no {min(missing)}")
         model = cls(tuple(config["widths"]), config["blocks"])
-        try:
-            model.load_state_dict({name: t.float() for name, t in load_file(folder / FILES[1]).items()})
-        except RuntimeError as error:
-            raise ValueError(f"{folder / FILES[1]}: does not fit {FILES[0]}: {error}") from error
+        model.load_weights(folder)
         return model.eval()
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors."""
-        from safetensors.torch import save_file
-
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILES[0]).write_text(json.dumps(self.config, indent=1) + "\n")
-        save_file({n: t.to(dtype).contiguous() for n, t in self.state_dict().items()}, str(Path(folder) / FILES[1]))
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of configuration and weights."""
-        return weights_fingerprint(self.config, self.state_dict())
-
-    def keep_reference(self) -> None:
-        """From now on the reference is what the network is at this moment."""
-        self._reference = [copy.deepcopy(self.network).requires_grad_(False).eval()]
 
     def condition(self, batch: Batch) -> Condition:
         """What the network is told: the bicubic image."""
@@ -99,17 +83,6 @@ class SRTiny(nn.Module):
     def velocity(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
         """v (B,48,h,w) at x and s (B,) or ()."""
         return _velocity(self.network, x, s, condition)
-
-    @torch.no_grad()
-    def reference_velocity(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """The same by the network that `keep_reference` kept.
-
-        Raises:
-            RuntimeError: none was kept.
-        """
-        if not self._reference:
-            raise RuntimeError("reference: call keep_reference() on the generator before it is trained")
-        return _velocity(self._reference[0], x, s, condition)
 
     def encode(self, photo: Tensor, condition: Condition) -> Tensor:
         """x0 of photos."""

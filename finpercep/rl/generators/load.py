@@ -1,0 +1,67 @@
+"""`load_generator`: a generator from its name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from finpercep.io.hub import model_folder
+from finpercep.rl.generators.base import FILES, GeneratorModule
+from finpercep.rl.generators.config import GeneratorConfig
+from finpercep.rl.generators.tiny import SRTiny, embedded_folder, embedded_names
+
+PIPELINE = "model_index.json"
+
+
+def load_generator(
+    spec: str | Path, config: GeneratorConfig | None = None, *, device: str = "cpu", **hub_options: Any
+) -> GeneratorModule:
+    """A generator by its name, in evaluation mode, ready to be trained.
+
+    - ``finpercep-sr-tiny``, or a folder that `SRTiny.save_pretrained` wrote;
+    - a pipeline of diffusers, a folder with model_index.json or a hub id, see `PIPELINES`;
+    - ``module:Class``: a `GeneratorModule` of one's own from a module that can be imported. It is called without
+      arguments, a function too; what is a generator already is taken as it is.
+
+    Args:
+        spec: the name.
+        config: how a pipeline is trained and sampled.
+        device: where the generator is to be.
+        hub_options: for downloads, see `RewardModel.from_pretrained`.
+
+    Raises:
+        ImportError: diffusers or peft, or the module, is missing.
+        ValueError: a name that names nothing, or a pipeline that cannot be a generator.
+    """
+    module, colon, name = str(spec).partition(":")
+    if colon and name and not Path(spec).exists():
+        return _imported(module, name).eval().to(device)
+    folder = model_folder(embedded_folder(spec), (PIPELINE, *FILES), known=embedded_names(), **hub_options)
+    if not (folder / PIPELINE).is_file():
+        return SRTiny.from_pretrained(folder).to(device)
+    from finpercep.rl.generators.pipelines import load_pipeline_generator
+
+    return load_pipeline_generator(spec, config or GeneratorConfig(), **hub_options).eval().to(device)
+
+
+def _imported(module: str, name: str) -> GeneratorModule:
+    spec = f"{module}:{name}"
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{spec}: expected a module that can be imported, got: {error}") from error
+    if not hasattr(found, name):
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, dir(found), 1)
+        raise ValueError(f"{spec}: the module {module} has no {name!r}{f'; did you mean {near[0]}?' if near else ''}")
+    made = getattr(found, name)
+    if inspect.isclass(made) or inspect.isfunction(made):
+        made = made()
+    if not isinstance(made, GeneratorModule):
+        raise ValueError(f"{spec}: expected a GeneratorModule, got {type(made).__name__}")
+    if missing := [part for part in ("scale", "channels", "stride") if not hasattr(made, part)]:
+        raise ValueError(f"{spec}: expected the attributes scale, channels and stride, got no {missing[0]}")
+    return made

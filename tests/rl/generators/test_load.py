@@ -1,0 +1,124 @@
+"""Generators by name: the embedded one, folders, and classes of one's own; what they share."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from finpercep.rl.batch import Batch
+from finpercep.rl.generators import GeneratorConfig, GeneratorModule, SRTiny, load_generator
+from finpercep.rl.rollout import results
+
+
+class Own(GeneratorModule):
+    """x0 is the image, ×1."""
+
+    scale, channels, stride = 1, 3, 1
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Conv2d(3, 3, 1).requires_grad_(False)
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def condition(self, batch):
+        return batch.lr
+
+    def velocity(self, x, s, condition):
+        return self.layer(self.frozen(x)) - condition
+
+    def decode(self, x0, condition):
+        return x0.clamp(0, 1)
+
+    def steps(self, count):
+        return SRTiny.steps(self, count)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    made = types.ModuleType("own_generators")
+    made.Own, made.make, made.ready, made.number, made.Text = Own, lambda: Own(), Own(), 3, str
+    made.Unnamed = type("Unnamed", (GeneratorModule,), {})
+    monkeypatch.setitem(sys.modules, "own_generators", made)
+    return made
+
+
+def test_embedded_and_folders(tmp_path):
+    embedded = load_generator("finpercep-sr-tiny")
+    assert isinstance(embedded, SRTiny)
+    assert embedded.fingerprint == "6355c4271e56e8a3"
+    model = SRTiny((16, 24), 1)
+    model.save_pretrained(tmp_path)
+    assert load_generator(tmp_path).fingerprint == model.fingerprint
+    with pytest.raises(ValueError, match="finpercep-sr-tny: no such model or folder; did you mean 'finpercep-sr-tiny'"):
+        load_generator("finpercep-sr-tny")
+    (tmp_path / "config.json").write_text('{"widths": [16, 24]}')
+    with pytest.raises(ValueError, match=r"config\.json: expected widths and blocks of a generator, got no blocks"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Own", "make", "ready"])
+def test_ones_own(module, name):
+    generator = load_generator(f"own_generators:{name}")
+    assert isinstance(generator, Own)
+    assert not generator.training
+    assert results(generator, Batch(torch.rand(2, 3, 4, 6), torch.tensor([0, 1])), 2).shape == (2, 3, 4, 6)
+
+
+def test_what_is_no_generator(module):
+    with pytest.raises(ValueError, match="no 'Onw'; did you mean Own"):
+        load_generator("own_generators:Onw")
+    with pytest.raises(ValueError, match="expected a GeneratorModule, got int"):
+        load_generator("own_generators:number")
+    with pytest.raises(ValueError, match="expected a GeneratorModule, got str"):
+        load_generator("own_generators:Text")
+    with pytest.raises(ValueError, match="expected the attributes scale, channels and stride, got no scale"):
+        load_generator("own_generators:Unnamed")
+    with pytest.raises(ImportError, match="nowhere_at_all:Own: expected a module that can be imported"):
+        load_generator("nowhere_at_all:Own")
+    with pytest.raises(NotImplementedError, match=r"Own has no encode\(photo, condition\)"):
+        Own().encode(torch.zeros(1, 3, 4, 4), None)
+
+
+def test_the_reference_is_a_copy_of_what_is_trained():
+    generator, given = Own(), torch.rand(2, 3, 4, 4)
+    at = (given, torch.tensor([0.5, 0.5]), given)
+    with pytest.raises(RuntimeError, match="call keep_reference"):
+        generator.reference_velocity(*at)
+    before = generator.velocity(*at).detach()
+    generator.keep_reference()
+    generator.keep_reference()  # of the generator alone, not of its reference
+    with torch.no_grad():
+        generator.layer.weight += 1
+    assert torch.equal(generator.reference_velocity(*at), before)
+    assert (generator.velocity(*at) - before).abs().min() > 0.01
+    (kept,) = generator._reference
+    assert kept.frozen.weight is generator.frozen.weight  # what is not trained exists once
+    assert not any(p.requires_grad for p in kept.parameters())
+
+
+def test_the_trained_state():
+    generator = Own()
+    state = {name: tensor.clone() for name, tensor in generator.trained_state().items()}
+    assert sorted(state) == ["layer.bias", "layer.weight"]
+    assert [id(p) for p in generator.trainable_parameters()] == [id(p) for p in generator.layer.parameters()]
+    with torch.no_grad():
+        generator.layer.weight += 1
+    generator.load_trained_state(state)
+    assert torch.equal(generator.layer.weight, state["layer.weight"])
+    with pytest.raises(ValueError, match=r"expected the state of 2 trained tensors, got 1 that do not fit, such as"):
+        generator.load_trained_state({"layer.weight": state["layer.weight"]})
+    with pytest.raises(ValueError, match="that do not fit in shape"):
+        generator.load_trained_state({**state, "layer.bias": torch.zeros(4)})
+
+
+def test_options():
+    with pytest.raises(ValueError, match="train: expected one of lora, full, got 'half'"):
+        GeneratorConfig(train="half")
+    with pytest.raises(ValueError, match="rank: expected at least 1, got 0"):
+        GeneratorConfig(rank=0)
+    with pytest.raises(ValueError, match="layers: expected the names"):
+        GeneratorConfig(layers=())
