@@ -13,6 +13,7 @@ from finpercep.cli.make_dataset import MakeDataset, make_dataset
 from finpercep.cli.output import checked_output
 from finpercep.cli.score import score
 from finpercep.cli.train_reward import TrainReward, train_reward
+from finpercep.cli.train_rl import train_rl
 
 app = typer.Typer(
     name="finpercep",
@@ -49,6 +50,7 @@ app.command()(demo)
 app.command(cls=TrainReward)(train_reward)
 app.command()(evaluate_reward)
 app.command(cls=MakeDataset)(make_dataset)
+app.command()(train_rl)
 
 
 def main() -> None:

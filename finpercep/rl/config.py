@@ -16,6 +16,7 @@ from finpercep.rl.refl import ReFL, ReFLConfig
 
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
 Algorithm = ReFL | DPO | GRPO | NFT
+KINDS: Mapping[str, type] = {"refl": ReFLConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "nft": NFTConfig}
 ALGORITHMS: Mapping[type, type] = {ReFLConfig: ReFL, DPOConfig: DPO, GRPOConfig: GRPO, NFTConfig: NFT}
 
 
@@ -46,13 +47,15 @@ class RLConfig:
         degraded: share of the low-resolution images that are made on the fly by the degradation pipeline.
         updates: of the weights for each collection; its rows are divided among them.
         max_norm: to which the gradient is limited.
+        dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
+            settings needs it; 0 measures on `val`.
         eval_every: steps between measurements on held-out photos.
-        eval_photos: how many photos of split `val` they use.
+        eval_photos: how many photos they use.
         eval_steps: of the sampler, when measuring.
     """
 
-    data: tuple[str, ...]
-    out: str
+    data: tuple[str, ...] = ()
+    out: str = "runs/rl"
     generator: str = "finpercep-sr-tiny"
     generator_options: GeneratorConfig = field(default_factory=GeneratorConfig)
     algorithm: AlgorithmConfig = field(default_factory=ReFLConfig)
@@ -64,6 +67,7 @@ class RLConfig:
     weight_decay: float = 1e-4
     max_norm: float = 1.0
     save_every: int = 50
+    dev_every: int = 0
     eval_every: int = 50
     eval_photos: int = 16
     eval_steps: int = 3
@@ -74,6 +78,8 @@ class RLConfig:
         for name in ("batch", "updates", "save_every", "eval_every", "eval_photos", "eval_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.dev_every == 1 or self.dev_every < 0:
+            raise ValueError(f"dev_every: expected 0 or at least 2, got {self.dev_every}")
 
 
 def comparable(config: RLConfig) -> dict[str, Any]:

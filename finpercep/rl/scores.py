@@ -9,6 +9,7 @@ from finpercep import ops
 from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture, Reward, call_reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.clock import timed
 
 
 def as_file(images: Tensor) -> Tensor:
@@ -24,7 +25,8 @@ def score(reward: Reward, images: Tensor, batch: Batch) -> RewardOutput:
     Raises:
         ValueError: scores of another shape or on another device.
     """
-    output = call_reward(reward, as_file(images), {"lr": batch.lr})
+    with timed("reward"):
+        output = call_reward(reward, as_file(images), {"lr": batch.lr})
     if output.score.device != images.device:
         raise ValueError(f"reward: expected scores on {images.device} like the images, got {output.score.device}")
     return output

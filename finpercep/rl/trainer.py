@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from finpercep.io.files import atomic_write, write_json
 from finpercep.io.pictures import save_image
+from finpercep.rl.clock import Clock, timed
 from finpercep.rl.config import RLConfig, build_algorithm, build_curriculum, comparable
 from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.held_out import HeldOut
-from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.photos import Crops, Pair, load_pairs
 from finpercep.rl.pictures import comparison
 from finpercep.runs.finite import FiniteGuard
 from finpercep.runs.interruption import Interruption
@@ -48,20 +49,15 @@ class RLTrainer:
         self.optimizer = torch.optim.AdamW(
             self.generator.trainable_parameters(), lr=0.0, weight_decay=config.weight_decay
         )
-        scale = self.generator.scale
-        self.crops = Crops(
-            load_pairs(config.data, "train", scale), config.side, degraded=config.degraded, seed=config.seed
-        )
-        # Every n-th, so that all sets are among them.
-        held = load_pairs(config.data, "val", scale)
-        held = held[:: max(1, len(held) // config.eval_photos)][: config.eval_photos]
-        self.held_out = HeldOut(held, config.side, scale, config.eval_steps)
+        fit, held = _photos(config, self.generator.scale)
+        self.crops = Crops(fit, config.side, degraded=config.degraded, seed=config.seed)
+        self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
         self.before = self.held_out.images(self.generator, self.device)
         self.settings = comparable(config) | {
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.curriculum.fingerprints),
         }
-        self.guard = FiniteGuard(self.device)
+        self.guard, self.clock = FiniteGuard(self.device), Clock(self.device)
         self.done = 0
 
     @property
@@ -76,18 +72,36 @@ class RLTrainer:
             FloatingPointError: a reward, a loss or a gradient is not finite.
             ValueError, RuntimeError: see the algorithms.
         """
+        with self.clock.running():
+            figures = self._step()
+        return figures
+
+    def times(self) -> dict[str, float]:
+        """Images per second of the last step, and the shares of its time. They are no part of the log, which is exact.
+
+        The reward's backward pass, which ReFL has, counts as update.
+        """
+        seconds = self.clock.seconds()
+        total = sum(seconds.values())
+        shares = {f"time/{name}": seconds.get(name, 0.0) / total for name in ("rollout", "reward", "update")}
+        return {"time/images_per_second": self.images / total, **shares}
+
+    def _step(self) -> dict[str, float]:
         config, moment = self.config, self.moment
         rate = moment.stage.lr * cosine(moment.step, 0, moment.stage.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.generator.prepare(self.crops.batch(self.done, config.batch).to(self.device))
-        experience = self.algorithm.collect(batch, moment.stage.reward, self.done)
+        with timed("rollout"):
+            experience = self.algorithm.collect(batch, moment.stage.reward, self.done)
+        self.images = len(batch) * getattr(config.algorithm, "group_size", 1)
         parts = list(experience.parts(config.algorithm.micro_batch))
         terms: dict[str, Tensor] = {}
-        for number, share in enumerate(_shares(parts, config.updates)):
-            for name, value in self._update(share, fresh=number == 0).items():
-                terms[name] = terms.get(name, 0) + value * sum(map(len, share)) / len(experience)
-        self.guard.check()
+        with timed("update"):
+            for number, share in enumerate(_shares(parts, config.updates)):
+                for name, value in self._update(share, fresh=number == 0).items():
+                    terms[name] = terms.get(name, 0) + value * sum(map(len, share)) / len(experience)
+            self.guard.check()
         self.done += 1
         figures = {name: float(value) for name, value in {**experience.figures, **terms}.items()}
         return {"stage": moment.number, "lr": rate, **figures}
@@ -197,7 +211,7 @@ def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interru
         figures |= trainer.evaluate()
     _log(trainer, figures)
     for monitor in monitors:
-        monitor.log(trainer.done, figures)
+        monitor.log(trainer.done, {**figures, **trainer.times()})
     if trainer.done % config.save_every == 0 or last or interruption.asked:
         trainer.save()
     if interruption.asked:
@@ -209,6 +223,20 @@ def _log(trainer: RLTrainer, figures: dict[str, float]) -> None:
     line = {"step": trainer.done, **figures, "stage": stage, "reward": trainer.curriculum.fingerprints[stage]}
     with open(Path(trainer.config.out) / METRICS, "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _photos(config: RLConfig, scale: int) -> tuple[list[Pair], list[Pair]]:
+    """Photos to train on, and a selection of those that are held out."""
+    if not config.data:
+        raise ValueError("data: expected at least one folder, got none")
+    fit = load_pairs(config.data, "train", scale)
+    if config.dev_every:
+        held = fit[config.dev_every - 1 :: config.dev_every]
+        del fit[config.dev_every - 1 :: config.dev_every]
+    else:
+        held = load_pairs(config.data, "val", scale)
+    # Every n-th, so that all sets are among them.
+    return fit, held[:: max(1, len(held) // config.eval_photos)][: config.eval_photos]
 
 
 def _cut_metrics(path: Path, done: int) -> None:

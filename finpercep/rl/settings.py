@@ -1,0 +1,202 @@
+"""Settings as plain values and back: YAML files, `a.b=c` on the command line, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from finpercep.rl.config import KINDS, RLConfig
+
+KIND = "name"
+"""Beside the options of an algorithm: which one they are of."""
+
+
+def to_plain(config: Any) -> Any:
+    """Dictionaries, lists, numbers and text, as YAML holds them; `from_plain` gives the settings back."""
+    if is_dataclass(config) and not isinstance(config, type):
+        values = {field.name: to_plain(getattr(config, field.name)) for field in fields(config)}
+        names = [name for name, kind in KINDS.items() if kind is type(config)]
+        return {KIND: names[0], **values} if names else values
+    if isinstance(config, (tuple, list)):
+        return [to_plain(value) for value in config]
+    return config
+
+
+def from_plain(values: Mapping[str, Any]) -> RLConfig:
+    """Settings from plain values; what is left out has its default.
+
+    Raises:
+        ValueError: an unknown name, a value of another type, or one that is not allowed; names its place.
+    """
+    return _dataclass(RLConfig, values, "")
+
+
+def resolve(
+    file: str | Path | None = None, assignments: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> RLConfig:
+    """The settings of a run: defaults, then a YAML file, then what is given, then assignments.
+
+    Args:
+        file: YAML with some of the names that `to_plain(RLConfig())` has.
+        assignments: "a.b=c", with numbers for the places of a list, as in "stages.0.lr=1e-5"; values are YAML.
+        given: name -> plain value, such as {"algorithm": {"name": "grpo"}}.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML, an unknown name or a wrong value.
+    """
+    values = dict(_read(file)) if file is not None else {}
+    if isinstance(values.get("algorithm"), str):
+        values["algorithm"] = {KIND: values["algorithm"]}
+    _merge(values, given or {})
+    for assignment in assignments:
+        if assignment.partition("=")[0].strip() == f"algorithm.{KIND}":
+            _assign({**values, "algorithm": values.setdefault("algorithm", {})}, assignment)
+    algorithm = values.get("algorithm", {})
+    start = RLConfig() if KIND not in algorithm else from_plain({"algorithm": {KIND: algorithm[KIND]}})
+    whole = to_plain(start)
+    _merge(whole, values)
+    if assignments:
+        whole = to_plain(from_plain(whole))  # with the defaults inside lists
+    for assignment in assignments:
+        _assign(whole, assignment)
+    return from_plain(whole)
+
+
+def as_yaml(config: RLConfig) -> str:
+    """What `resolve` reads."""
+    import yaml
+
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _read(file: str | Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, Mapping):
+        raise ValueError(f"{file}: expected names and values, got {type(values).__name__}")
+    return values or {}
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Replace values by name; dictionaries inside are merged, lists are replaced."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
+
+
+def _assign(values: Any, assignment: str) -> None:
+    import yaml
+
+    place, equals, text = assignment.partition("=")
+    if not equals:
+        raise ValueError(f"set: expected NAME=VALUE, got {assignment!r}")
+    names = place.strip().split(".")
+    for depth, name in enumerate(names):
+        path = ".".join(names[: depth + 1])
+        if isinstance(values, list):
+            if not name.isdecimal() or int(name) >= len(values):
+                raise ValueError(f"{path}: expected a place from 0 to {len(values) - 1}, got {name!r}")
+            key: Any = int(name)
+        elif isinstance(values, dict):
+            if name not in values and name != KIND:
+                raise _unknown(path, name, list(values))
+            key = name
+        else:
+            raise ValueError(f"{path}: {'.'.join(names[:depth])} is a value, it has no names inside")
+        if depth + 1 < len(names):
+            values = values[key]
+            continue
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
+
+
+def _unknown(path: str, name: str, known: list[str]) -> ValueError:
+    near = get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return ValueError(f"{path}: no such setting; {hint}")
+
+
+def _dataclass(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'settings'}: expected names and values, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    found = {}
+    for name, value in values.items():
+        path = f"{where}.{name}" if where else str(name)
+        if name not in known:
+            raise _unknown(path, str(name), known)
+        found[name] = _value(hints[name], value, path)
+    try:
+        return kind(**found)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}" if where else str(error)) from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A plain value as the type that a field is annotated with."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return _one_of(parts, value, where)
+    if typing.get_origin(hint) is tuple:
+        return _tuple(parts, value, where)
+    if is_dataclass(hint):
+        return _dataclass(hint, value, where)
+    return _scalar(hint, value, where)
+
+
+def _one_of(parts: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in parts:
+        return None
+    kinds = [part for part in parts if part is not type(None)]
+    if not is_dataclass(kinds[0]):
+        return _value(kinds[0], value, where)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected names and values, got {value!r}")
+    options = dict(value)
+    name = options.pop(KIND, next(iter(KINDS)))
+    if name not in KINDS:
+        raise ValueError(f"{where}.{KIND}: expected one of {', '.join(KINDS)}, got {name!r}")
+    return _dataclass(KINDS[name], options, where)
+
+
+def _tuple(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where}: expected a list, got {value!r}")
+    hints = [parts[0]] * len(value) if parts[1:] == (...,) else list(parts)
+    if len(hints) != len(value):
+        raise ValueError(f"{where}: expected {len(hints)} values, got {len(value)}")
+    return tuple(
+        _value(hint, part, f"{where}.{place}") for place, (hint, part) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and number and value == int(value):
+        return int(value)
+    if hint is str and (number or isinstance(value, str)):
+        return str(value)
+    if hint is float and (number or isinstance(value, str)):
+        try:
+            return float(value)  # text too: YAML takes 1e-5 for it
+        except ValueError:
+            pass
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise ValueError(f"{where}: expected {names.get(hint, hint)}, got {value!r}")

@@ -1,0 +1,77 @@
+"""``finpercep train-rl``: options arrive, a run goes end to end, errors are one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from finpercep.cli.main import app
+from finpercep.rl import trainer
+from finpercep.rl.config import RLConfig, StageConfig
+from finpercep.rl.nft import NFTConfig
+from finpercep.rl.screen import RLScreen
+from finpercep.runs.trackers import TensorBoard
+from tests.rl.conftest import photo_set  # noqa: F401
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The configurations that the command would train with, and its monitors."""
+    calls = []
+    monkeypatch.setattr(trainer, "train", lambda config, monitors: calls.append((config, list(map(type, monitors)))))
+    return calls
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, ["train-rl", *map(str, words)])
+
+
+def test_defaults_are_the_configuration(seen, tmp_path):
+    result = invoke("d", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert seen == [(RLConfig(("d",), str(tmp_path)), [RLScreen, TensorBoard])]
+
+
+def test_every_option_arrives(seen, tmp_path):
+    (tmp_path / "run.yaml").write_text("batch: 2\nalgorithm: nft\n")
+    result = invoke(
+        "a", "b", "--out", tmp_path, "-c", tmp_path / "run.yaml", "--set", "stages.0.lr=1e-3", "--set=side=48"
+    )
+    assert result.exit_code == 0, result.output
+    stages = (StageConfig(lr=1e-3),)
+    expected = RLConfig(("a", "b"), str(tmp_path), algorithm=NFTConfig(), stages=stages, batch=2, side=48)
+    assert seen[0][0] == expected
+
+
+def test_print_config_can_be_fed_back(seen, tmp_path):
+    first = invoke("a", "--algorithm", "grpo", "--set", "algorithm.beta=0.1", "--print-config")
+    assert first.exit_code == 0
+    (tmp_path / "run.yaml").write_text(first.stdout)
+    assert invoke("-c", tmp_path / "run.yaml", "--print-config").stdout == first.stdout
+    assert "name: grpo" in first.stdout
+    assert seen == []
+
+
+def test_a_run(photo_set, tmp_path):  # noqa: F811
+    """Two steps of the embedded generator against the embedded reward."""
+    words = ["--set", "stages.0.steps=2", "--set", "batch=1", "--set", "side=32", "--set", "eval_photos=2"]
+    words += [photo_set, "--out", tmp_path / "run", "--threads", 1]
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    assert "images/s rollout" in result.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [0, 1, 2]
+    again = invoke(*words)
+    assert "resumed at step 2" in again.stderr
+
+
+def test_mistakes_are_one_line(tmp_path):
+    result = invoke("d", "--set", "bach=3")
+    assert (result.exit_code, result.stderr) == (2, "bach: no such setting; did you mean batch?\n")
+    result = invoke("--out", tmp_path)
+    assert (result.exit_code, result.stderr) == (2, "data: expected at least one folder, got none\n")
+    result = invoke(tmp_path / "none", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr.endswith("index.jsonl: not found; expected a folder with index.jsonl\n")

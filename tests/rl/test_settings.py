@@ -1,0 +1,91 @@
+"""Settings: YAML and back, assignments by type, and mistakes that name what was meant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from finpercep.rl.config import RLConfig, StageConfig
+from finpercep.rl.grpo import GRPOConfig
+from finpercep.rl.refl import ReFLConfig
+from finpercep.rl.settings import as_yaml, from_plain, resolve, to_plain
+
+
+@pytest.fixture
+def config():
+    stages = (StageConfig("a", 3, 1e-4), StageConfig("b", 4, map_weight=0.25))
+    return RLConfig(("x", "y"), "o", algorithm=GRPOConfig(steps=4, window=(1, 3)), stages=stages)
+
+
+def test_yaml_and_back(config, tmp_path):
+    (tmp_path / "run.yaml").write_text(as_yaml(config))
+    assert resolve(tmp_path / "run.yaml") == config
+    assert from_plain(to_plain(config)) == config
+    assert yaml.safe_load(as_yaml(config))["algorithm"] == {"name": "grpo"} | {
+        name: [1, 3] if name == "window" else value for name, value in vars(config.algorithm).items()
+    }
+
+
+def test_nothing_given_is_the_defaults():
+    assert resolve() == RLConfig()
+
+
+def test_file_then_given_then_assignments(tmp_path):
+    """Each replaces what came before, and leaves the rest."""
+    (tmp_path / "run.yaml").write_text("batch: 2\nside: 64\nalgorithm: {steps: 5}\nstages: [{lr: 1e-3}, {steps: 7}]\n")
+    found = resolve(tmp_path / "run.yaml", ["side=48", "stages.1.lr=2e-3", "algorithm.late=4"], {"data": ["d"]})
+    stages = (StageConfig(lr=1e-3), StageConfig(steps=7, lr=2e-3))
+    expected = RLConfig(("d",), batch=2, side=48, algorithm=ReFLConfig(steps=5, late=4), stages=stages)
+    assert found == expected
+    assert isinstance(found.stages[1].lr, float)
+
+
+def test_the_algorithm_is_chosen_before_its_options():
+    assert resolve(assignments=["algorithm.group_size=4", "algorithm.name=grpo"]).algorithm == GRPOConfig(group_size=4)
+    assert resolve(given={"algorithm": {"name": "grpo"}}).algorithm == GRPOConfig()
+    window = resolve(assignments=["algorithm.window=[0, 1]"], given={"algorithm": {"name": "grpo"}})
+    assert window.algorithm == GRPOConfig(window=(0, 1))
+
+
+def test_the_short_form_of_an_algorithm(tmp_path):
+    (tmp_path / "run.yaml").write_text("algorithm: grpo\n")
+    assert resolve(tmp_path / "run.yaml") == replace(RLConfig(), algorithm=GRPOConfig())
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("bach=3", r"bach: no such setting; did you mean batch\?"),
+        ("algorithm.stepz=3", r"algorithm\.stepz: no such setting; did you mean steps\?"),
+        ("stages.0.rl=3", r"stages\.0\.rl: no such setting; did you mean lr\?"),
+        ("stages.1.lr=3", r"stages\.1: expected a place from 0 to 0, got '1'"),
+        ("batch=many", r"batch: expected a whole number, got 'many'"),
+        ("batch=2.5", r"batch: expected a whole number, got 2.5"),
+        ("stages.0.lr=fast", r"stages\.0\.lr: expected a number, got 'fast'"),
+        ("algorithm.pretrain=3", r"algorithm\.pretrain: expected true or false, got 3"),
+        ("algorithm.late=9", r"algorithm\.late: expected 1 to 3"),
+        ("algorithm.name=ppo", r"algorithm\.name: expected one of refl, dpo, grpo, nft, got 'ppo'"),
+        ("batch.x=1", r"batch\.x: batch is a value"),
+        ("batch", r"set: expected NAME=VALUE, got 'batch'"),
+        ("data=x", r"data: expected a list, got 'x'"),
+        ("stages=[{lr: 1, rewards: a}]", r"stages\.0\.rewards: no such setting; did you mean reward\?"),
+        ("batch=0", r"batch: expected at least 1, got 0"),
+    ],
+)
+def test_mistakes(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(assignments=[assignment])
+
+
+def test_files_that_are_none(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"run\.yaml: expected names and values, got list"):
+        resolve(file)
+    file.write_text("a: [")
+    with pytest.raises(ValueError, match=r"run\.yaml: expected YAML, got"):
+        resolve(file)
+    with pytest.raises(FileNotFoundError):
+        resolve(tmp_path / "none.yaml")
