@@ -12,6 +12,7 @@ __all__ = [
     "ImageError",
     "RewardModel",
     "RewardOutput",
+    "Scorer",
     "__version__",
     "available_models",
     "load_base",
@@ -21,6 +22,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from finpercep import ops
+    from finpercep.engine.scorer import Scorer
     from finpercep.io.images import ImageError
     from finpercep.models.base import load_base
     from finpercep.models.checkpoint import available_models
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy(
         "ImageError": "finpercep.io.images",
         "RewardModel": "finpercep.models.reward_model",
         "RewardOutput": "finpercep.models.output",
+        "Scorer": "finpercep.engine.scorer",
         "available_models": "finpercep.models.checkpoint",
         "load_base": "finpercep.models.base",
         "ops": "finpercep.ops",

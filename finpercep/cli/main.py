@@ -11,6 +11,7 @@ from finpercep.cli.evaluate_reward import evaluate_reward
 from finpercep.cli.info import info
 from finpercep.cli.make_dataset import MakeDataset, make_dataset
 from finpercep.cli.output import checked_output
+from finpercep.cli.profile import profile
 from finpercep.cli.score import score
 from finpercep.cli.train_reward import TrainReward, train_reward
 from finpercep.cli.train_rl import train_rl
@@ -45,6 +46,7 @@ def options(
 
 
 app.command()(score)
+app.command()(profile)
 app.command()(info)
 app.command()(demo)
 app.command(cls=TrainReward)(train_reward)

@@ -1,18 +1,19 @@
-"""Scores of many files, one after the other: what ``finpercep score`` and the demo print."""
+"""Scores of many files: what ``finpercep score`` and the demo print."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from torch import Tensor
 
-from finpercep.io.images import ImageError, load_image
+from finpercep.engine.executor import Outcome
+from finpercep.engine.scorer import Scorer
+from finpercep.io.images import ImageError
 from finpercep.io.pictures import overlay, save_image
 from finpercep.io.reasons import one_line
 from finpercep.models.scoring import worst_mean
@@ -36,7 +37,7 @@ class FileScore(NamedTuple):
     error: str | None = None
 
 
-def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, float, torch.Tensor | None]:
+def score_image(model: RewardModel, image: Tensor) -> tuple[float, float, float, Tensor | None]:
     """Score, mean of the map, mean of its worst 1 %, and the map (1,H,W) of one image (3,H,W).
 
     The means are NaN and the map is None for a model without one (RM_0).
@@ -45,48 +46,59 @@ def score_image(model: RewardModel, image: torch.Tensor) -> tuple[float, float, 
         FloatingPointError: the model gives a score or a map that is not finite.
     """
     out = model.score([image])
-    degradation = None if out.map is None else out.map[0]
-    if not (math.isfinite(out.score[0]) and (degradation is None or bool(degradation.isfinite().all()))):
-        raise FloatingPointError(f"expected a finite score and map, got score {float(out.score[0])} from the model")
-    if degradation is None:
-        return float(out.score[0]), float("nan"), float("nan"), None
-    return float(out.score[0]), float(degradation.mean()), float(worst_mean(degradation[None])[0]), degradation
+    outcome = Outcome(out.score[0], None if out.map is None else out.map[0])
+    return (*_figures(outcome), outcome.map)
 
 
 def score_files(
-    model: RewardModel, paths: Sequence[Path], *, maps: str | os.PathLike[str] | None = None
+    model: RewardModel | Scorer, paths: Sequence[Path], *, maps: str | os.PathLike[str] | None = None
 ) -> Iterator[FileScore]:
-    """Score files in order and yield each result as it is made. Holds two images: one ahead is read.
+    """Score files and yield each result in order, as soon as it is there; holds a bounded number of images.
 
     With `maps`, an overlay of each is written there as PNG, named by `map_file_names`; a model without a map gives
     none. A file that cannot be read or scored, or whose overlay cannot be written, gives a result with `error`; the
     others go on.
     """
     names = map_file_names(paths, Path(maps)) if maps is not None else None
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(load_image, paths[0]) if paths else None
-        for index, path in enumerate(paths):
-            current = following
-            assert current is not None
-            following = reader.submit(load_image, paths[index + 1]) if index + 1 < len(paths) else None
-            yield _score_one(model, path, current.result, None if names is None else names[index])
+    scorer = model if isinstance(model, Scorer) else Scorer(model)
 
+    def finish(image: Tensor, outcome: Outcome, index: int) -> FileScore:
+        figures = _figures(outcome)
+        if names is not None and outcome.map is not None:
+            save_image(overlay(image, outcome.map), names[index])
+        return FileScore(paths[index], *figures)
 
-def _score_one(model: RewardModel, path: Path, read: Callable[[], torch.Tensor], target: Path | None) -> FileScore:
     try:
-        image = read()
-        score, mean, worst, degradation = score_image(model, image)
-        if target is not None and degradation is not None:
-            save_image(overlay(image, degradation), target)
-    except (ImageError, FloatingPointError) as error:
+        for path, found in zip(paths, scorer.stream(paths, then=finish), strict=True):
+            yield _failure(path, found) if isinstance(found, Exception) else found
+    finally:
+        if scorer is not model:
+            scorer.close()
+
+
+def _figures(outcome: Outcome) -> tuple[float, float, float]:
+    """Score, mean of the map, mean of its worst 1 %; the means are NaN without a map.
+
+    Raises:
+        FloatingPointError: a score or a map that is not finite.
+    """
+    score, degradation = float(outcome.score), outcome.map
+    if not (math.isfinite(score) and (degradation is None or bool(degradation.isfinite().all()))):
+        raise FloatingPointError(f"expected a finite score and map, got score {score} from the model")
+    if degradation is None:
+        return score, float("nan"), float("nan")
+    return score, float(degradation.mean()), float(worst_mean(degradation[None])[0])
+
+
+def _failure(path: Path, error: Exception) -> FileScore:
+    if isinstance(error, (ImageError, FloatingPointError)):
         return FileScore(path, error=str(error).removeprefix(f"{path}: "))
-    except (RuntimeError, MemoryError) as error:
-        return FileScore(
-            path, error=f"expected to score it, got {one_line(error) if str(error).strip() else 'no memory'}"
-        )
-    except OSError as error:
+    if isinstance(error, OSError):
         return FileScore(path, error=f"expected to write its map, got {error.strerror or error}: {error.filename}")
-    return FileScore(path, score, mean, worst)
+    if isinstance(error, (RuntimeError, MemoryError)):
+        reason = one_line(error) if str(error).strip() else "no memory"
+        return FileScore(path, error=f"expected to score it, got {reason}")
+    raise error
 
 
 def map_file_names(paths: Sequence[Path], folder: Path) -> list[Path]:

@@ -1,0 +1,156 @@
+"""``finpercep profile``: where a model's time goes, or that of a loop of one's own."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finpercep.cli.common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    load_model,
+    one_line_errors,
+    set_threads,
+)
+
+if TYPE_CHECKING:
+    from finpercep.models import RewardModel
+
+
+def profile(
+    out: Annotated[Path, typer.Argument(help="Folder for index.html, profile.json, roofline.png and trace.json.")],
+    model: ModelOption = DEFAULT_MODEL,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Images in a batch; repeats. [1 and 4]")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="Side in pixels, or HEIGHTxWIDTH; repeats. Default: 512.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option("--dtype", help="fp32, bf16 or fp16; repeats. Default: fp32.")
+    ] = None,
+    compile: Annotated[
+        str | None,
+        typer.Option("--compile", help="A mode of torch.compile: default, reduce-overhead, max-autotune."),
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Calls that are timed of each batch.")] = 20,
+    loop: Annotated[
+        str | None,
+        typer.Option(
+            "--loop",
+            help="Instead of a model: a function MODULE:NAME without arguments that runs one step of a loop; its parts "
+            "are labeled with finpercep.engine.span or torch.profiler.record_function.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of --loop that are timed, after one.")] = 10,
+    trace: Annotated[bool, typer.Option(help="Also write trace.json, which ui.perfetto.dev shows.")] = True,
+    threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Time every stage of a reward model against what this machine can do, and write a page about it.
+
+    Stages: load, preprocess, encoder, decoder, modulate, head, copy back, each with its bytes, FLOPs and share of a
+    copy or a matrix product measured in the same run; of the whole the first call, p50, p95, p99 and peak memory.
+
+    With --loop: the shares that the labeled parts of your own loop take of it.
+    """
+    if loop is not None:
+        set_threads(threads)
+        page = _profile_loop(loop, out, steps, trace)
+    else:
+        with one_line_errors(2, ValueError):
+            sizes = [_size(text) for text in size or ["512"]]
+            dtypes = [_dtype(text) for text in dtype or ["fp32"]]
+            _check_mode(compile)
+        loaded = load_model(model, device, threads)
+        with one_line_errors(1, ImportError, OSError, RuntimeError):
+            page = _profile_model(loaded, model, out, batch or [1, 4], sizes, dtypes, compile, rounds, trace)
+    print(f"page: {page}")
+
+
+def _profile_model(
+    model: RewardModel,
+    name: str,
+    out: Path,
+    batches: list[int],
+    sizes: list[tuple[int, int]],
+    dtypes: list[Any],
+    compile: str | None,
+    rounds: int,
+    trace: bool,
+) -> Path:
+    import torch
+
+    from finpercep.engine.profile import Ceilings, profile_model, stages_of
+    from finpercep.engine.profile_page import write_report
+    from finpercep.engine.spans import profiled
+
+    found = profile_model(model, name, batches=batches, sizes=sizes, dtypes=dtypes, compile=compile, rounds=rounds)
+    page = write_report(found, out, trace=trace)
+    if trace:  # apart, since it slows what it sees
+        images = torch.randint(0, 256, (batches[0], 3, *sizes[0]), dtype=torch.uint8)
+        with profiled(trace=out / "trace.json"):
+            stages_of(model, images, Ceilings(1, 1), 2)
+    for row in found["timings"]:
+        shape = f"{row['batch']} x {row['height']} x {row['width']}, {row['dtype']}"
+        print(f"{shape}: p50 {1e3 * row['p50']:.1f} ms, p99 {1e3 * row['p99']:.1f} ms, first {row['first_call']:.1f} s")
+        print("  " + ", ".join(f"{s['name']} {s['part']:.0%}" for s in row["stages"]))
+    return page
+
+
+def _profile_loop(spec: str, out: Path, steps: int, trace: bool) -> Path:
+    from finpercep.engine.profile_page import write_loop_report
+    from finpercep.engine.spans import profiled
+
+    with one_line_errors(2, ValueError, ImportError):
+        step = _function(spec)
+    step()  # what is made on first use is not the loop
+    with profiled(trace=out / "trace.json" if trace else None) as found:
+        for _ in range(steps):
+            step()
+    print(found.table())
+    with one_line_errors(1, OSError):
+        return write_loop_report(found.times(), out, f"{steps} steps of {spec}", trace=trace)
+
+
+def _function(spec: str) -> Any:
+    module, colon, name = spec.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"--loop: expected MODULE:NAME, got {spec}")
+    sys.path.insert(0, "")  # modules beside where the command is called
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ImportError(f"--loop: expected a module that can be imported, got {error}") from error
+    if not callable(found):
+        raise ValueError(f"--loop: expected a function {name} in {module}, got {type(found).__name__}")
+    return found
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise ValueError(f"--size: expected a side or HEIGHTxWIDTH in pixels, got {text}")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _dtype(text: str) -> Any:
+    from finpercep.engine.executor import DTYPES
+
+    if text not in DTYPES:
+        raise ValueError(f"--dtype: expected {', '.join(DTYPES)}, got {text}")
+    return DTYPES[text]
+
+
+def _check_mode(mode: str | None) -> None:
+    from finpercep.engine.executor import COMPILE
+
+    if mode not in COMPILE:
+        raise ValueError(f"--compile: expected {', '.join(map(str, COMPILE[1:]))}, got {mode}")

@@ -1,0 +1,68 @@
+"""CUDA graphs: a reward captured once for each shape of its batch, and replayed without launching its kernels again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finpercep.models.output import RewardOutput
+
+__all__ = ["Graphs", "capture"]
+
+Replay = Callable[[Tensor], RewardOutput]
+WARMUP = 3
+
+
+class Graphs:
+    """A reward as graphs, one for each shape and type of a batch; the `keep` used last are kept.
+
+    Args:
+        reward: called with a batch, answers a `RewardOutput`; without host synchronization.
+        keep: a graph holds the memory of its call.
+        capture: makes a replay from the reward and an example; `capture` by default.
+    """
+
+    def __init__(
+        self, reward: Callable[[Tensor], RewardOutput], *, keep: int = 16, capture: Callable[..., Replay] | None = None
+    ) -> None:
+        self.reward, self.keep = reward, keep
+        self._capture = capture or globals()["capture"]
+        self._replays: OrderedDict[Any, Replay] = OrderedDict()
+        self._lock = threading.Lock()  # a graph has one input
+
+    def __call__(self, images: Tensor) -> RewardOutput:
+        key = (tuple(images.shape), images.dtype, images.device)
+        with self._lock:
+            if key not in self._replays:
+                if len(self._replays) >= self.keep:
+                    self._replays.popitem(last=False)
+                self._replays[key] = self._capture(self.reward, images)
+            self._replays.move_to_end(key)
+            return self._replays[key](images)
+
+
+def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Replay:
+    """A CUDA graph of `reward` for batches like `example`; its answers are copies, which later replays leave alone."""
+    given = example.clone()
+    stream = torch.cuda.Stream(example.device)
+    stream.wait_stream(torch.cuda.current_stream(example.device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):  # what allocates or chooses algorithms on first use must not do so in the graph
+            reward(given)
+    torch.cuda.current_stream(example.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode and upload meanwhile
+        answer = reward(given)
+
+    def replay(images: Tensor) -> RewardOutput:
+        given.copy_(images)
+        graph.replay()
+        found = answer.map
+        return RewardOutput(answer.score.clone(), found.clone() if isinstance(found, Tensor) else None)
+
+    return replay

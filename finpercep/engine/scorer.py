@@ -1,0 +1,243 @@
+"""`Scorer`: a reward around many images of any kind and size, in the caller's order, at the speed of the machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finpercep.engine.executor import COMPILE, DTYPES, Executor, Outcome
+from finpercep.engine.lanes import Lanes
+from finpercep.engine.run import Item, Run
+from finpercep.models.clip_iqa import CLIPIQA
+from finpercep.models.output import RewardOutput
+from finpercep.models.reward_model import RewardModel
+from finpercep.models.scoring import as_images
+from finpercep.rewards.load import load_reward
+from finpercep.rewards.protocol import Reward
+
+__all__ = ["Scorer"]
+
+AHEAD = 8
+"""Images for each lane that are held at once, decoded or being decoded."""
+AHEAD_PIXELS = 1 << 22
+"""Pixels for each lane that are held at once, beyond the first image; bounds the memory whatever the sizes."""
+DECODERS = 8
+"""Threads that decode for a GPU, at most."""
+
+
+class Scorer:
+    """Scores with a reward: files are decoded beside the computation, sizes are sorted, batches fit the memory.
+
+    On a CPU images go through side by side, one core each (`engine.lanes`), where the reward is a `RewardModel` or a
+    `CLIPIQA`; any other, of which it is not known whether threads may call it at once, is called by one thread with
+    all cores. On a GPU batches of one size go through on a stream of their own, while the next images are decoded. Out
+    of memory halves the batch and goes on. Any number of threads may score at once.
+
+    It is a reward itself: called with a batch on the device it answers there, without gradients and without waiting.
+
+    Args:
+        reward: a reward, or what `load_reward` takes. What is in training is scored as it would in evaluation.
+        device: where to score; None is where the reward is. A reward elsewhere is copied.
+        dtype: "fp32", "bf16", "fp16", or a type; the first layers stay in float32. None is the reward's own.
+        compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune". None does not compile. One
+            compilation serves all sizes.
+        graphs: replay a CUDA graph for each shape of a batch, which is padded to a power of two. GPU only.
+        deterministic: an image scores the same bits alone, in any batch, at any position, with any number of threads.
+            On a CPU each image then goes through alone on one core; on a GPU every batch is padded to `batch_size`.
+        batch_size: images of one size that go through together, at most.
+        tile: of a `RewardModel`, see there.
+        lanes: images side by side on a CPU; None is one for each thread of torch.
+
+    Raises:
+        ValueError: an argument outside of these, or a name that names no reward.
+    """
+
+    lower_better = False
+
+    def __init__(
+        self,
+        reward: Reward | str,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: str | None = None,
+        graphs: bool = False,
+        deterministic: bool = False,
+        batch_size: int = 32,
+        tile: int | None = None,
+        lanes: int | None = None,
+    ) -> None:
+        if isinstance(reward, str):
+            reward = load_reward(reward, device=str(device or "cpu"))
+        place = torch.device(device) if device is not None else _device_of(reward)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        if compile not in COMPILE:
+            raise ValueError(f"compile: expected {', '.join(map(str, COMPILE))}, got {compile!r}")
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise ValueError(f"dtype: expected {', '.join(DTYPES)} or a type, got {dtype!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if lanes is not None and lanes < 1:
+            raise ValueError(f"lanes: expected at least 1, got {lanes}")
+        if graphs and place.type != "cuda":
+            raise ValueError(f"graphs: expected a CUDA device, got {place}")
+        self.executor = Executor(
+            reward,
+            device=place,
+            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            compile=compile,
+            graphs=graphs,
+            deterministic=deterministic,
+            batch_size=batch_size,
+            tile=tile,
+        )
+        self._parallel = place.type == "cpu" and isinstance(reward, (RewardModel, CLIPIQA))
+        self._asked_lanes = lanes
+        self._lock = threading.Lock()
+        self._lanes: Lanes | None = None
+        self._device_thread: ThreadPoolExecutor | None = None
+        self._async_thread: ThreadPoolExecutor | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the reward, in the type that it has here."""
+        return self.executor.reward.fingerprint
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What the reward takes beside images."""
+        return tuple(getattr(self.executor.reward, "takes", ()))
+
+    def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
+        """The reward of a batch (B,3,H,W) on the device, float in [0, 1]; see `Reward`. Values are not checked."""
+        return self.executor.batch(images, {name: context[name] for name in self.takes if name in context})
+
+    def score(self, images: Any, **context: Any) -> RewardOutput:
+        """Score images of any kind and size.
+
+        Args:
+            images: what `RewardModel.score` takes: a batch, one image, or a list of paths, PIL images, arrays, tensors.
+            **context: what the reward takes beside them, as many as there are images, e.g. `prompts`.
+
+        Returns:
+            As `RewardModel.score`: float32 on the CPU, in the order of the images; maps as (B,1,H,W) for a batch or one
+            image, else a list of (1,H,W); None of a reward without one.
+
+        Raises:
+            ImageError: an image that cannot be read or used; the message names it.
+        """
+        items: Sequence[Any]
+        if isinstance(images, (list, tuple)):
+            items, stacked = images, False
+        else:
+            items, stacked = as_images(images)
+        outcomes: list[Outcome] = []
+        for found in self.stream(items, **context):
+            if isinstance(found, Exception):
+                raise found
+            outcomes.append(found)
+        scores = torch.stack([o.score for o in outcomes]) if outcomes else torch.empty(0)
+        maps = [o.map for o in outcomes if o.map is not None]
+        if len(maps) < len(outcomes) or (not outcomes and not getattr(self.executor.reward, "has_map", False)):
+            return RewardOutput(scores, None)
+        return RewardOutput(scores, torch.stack(maps) if stacked else maps)
+
+    def score_async(self, images: Any, **context: Any) -> Future[RewardOutput]:
+        """`score` in the background; calls are answered in their order.
+
+        A batch on the GPU may still be in the making on the caller's stream; it must not be changed afterwards.
+        """
+        with self._lock:
+            if self._async_thread is None:
+                self._async_thread = ThreadPoolExecutor(1, "finpercep-async")
+        if not isinstance(images, Tensor) or not images.is_cuda:
+            return self._async_thread.submit(self.score, images, **context)
+        stream = torch.cuda.current_stream(images.device)
+
+        def later() -> RewardOutput:
+            with torch.cuda.stream(stream):  # what reads the images waits for what made them
+                return self.score(images, **context)
+
+        return self._async_thread.submit(later)
+
+    def stream(
+        self, images: Iterable[Any], *, then: Callable[[Tensor, Outcome, int], Any] | None = None, **context: Any
+    ) -> Iterator[Any]:
+        """Outcomes of images in their order, as soon as they are ready; holds a bounded number of images.
+
+        Args:
+            images: paths, PIL images, arrays or tensors; taken as they are needed.
+            then: gives what is yielded in place of an `Outcome`, from the image (3,H,W), its outcome and its number;
+                runs beside the computation.
+            **context: see `score`.
+
+        Yields:
+            An `Outcome` (or what `then` gave), or the exception that the image met.
+        """
+        alone = isinstance(images, Sequence) and len(images) < self.lane_count and not self.executor.deterministic
+        run = Run(self.executor, None if alone and self._parallel else self.lanes(), self._units(), then)
+        room = self.lane_count
+        pending: deque[Item] = deque()
+        source = enumerate(images)
+        try:
+            while True:
+                while len(pending) < AHEAD * room and (
+                    not pending or sum(i.pixels for i in pending) < AHEAD_PIXELS * room
+                ):
+                    index, image = next(source, (None, None))
+                    if index is None:
+                        break
+                    given = {name: context[name][index] for name in self.takes if name in context}
+                    pending.append(run.start(image, index, given))
+                if not pending:
+                    return
+                yield run.result(pending[0], pending)
+                pending.popleft()
+        finally:
+            for item in pending:
+                item.reading.cancel()
+
+    @property
+    def lane_count(self) -> int:
+        """Images that are worked on at once, or threads that decode for a GPU."""
+        if self.executor.device.type != "cpu":
+            return max(1, min(DECODERS, os.cpu_count() or 1))
+        return (self._asked_lanes or torch.get_num_threads()) if self._parallel else 1
+
+    def lanes(self) -> Lanes:
+        """The threads, made on first use."""
+        with self._lock:
+            if self._lanes is None:
+                threads = 1 if self._parallel or self.executor.device.type != "cpu" else torch.get_num_threads()
+                self._lanes = Lanes(self.lane_count, threads)
+            return self._lanes
+
+    def _units(self) -> ThreadPoolExecutor | None:
+        """The one thread that keeps a GPU busy; on a CPU whoever decodes a batch's last image computes it."""
+        with self._lock:
+            if self._device_thread is None and self.executor.device.type != "cpu":
+                self._device_thread = ThreadPoolExecutor(2, "finpercep-device")  # one launches while one waits
+            return self._device_thread
+
+    def close(self) -> None:
+        """End the threads. The scorer can be used again; what is in progress is finished first."""
+        with self._lock:
+            for pool in (self._async_thread, self._device_thread):
+                if pool is not None:
+                    pool.shutdown()
+            if self._lanes is not None:
+                self._lanes.close()
+            self._lanes = self._device_thread = self._async_thread = None
+
+
+def _device_of(reward: Any) -> torch.device:
+    parameters = reward.parameters() if isinstance(reward, torch.nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))

@@ -1,0 +1,127 @@
+"""Where the time of a loop goes: labeled spans, and their shares of the whole."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = ["Profile", "SpanTime", "profiled", "span"]
+
+_active: list[Profile] = []
+
+
+class SpanTime(NamedTuple):
+    """Calls of a span, their seconds together, and the part of the profile's seconds that these are."""
+
+    calls: int
+    seconds: float
+    share: float
+
+
+class Profile:
+    """What `profiled` gives: `span` labels a part of the code, `times` says what each took.
+
+    The times are those of a clock; on a GPU the device is waited for where a span begins and ends, so that kernels
+    count where they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = time.perf_counter()
+        self._found: dict[str, list[float]] = {}
+        self._stack = threading.local()
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Label what runs inside; a span in a span is called "outer/inner"."""
+        outer = getattr(self._stack, "path", "")
+        path = f"{outer}/{name}" if outer else name
+        self._stack.path = path
+        _wait()
+        started = time.perf_counter()
+        try:
+            with torch.profiler.record_function(name):
+                yield
+            _wait()
+        finally:
+            self._stack.path = outer
+            self._found.setdefault(path, []).append(time.perf_counter() - started)
+
+    def stop(self) -> None:
+        """End the whole: called by `profiled`."""
+        _wait()
+        self.seconds = time.perf_counter() - self._started
+
+    def take(self, events: Any) -> None:
+        """Add the `record_function` labels of a torch profile that are not spans already."""
+        own = {path.rpartition("/")[2] for path in self._found}
+        for event in events:
+            if event.is_user_annotation and event.name not in own and "ProfilerStep" not in event.name:
+                self._found.setdefault(event.name, []).append(event.cpu_time_total / 1e6)
+
+    def times(self) -> dict[str, SpanTime]:
+        """Path of each span -> its time, in the order they first ended; "other" is what no outer span covers."""
+        whole = self.seconds or time.perf_counter() - self._started
+        found = {name: SpanTime(len(each), sum(each), sum(each) / whole) for name, each in self._found.items()}
+        rest = whole - sum(time.seconds for name, time in found.items() if "/" not in name)
+        return {**found, "other": SpanTime(1, max(0.0, rest), max(0.0, rest) / whole)}
+
+    def table(self) -> str:
+        """The times as text."""
+        rows = [("span", "calls", "seconds", "share")]
+        rows += [(n, str(t.calls), f"{t.seconds:.3f}", f"{t.share:.1%}") for n, t in self.times().items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        )
+
+
+@contextmanager
+def profiled(*, trace: str | Path | None = None) -> Iterator[Profile]:
+    """Time a loop: ``with profiled() as p: … with p.span("reward"): …``, then `p.times()` or `print(p.table())`.
+
+    Args:
+        trace: file for a trace of every operator, which https://ui.perfetto.dev and chrome://tracing show. It also
+            gives the times of labels by `torch.profiler.record_function`. It slows the loop and takes memory with
+            every step: for a few steps.
+    """
+    profile = Profile()
+    _active.append(profile)
+    try:
+        if trace is None:
+            yield profile
+            profile.stop()
+            return
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities) as events:
+            yield profile
+            profile.stop()
+        profile.take(events.events())
+        Path(trace).parent.mkdir(parents=True, exist_ok=True)
+        events.export_chrome_trace(str(trace))
+    finally:
+        _active.remove(profile)
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """Label what runs inside for whoever profiles the loop; without `profiled` around it, it costs a microsecond."""
+    if not _active:
+        yield
+        return
+    with _active[-1].span(name):
+        yield
+
+
+def _wait() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

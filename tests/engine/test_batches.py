@@ -1,0 +1,68 @@
+"""Sizes of batches, halves of them, and graphs by shape: what can be seen without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from finpercep import RewardOutput
+from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to
+from finpercep.engine.graphs import Graphs
+
+
+def test_most_images() -> None:
+    assert most_images(512 * 512, 32) == 1  # a CPU
+    assert most_images(64 * 64, 32) == 16
+    assert most_images(1, 32) == 32
+    assert most_images(100, 32, free=10**6) == 1  # a GPU that has seen nothing yet
+    assert most_images(100, 32, free=10**6, bytes_per_pixel=1000) == 7
+    assert most_images(100, 32, free=1, bytes_per_pixel=1000) == 1
+
+
+def test_padding() -> None:
+    assert [padded_count(n, 8, full=False) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+    assert padded_count(5, 6, full=False) == 6
+    assert padded_count(1, 8, full=True) == 8
+    batch = torch.arange(6.0).view(3, 2)
+    assert padded_to(batch, 5).tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]
+    assert padded_to(batch, 2) is batch
+
+
+def test_halving_keeps_the_order_and_other_errors() -> None:
+    def work(items: list[int], at_most: int = 3) -> list[int]:
+        if len(items) > at_most:
+            raise MemoryError
+        return [10 * item for item in items]
+
+    shrunk: list[int] = []
+    assert halving(work, list(range(10)), shrunk.append) == [10 * i for i in range(10)]
+    assert shrunk == [5, 2, 2]
+    with pytest.raises(MemoryError):
+        halving(lambda items: work(items, 0), [1, 2])
+
+    def broken(items: list[int]) -> list[int]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        halving(broken, [1, 2])
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_graph_for_each_shape_and_the_oldest_goes() -> None:
+    captured: list[tuple[int, ...]] = []
+
+    def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Callable[[Tensor], RewardOutput]:
+        captured.append(tuple(example.shape))
+        return reward
+
+    graphs = Graphs(lambda images: RewardOutput(images.mean((1, 2, 3)), None), keep=2, capture=capture)
+    a, b, c = (torch.rand(1, 3, side, 8) for side in (8, 16, 24))
+    for images in (a, b, a, c, a, b):
+        assert torch.equal(graphs(images).score, images.mean((1, 2, 3)))
+    assert [shape[2] for shape in captured] == [8, 16, 24, 16]  # 16 was used last before 24 came
+    graphs(a.double())
+    assert len(captured) == 5

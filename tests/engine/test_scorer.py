@@ -1,0 +1,303 @@
+"""`Scorer`: the values of `RewardModel.score`, in the caller's order, whatever is given and however it is batched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import finpercep
+from finpercep import RewardModel, RewardOutput, Scorer
+from finpercep.engine import executor as executor_module
+from finpercep.io.images import ImageError
+from finpercep.io.pictures import as_picture, save_image
+from finpercep.rewards import load_reward
+
+Photo = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def scorer(small_model: RewardModel) -> Iterator[Scorer]:
+    made = Scorer(small_model, lanes=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def mixed(make_photo: Photo, tmp_path: Path) -> list[Any]:
+    """Of every kind, in sizes that come again."""
+    photos = [(make_photo(24 + 8 * (i % 3), 40, i) * 255).round().to(torch.uint8) for i in range(9)]
+    path = save_image(as_picture(photos[0]), tmp_path / "a.png")
+    array = photos[1].permute(1, 2, 0).numpy()
+    return [path, array, as_picture(photos[2]), str(path), photos[4].float() / 255, *photos[5:], np.zeros((1, 3), "u1")]
+
+
+def assert_same(found: RewardOutput, expected: RewardOutput) -> None:
+    assert found.score.dtype == torch.float32
+    torch.testing.assert_close(found.score, expected.score, rtol=0, atol=2e-6)
+    assert found.map is not None
+    assert expected.map is not None
+    assert len(found.map) == len(expected.map)
+    for one, other in zip(found.map, expected.map, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_any_images_in_the_callers_order(scorer: Scorer, small_model: RewardModel, mixed: list[Any]) -> None:
+    found = scorer.score(mixed)
+    assert isinstance(found.map, list)
+    assert_same(found, small_model.score(mixed))
+    assert len({round(float(s), 6) for s in found.score[4:9]}) == 5  # they differ, so an order is to be seen
+
+
+def test_a_batch_and_one_image_give_stacked_maps(scorer: Scorer, small_model: RewardModel, photo: Tensor) -> None:
+    for images in (torch.stack([photo, photo.flip(2)]), photo, (photo * 255).byte().permute(1, 2, 0).numpy()):
+        found = scorer.score(images)
+        assert isinstance(found.map, Tensor)
+        assert_same(found, small_model.score(images))
+
+
+def test_nothing_gives_nothing(scorer: Scorer) -> None:
+    found = scorer.score([])
+    assert found.score.shape == (0,)
+    assert found.map == []
+
+
+def test_a_bad_image_is_named_and_the_scorer_goes_on(scorer: Scorer, photo: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone.png: expected an image file, got no such file"):
+        scorer.score([photo, tmp_path / "gone.png", photo])
+    with pytest.raises(ImageError, match=r"^images\[1\]: expected values in \[0, 1\]"):
+        scorer.score([photo, photo * 9])
+    assert scorer.score([photo]).score.isfinite().all()
+
+
+def test_large_images_go_through_in_tiles(small_model: RewardModel, make_photo: Photo) -> None:
+    image = make_photo(200, 72)
+    scorer = Scorer(small_model, tile=64)
+    assert_same(scorer.score([image]), small_model.score([image], tile=64))
+
+
+@pytest.mark.parametrize("model", ["finpercep-tiny", "finpercep-small"])
+def test_deterministic_is_the_same_bits(model: str, make_photo: Photo) -> None:
+    """Alone, in a batch, at any position, with any number of lanes and of the caller's threads."""
+    reward = RewardModel.from_pretrained(model)
+    images = [make_photo(64, 96, seed) for seed in range(5)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for lanes, threads, order in ((1, 1, [0, 1, 2, 3, 4]), (2, 2, [4, 2, 0, 1, 3]), (3, 1, [3, 3, 1, 0, 2, 4])):
+            torch.set_num_threads(threads)
+            scorer = Scorer(reward, deterministic=True, lanes=lanes)
+            together = scorer.score([images[i] for i in order])
+            alone = [scorer.score([image]) for image in images]
+            for position, i in enumerate(order):
+                assert torch.equal(together.score[position], alone[i].score[0])
+                assert torch.equal(together.map[position], alone[i].map[0])
+            found.append(torch.cat([one.score for one in alone]))
+            scorer.close()
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_lanes_leave_the_callers_threads_alone(small_model: RewardModel, photo: Tensor) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    hook = small_model.encoder.register_forward_hook(lambda *_: inside.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(4)
+        Scorer(small_model, lanes=3).score([photo] * 6)
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 4
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [4]  # nor do threads that are made later begin with another number
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
+
+
+def test_small_images_of_one_size_go_through_together(small_model: RewardModel, make_photo: Photo) -> None:
+    sizes: list[tuple[int, ...]] = []
+    hook = small_model.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
+    try:
+        Scorer(small_model, lanes=1, batch_size=3).score([make_photo(16, 16, i) for i in range(7)])
+        Scorer(small_model, lanes=1).score([make_photo(300, 300, i) for i in range(2)])
+    finally:
+        hook.remove()
+    assert sizes == [(3, 3, 16, 16)] * 2 + [(1, 3, 16, 16)] + [(1, 3, 300, 300)] * 2
+
+
+def test_out_of_memory_halves_the_batch(
+    small_model: RewardModel, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [make_photo(16, 16, i) for i in range(8)]
+    tried: list[int] = []
+    scorer = Scorer(small_model, lanes=1, batch_size=8)
+    whole = scorer.executor.batch
+
+    def short_of_memory(given: Tensor, context: Any) -> RewardOutput:
+        tried.append(len(given))
+        if len(given) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(given, context)
+
+    monkeypatch.setattr(scorer.executor, "batch", short_of_memory)
+    assert_same(scorer.score(images), small_model.score(images))
+    assert tried == [8, 4, 2, 2, 4, 2, 2]
+    tried.clear()
+    scorer.score(images)
+    assert tried == [2, 2, 2, 2]  # it has learned
+
+
+def test_no_memory_for_one_image_is_an_error(small_model: RewardModel, photo: Tensor, monkeypatch: Any) -> None:
+    def none(*_: Any) -> RewardOutput:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    scorer = Scorer(small_model)
+    monkeypatch.setattr(scorer.executor, "batch", none)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        scorer.score([photo, photo])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.01), ("fp16", 0.003)])
+def test_half_precision_is_near(small_model: RewardModel, photo: Tensor, dtype: str, tolerance: float) -> None:
+    scorer = Scorer(small_model, dtype=dtype)
+    found, expected = scorer.score(photo), small_model.score(photo)
+    assert found.score.dtype == torch.float32
+    assert 0 < (found.score - expected.score).abs().max() < tolerance
+    assert next(small_model.parameters()).dtype == torch.float32  # a copy was made
+    assert scorer.fingerprint != small_model.fingerprint
+
+
+def test_async_is_score(scorer: Scorer, small_model: RewardModel, make_photo: Photo) -> None:
+    batches = [torch.stack([make_photo(24, 32, 2 * i + j) for j in range(2)]) for i in range(4)]
+    for answer, batch in zip([scorer.score_async(batch) for batch in batches], batches, strict=True):
+        assert_same(answer.result(timeout=60), small_model.score(batch))
+
+
+def test_threads_may_score_at_once(scorer: Scorer, small_model: RewardModel, make_photo: Photo) -> None:
+    lists = [[make_photo(24, 32 + 8 * (j % 2), 10 * i + j) for j in range(4)] for i in range(4)]
+    found: dict[int, RewardOutput] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: found.__setitem__(i, scorer.score(lists[i]))) for i in range(len(lists))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, images in enumerate(lists):
+        assert_same(found[i], small_model.score(images))
+
+
+def test_a_bounded_number_of_images_is_held(scorer: Scorer, make_photo: Photo) -> None:
+    taken = 0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal taken
+        for i in range(200):
+            taken += 1
+            yield make_photo(16, 24, i)
+
+    stream = scorer.stream(images())
+    next(stream)
+    assert taken <= 8 * 2
+    assert sum(1 for _ in stream) == 199
+
+
+def test_a_large_image_is_held_alone(scorer: Scorer, monkeypatch: pytest.MonkeyPatch, photo: Tensor) -> None:
+    monkeypatch.setattr("finpercep.engine.scorer.AHEAD_PIXELS", photo[0].numel() // 2)
+    started: list[int] = []
+    stream = scorer.stream(started.append(i) or photo for i in range(5))  # type: ignore[func-returns-value]
+    next(stream)
+    assert started == [0]
+    stream.close()
+
+
+def test_other_rewards_get_their_context_one_call_at_a_time(make_photo: Photo) -> None:
+    class Lengths:
+        fingerprint = "lengths-1"
+        takes = ("prompts", "lr")
+        inside = 0
+
+        def __call__(self, images: Tensor, *, prompts: list[str], lr: Tensor) -> RewardOutput:
+            self.inside += 1
+            assert self.inside == 1
+            assert images.dtype == torch.float32
+            score = torch.tensor([float(len(p)) for p in prompts]) + lr.mean((1, 2, 3))
+            self.inside -= 1
+            return RewardOutput(score, None)
+
+    images = [make_photo(16, 24 + 8 * (i % 2), i) for i in range(6)]
+    lr = [torch.full((3, 4, 4), i / 8) for i in range(6)]
+    scorer = Scorer(Lengths())
+    found = scorer.score(images, prompts=["x" * i for i in range(6)], lr=lr)
+    assert found.score.tolist() == [i + i / 8 for i in range(6)]
+    assert found.map is None
+    assert scorer.takes == ("prompts", "lr")
+
+
+def test_it_is_a_reward_itself(scorer: Scorer, small_model: RewardModel, photo: Tensor) -> None:
+    with torch.no_grad():
+        expected = small_model(photo[None])
+    found = scorer(photo[None])
+    assert torch.equal(found.score, expected.score)
+    assert scorer.fingerprint == small_model.fingerprint
+    stage = finpercep.Scorer(load_reward("finpercep-tiny"))
+    assert stage(photo[None]).score.shape == (1,)
+
+
+def test_what_trains_is_scored_as_in_evaluation(photo: Tensor) -> None:
+    torch.manual_seed(0)
+    options: Any = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
+    model = RewardModel(options, {"width": "light", "norm": True}).train()
+    scorer = Scorer(model)
+    assert_same(scorer.score([photo]), model.score([photo]))
+    assert model.training
+    with torch.no_grad():
+        model.head.mlp[4].bias += 1  # the weights of now, not a copy
+    assert_same(scorer.score([photo]), model.score([photo]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": "fast"}, r"^compile: expected None, default, reduce-overhead, max-autotune, got 'fast'$"),
+        ({"dtype": "fp8"}, r"^dtype: expected fp32, bf16, fp16 or a type, got 'fp8'$"),
+        ({"batch_size": 0}, r"^batch_size: expected at least 1, got 0$"),
+        ({"lanes": 0}, r"^lanes: expected at least 1, got 0$"),
+        ({"graphs": True}, r"^graphs: expected a CUDA device, got cpu$"),
+        ({"tile": 1}, r"^tile: expected at least the encoder's stride of 8 pixels, got 1$"),
+    ],
+)
+def test_refused(small_model: RewardModel, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scorer(small_model, **options)
+
+
+@pytest.mark.compile
+def test_one_compilation_serves_all_sizes(
+    small_model: RewardModel, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs))  # traced alone
+    images = [make_photo(64 + 8 * i, 104 - 8 * i, i) for i in range(4)]
+    scorer = Scorer(small_model, compile="default", lanes=2, deterministic=True)
+    assert_same(scorer.score(images), small_model.score(images))
+    assert graphs.frame_count == 1
+
+
+def test_modes_are_those_of_torch() -> None:
+    assert executor_module.COMPILE[1:] == ("default", "reduce-overhead", "max-autotune")
+    assert {"reduce-overhead", "max-autotune"} <= set(torch._inductor.list_mode_options())

@@ -1,0 +1,69 @@
+"""Shares of a loop: spans, spans in spans, and labels of torch's own profiler."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from finpercep.engine import profiled, span
+
+
+def test_shares_of_the_whole() -> None:
+    with profiled() as p:
+        for _ in range(2):
+            with p.span("rollout"):
+                time.sleep(0.04)
+            with p.span("reward"), span("encoder"):
+                time.sleep(0.02)
+        time.sleep(0.03)
+    times = p.times()
+    assert list(times) == ["rollout", "reward/encoder", "reward", "other"]
+    assert times["rollout"].calls == 2
+    assert times["rollout"].seconds == pytest.approx(0.08, abs=0.03)
+    assert times["reward"].seconds >= times["reward/encoder"].seconds >= 0.04
+    assert times["other"].seconds == pytest.approx(0.03, abs=0.02)
+    outer = [times[name].share for name in ("rollout", "reward", "other")]
+    assert sum(outer) == pytest.approx(1)
+    assert times["rollout"].share == pytest.approx(times["rollout"].seconds / p.seconds)
+    head, first = p.table().splitlines()[:2]
+    assert head.split() == ["span", "calls", "seconds", "share"]
+    assert first.split()[:2] == ["rollout", "2"]
+
+
+def test_a_span_without_a_profile_is_nothing() -> None:
+    with span("reward"):
+        pass
+    with profiled() as p, span("reward"):
+        pass
+    assert list(p.times()) == ["reward", "other"]
+
+
+def test_an_error_ends_spans_and_profile() -> None:
+    with pytest.raises(KeyError), profiled() as p, p.span("a"), p.span("b"):
+        raise KeyError
+    with p.span("c"):
+        pass
+    assert set(p.times()) == {"a/b", "a", "c", "other"}
+    with profiled() as q, span("d"):
+        pass
+    assert "d" in q.times()
+    assert "d" not in p.times()
+
+
+def test_labels_of_torchs_profiler_and_a_trace(tmp_path: Path) -> None:
+    with profiled(trace=tmp_path / "new" / "trace.json") as p:
+        for _ in range(3):
+            with torch.profiler.record_function("update"):
+                torch.rand(64, 64) @ torch.rand(64, 64)
+            with p.span("reward"):
+                torch.rand(8).sum()
+    times = p.times()
+    assert times["update"].calls == 3
+    assert 0 < times["update"].seconds < p.seconds
+    assert times["reward"].calls == 3  # once, not also as the label that it is in the trace
+    names = {event.get("name") for event in json.loads((tmp_path / "new" / "trace.json").read_text())["traceEvents"]}
+    assert {"update", "reward", "aten::mm"} <= names
