@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class Batch:
         lr: (B,3,h,w), float in [0, 1].
         ids: (B,) int64 on the CPU; names the low-quality image. Groups are formed by it, never by the prompt.
         photo: (B,3,H,W), float in [0, 1], H/h = W/w a whole number; None where only low-resolution images are known.
+        extras: name -> (B, ...), what is known of each image besides: embeddings of its text ("prompt_embeds",
+            "pooled_prompt_embeds") and latents of the enlarged low-resolution image ("latent_lr").
 
     Raises:
         ValueError: sides or lengths that do not fit each other.
@@ -24,6 +27,7 @@ class Batch:
     lr: Tensor
     ids: Tensor
     photo: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.lr.dim() != 4 or self.lr.shape[1] != 3:
@@ -32,21 +36,35 @@ class Batch:
             raise ValueError(f"ids: expected ({len(self.lr)},), one for each image, got {tuple(self.ids.shape)}")
         if self.photo is not None:
             check_pair(self.lr, self.photo)
+        for name, tensor in self.extras.items():
+            if len(tensor) != len(self.lr):
+                raise ValueError(
+                    f"extras: expected {len(self.lr)} rows of {name}, one for each image, got {len(tensor)}"
+                )
 
     def __len__(self) -> int:
         return len(self.lr)
 
-    def __getitem__(self, part: slice) -> Batch:
-        return Batch(self.lr[part], self.ids[part], None if self.photo is None else self.photo[part])
+    def __getitem__(self, part: slice | Tensor) -> Batch:
+        """Samples of a slice, or those whose numbers a tensor has."""
+        ids = self.ids[part.cpu() if isinstance(part, Tensor) else part]
+        return self._map(lambda tensor: tensor[part], ids)
 
     def repeat(self, times: int) -> Batch:
         """Every sample `times` times, copies side by side: the groups of that size."""
-        photo = None if self.photo is None else self.photo.repeat_interleave(times, 0)
-        return Batch(self.lr.repeat_interleave(times, 0), self.ids.repeat_interleave(times), photo)
+        return self._map(lambda tensor: tensor.repeat_interleave(times, 0), self.ids.repeat_interleave(times))
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; ids stay on the CPU, where seeds are made of them."""
-        return Batch(self.lr.to(device), self.ids, None if self.photo is None else self.photo.to(device))
+        return self._map(lambda tensor: tensor.to(device), self.ids)
+
+    def with_extras(self, extras: Mapping[str, Tensor]) -> Batch:
+        """The same with more `extras`."""
+        return replace(self, extras={**self.extras, **extras})
+
+    def _map(self, change: Callable[[Tensor], Tensor], ids: Tensor) -> Batch:
+        photo = None if self.photo is None else change(self.photo)
+        return Batch(change(self.lr), ids, photo, {name: change(tensor) for name, tensor in self.extras.items()})
 
 
 def check_pair(lr: Tensor, photo: Tensor, names: str = "lr, photo") -> int:

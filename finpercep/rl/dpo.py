@@ -72,15 +72,14 @@ class DPO:
                 "raise group_size, or use a reward that is not saturated on these images"
             )
         draw = seeded(self.seed, "dpo", step)
-        s = placed(torch.rand(len(rows), generator=draw, dtype=torch.float64), x0)
+        top = generator.steps(config.steps).s[0]  # no model is asked about more noise than it knows
+        s = placed(top * torch.rand(len(rows), generator=draw, dtype=torch.float64), x0)
         epsilon = placed(torch.randn(len(rows), *x0.shape[1:], generator=draw, dtype=torch.float64), x0)
         samples = x0.unflatten(0, by_image.shape)
         pairs = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
-        kept = rows.cpu()
-        photo = None if batch.photo is None else batch.photo[rows]
         figures = {"reward_avg": scores.mean(), "reward_gap": (high.values - low.values).mean()}
         figures["zero_std_ratio"] = (high.values == low.values).float().mean()
-        return Experience(Batch(batch.lr[rows], batch.ids[kept], photo), {**pairs, "s": s, "epsilon": epsilon}, figures)
+        return Experience(batch[rows], {**pairs, "s": s, "epsilon": epsilon}, figures)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """Eq. 3 to minimize: the log-sigmoid of each pair, then their mean; and how often the pair is ordered right."""

@@ -96,7 +96,7 @@ class GRPO:
         config, generator = self.config, self.generator
         condition, levels = generator.condition(batch), generator.steps(config.steps).s
         draws = sample_generators(batch.ids, self.seed, "noise", step)
-        x = initial_noise(generator, batch, draws)
+        x = initial_noise(generator, batch, draws, levels[0])
         first, end = config.trained
         taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": []}
         for at, (s, s_next) in enumerate(pairwise(levels)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -27,11 +28,15 @@ def sample_generators(ids: Tensor, *names: object) -> list[torch.Generator]:
     return generators
 
 
-def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generator]) -> Tensor:
-    """x at s = 1, (B,channels,h,w), each row from its own torch generator."""
+def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generator], first: float = 1.0) -> Tensor:
+    """x at the sampler's first level, (B,channels,h,w), each row from its own torch generator.
+
+    Below s = 1 it is z of unit variance in flow coordinates, as samplers of variance-preserving models begin.
+    """
     height, width = (side * generator.scale // generator.stride for side in batch.lr.shape[-2:])
     shape = (generator.channels, height, width)
-    return placed(torch.stack([torch.randn(shape, generator=draw) for draw in draws]), batch.lr)
+    noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
+    return placed(noise * math.hypot(first, 1 - first), batch.lr)
 
 
 @torch.no_grad()
@@ -40,7 +45,7 @@ def sample(
 ) -> Tensor:
     """x after `stop` (default: all) of `count` Euler steps from noise, without gradient."""
     steps, condition = generator.steps(count), generator.condition(batch)
-    x = initial_noise(generator, batch, draws)
+    x = initial_noise(generator, batch, draws, steps.s[0])
     for s, s_next in islice(pairwise(steps.s), stop):
         v = generator.velocity(x, torch.full((len(x),), s, device=x.device, dtype=x.dtype), condition)
         x = euler(x, s, s_next, v)

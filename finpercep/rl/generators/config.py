@@ -41,7 +41,7 @@ class GeneratorConfig:
 
     train: str = "lora"
     rank: int = 32
-    alpha: float = 64.0
+    alpha: int = 64
     layers: tuple[str, ...] = ATTENTION
     guidance: float = 1.0
     prompt: str = ""

@@ -94,7 +94,7 @@ def test_the_reference_is_a_copy_of_what_is_trained():
     with torch.no_grad():
         generator.layer.weight += 1
     assert torch.equal(generator.reference_velocity(*at), before)
-    assert (generator.velocity(*at) - before).abs().min() > 0.01
+    assert (generator.velocity(*at) - before).abs().max() > 0.1
     (kept,) = generator._reference
     assert kept.frozen.weight is generator.frozen.weight  # what is not trained exists once
     assert not any(p.requires_grad for p in kept.parameters())
