@@ -8,6 +8,7 @@ import typer
 
 from finpercep.cli.demo import demo
 from finpercep.cli.evaluate_reward import evaluate_reward
+from finpercep.cli.export import export
 from finpercep.cli.info import info
 from finpercep.cli.make_dataset import MakeDataset, make_dataset
 from finpercep.cli.output import checked_output
@@ -47,6 +48,7 @@ def options(
 
 app.command()(score)
 app.command()(profile)
+app.command()(export)
 app.command()(info)
 app.command()(demo)
 app.command(cls=TrainReward)(train_reward)

@@ -1,0 +1,86 @@
+"""Packages give the model's values for other batches and sizes than they were made with, without this package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from finpercep import ops
+from finpercep.cli.main import app
+from finpercep.engine.export import export_model
+from finpercep.models import RewardModel, head
+
+SHAPES = ((1, 3, 16, 72), (3, 3, 64, 24))
+
+
+def images(shape: tuple[int, ...]) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+
+
+def assert_same(model: RewardModel, given: Tensor, score: Tensor, degradation: Tensor) -> None:
+    with torch.no_grad():
+        expected = model(given)
+    torch.testing.assert_close(score, expected.score, rtol=0, atol=1e-6)
+    torch.testing.assert_close(degradation, expected.map, rtol=0, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_program_runs_without_this_package(small_model: RewardModel, tmp_path: Path) -> None:
+    export_model(small_model, tmp_path / "new" / "model.pt2", format="program")
+    assert head.ops is ops  # tracing by the definition is over
+    torch.save([images(shape) for shape in SHAPES], tmp_path / "in.pt")
+    code = (
+        "import sys, torch\n"
+        "f = torch.export.load('new/model.pt2').module()\n"
+        "torch.save([f(x) for x in torch.load('in.pt')], 'out.pt')\n"
+        "assert not any(name.startswith('finpercep') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
+                   cwd=tmp_path, check=True)  # fmt: skip
+    for shape, (score, degradation) in zip(SHAPES, torch.load(tmp_path / "out.pt"), strict=True):
+        assert_same(small_model, images(shape), score, degradation)
+
+
+@pytest.mark.slow
+def test_onnx_gives_equal_outputs(model_folder: Path, small_model: RewardModel, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="pip install 'finpercep[export]'")
+    pytest.importorskip("onnxscript", reason="pip install 'finpercep[export]'")
+    result = CliRunner().invoke(app, ["export", str(model_folder), str(tmp_path / "model.onnx")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].endswith("model.onnx: images (B,3,H,W), sides multiples of 8 from 16 on")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    assert [output.name for output in session.get_outputs()] == ["score", "map"]
+    for shape in SHAPES:
+        score, degradation = map(torch.from_numpy, session.run(None, {"images": images(shape).numpy()}))
+        assert_same(small_model, images(shape), score, degradation)
+
+
+@pytest.mark.compile
+def test_machine_code(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = RewardModel({"type": "conv", "channels": [4], "depths": [1]}, {"width": 4}).eval()
+    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # only to be quick
+        path = export_model(model, tmp_path / "model.pt2")
+    run = torch._inductor.aoti_load_package(str(path))
+    for shape in SHAPES:
+        assert_same(model, images(shape), *run(images(shape)))
+
+
+def test_refused(small_model: RewardModel, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^format: expected aoti, program, onnx, got 'jit'$"):
+        export_model(small_model, tmp_path / "a.pt2", format="jit")
+    with pytest.raises(ValueError, match=r"a\.bin: expected a name that ends in \.pt2 for the format aoti$"):
+        export_model(small_model, tmp_path / "a.bin")
+    training = RewardModel({"type": "conv", "channels": [8, 16], "depths": [1, 1]}).train()
+    with pytest.raises(ValueError, match=r"^model: expected one in evaluation mode, got one in training$"):
+        export_model(training, tmp_path / "a.pt2")
+    result = CliRunner().invoke(app, ["export", str(model_folder), str(tmp_path / "a.onnx"), "--format", "aoti"])
+    assert result.exit_code == 2
+    assert result.stderr.endswith("a.onnx: expected a name that ends in .pt2 for the format aoti\n")
+    assert list(tmp_path.iterdir()) == []
