@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finpercep.cli.common import (
-    DataArgument,
     DeviceOption,
     ThreadsOption,
     check_device,
@@ -26,13 +25,20 @@ TrainReward = settings_command(
     "finpercep.training.config:RewardTrainConfig",
     "finpercep.data.triplets:TripletConfig",
     "finpercep.training.losses:LossWeights",
+    "finpercep.training.climbing:ClimbConfig",
     after="out",
 )
 
 
 def train_reward(
     ctx: typer.Context,
-    data: DataArgument,
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Data sets made by make-dataset, or folders with an index.jsonl (one scene per line: split, id, gt, "
+            "sr) and its images in SPLIT/ID/."
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option("--out", help="Folder for the run: the model, the state to resume from, and TensorBoard events."),
@@ -61,6 +67,7 @@ def train_reward(
     from finpercep.data.triplets import TripletConfig
     from finpercep.runs.progress import Screen
     from finpercep.runs.trackers import TensorBoard
+    from finpercep.training.climbing import ClimbConfig
     from finpercep.training.config import RewardTrainConfig
     from finpercep.training.losses import LossWeights
     from finpercep.training.trainer import train
@@ -69,11 +76,12 @@ def train_reward(
     device = check_device(device)
     loss = LossWeights(**given(ctx, LossWeights))
     config = RewardTrainConfig(
-        data=str(data),
+        data=tuple(map(str, data)),
         out=str(out),
         **given(ctx, RewardTrainConfig),
         triplets=TripletConfig(**given(ctx, TripletConfig)),
         loss=dataclasses.replace(loss, margin_syn=loss.margin_sr),  # --margin is both
+        climb=ClimbConfig(**given(ctx, ClimbConfig)),
         device=device,
     )
     with one_line_errors(2, ValueError):

@@ -16,7 +16,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
     """Scenes of one split of a folder with an `index.jsonl`, or of a data set that `make_dataset` made.
 
     Each line of the index has `split`, `id`, `gt` and `sr` (source name -> file name); the files lie in
-    `<root>/<split>/<id>/`.
+    `<root>/<split>/<id>/`. A line with `shift_px` is of a pair that a camera took twice (`Scene.aligned`).
 
     Args:
         root: folder with `index.jsonl`.
@@ -47,7 +47,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             _check_inside(index, number, [row["id"], row["gt"], *row["sr"].values()])
             folder = index.parent / split / row["id"]
             sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
-            scenes.append(Scene(row["id"], folder / row["gt"], sr_paths))
+            scenes.append(Scene(row["id"], folder / row["gt"], sr_paths, aligned="shift_px" not in row))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index}:{number}: expected a scene (split, id, gt, sr), got {error!r}") from error
     unknown = set(leave_out) - known

@@ -34,11 +34,13 @@ class Scene:
         id: the scene's name.
         gt_path: the photo.
         sr_paths: source name -> super-resolved image of the same size.
+        aligned: whether photo and results lie on the same pixels; a camera that took a scene twice moved in between.
     """
 
     id: str
     gt_path: Path
     sr_paths: dict[str, Path]
+    aligned: bool = field(default=True, kw_only=True)
     _images: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from finpercep import ops
+from finpercep.data.alignment import aligned_photo
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.ops.degradation_target import DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 
@@ -20,7 +21,13 @@ ALPHA, NORMALIZE, SCALE = DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 
 @torch.no_grad()
 def fault_target(
-    photo: Tensor, distorted: Tensor, bank: FilterBank, *, alpha: float = ALPHA, scale: float = SCALE
+    photo: Tensor,
+    distorted: Tensor,
+    bank: FilterBank,
+    *,
+    alpha: float = ALPHA,
+    scale: float = SCALE,
+    aligned: bool = True,
 ) -> Tensor:
     """M_gt of distorted images by a filter bank.
 
@@ -32,11 +39,13 @@ def fault_target(
         bank: the features.
         alpha: weight of the pixel difference.
         scale: the difference that counts as fully degraded.
+        aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says. One photo.
 
     Returns:
         (B,1,H,W) in [0, 1], 1 = degraded.
     """
-    return fuse_target(photo, distorted, bank(photo), bank(distorted), alpha=alpha, scale=scale)
+    pixels = photo if aligned else aligned_photo(photo[0], distorted)
+    return fuse_target(pixels, distorted, bank(photo), bank(distorted), alpha=alpha, scale=scale)
 
 
 def fuse_target(

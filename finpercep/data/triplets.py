@@ -46,6 +46,8 @@ class TripletConfig:
             be soft all over.
         defocused: share whose photo and super-resolved version are first blurred alike in part, with a smooth edge and
             a sigma uniform in `defocus_range` (pixels): a photo may be out of focus in places, which is no fault.
+        grainy: share whose three images get the same grain, of a strength uniform in `grain_range` (of 255).
+        dimmed: share whose three images are darkened alike, to a brightness uniform in `dim_range`: night photos.
         gray: share of triplets without color.
         feathered: share of masks whose edge is blurred.
     """
@@ -60,6 +62,10 @@ class TripletConfig:
     soften_range: tuple[float, float] = (0.3, 1.0)
     defocused: float = 0.2
     defocus_range: tuple[float, float] = (0.5, 3.0)
+    grainy: float = 0.2
+    grain_range: tuple[float, float] = (1.0, 8.0)
+    dimmed: float = 0.1
+    dim_range: tuple[float, float] = (0.15, 0.6)
     gray: float = 0.05
     feathered: float = 0.25
 
@@ -89,7 +95,7 @@ class Triplets(Dataset[Triplet]):
         gt, sr = _defocus(_recolor([gt, sr], self.config, generator), self.config, generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
-        targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank)
+        targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank, aligned=scene.aligned)
         return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets)
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -158,14 +164,28 @@ def _defocus(images: list[Tensor], config: TripletConfig, generator: torch.Gener
 
 
 def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
-    """Soften and compress all images in the same way, or not."""
+    """Darken, soften, grain and compress all images in the same way, or not."""
+    if chance(config.dimmed, generator):
+        gain = uniform32(*config.dim_range, generator)
+        images = [gain * image for image in images]
     if chance(config.softened, generator):
         sigma = uniform32(*config.soften_range, generator)
         images = [gaussian_blur(image, sigma) for image in images]
+    if chance(config.grainy, generator):
+        grain = _grain(images[0], config, generator)
+        images = [(image + grain).clamp(0, 1) for image in images]
     if chance(config.compressed, generator):
         quality = integer(config.jpeg_range[0], config.jpeg_range[1] - 1, generator)
         images = [jpeg(image, quality) for image in images]
     return images
+
+
+def _grain(image: Tensor, config: TripletConfig, generator: torch.Generator) -> Tensor:
+    """Gaussian grain, with or without color, of one pixel or of up to three."""
+    channels = 1 if chance(0.5, generator) else 3
+    noise = torch.randn(channels, *image.shape[-2:], generator=generator).expand(3, -1, -1)
+    noise = gaussian_blur(noise, uniform32(0.3, 1.2, generator))
+    return noise / noise.std() * (uniform32(*config.grain_range, generator) / 255)
 
 
 def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:

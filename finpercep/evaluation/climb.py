@@ -126,7 +126,7 @@ def climb_test(
     goal = _score(reward, photo, device)
     error = float((stored - image).double().square().mean())
     pair = torch.stack([image, stored])
-    severity = fault_target(photo[None], pair, bank or FilterBank()).mean((1, 2, 3)).tolist()
+    severity = fault_target(photo[None], pair, bank or FilterBank(), aligned=scene.aligned).mean((1, 2, 3)).tolist()
     return Climb(
         scene=scene.id,
         source=source,

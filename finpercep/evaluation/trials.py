@@ -95,7 +95,7 @@ def _trial(scene: Scene, bank: FilterBank, seed: int, faults: tuple[int, int], k
     restored = [scene.sr(source).float() / 255 for source in scene.sources]
     implanted = [region_swap(photo, image, mask.bool()) for image, mask in zip(restored, masks, strict=True)]
     batch = torch.stack(implanted)
-    targets = fault_target(photo.expand_as(batch), batch, bank)
+    targets = fault_target(photo[None], batch, bank, aligned=scene.aligned)
     return Trial(
         scene.id,
         scene.sources,

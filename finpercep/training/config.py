@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finpercep.data.triplets import TripletConfig
+from finpercep.training.climbing import ClimbConfig
 from finpercep.training.losses import LossWeights
 
 
@@ -21,11 +22,11 @@ class RewardTrainConfig:
     """One training run; written to `<out>/train.json`.
 
     Attributes:
-        data: folder with index.jsonl, see `load_scenes`.
+        data: folders with an index.jsonl or made by `make_dataset`, see `load_scenes`; all scenes are drawn alike.
         out: the run's folder: the model, `train.json`, `state.pt` (to resume from).
-        anchor: RM_0, the frozen S_base of L_align: what `load_base` takes. None trains RM_0 itself (no map; ranks and
-            levels). Else the encoder and the head start from it and a decoder is added; nothing can grow from a
-            CLIP-IQA, so that one needs `init`.
+        anchor: RM_0, the frozen S_base of L_align: what `load_base` takes; the encoder and the head start from it and a
+            decoder is added. Nothing can grow from a CLIP-IQA, so that one needs `init`. None trains RM_0 itself (no
+            map), or goes on with `init`; L_level takes the place of L_align.
         init: a model to go on from, in a new run with its own schedule: what `RewardModel.from_pretrained` takes; its
             architecture wins over `encoder`, `decoder` and `head`.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
@@ -35,7 +36,7 @@ class RewardTrainConfig:
         device: of the model; triplets are made on the CPU.
     """
 
-    data: str
+    data: str | tuple[str, ...]
     out: str
     anchor: str | None = _option(
         None,
@@ -64,11 +65,17 @@ class RewardTrainConfig:
     head: dict[str, Any] = field(default_factory=dict)
     triplets: TripletConfig = field(default_factory=TripletConfig)
     loss: LossWeights = field(default_factory=LossWeights)
+    climb: ClimbConfig = field(default_factory=ClimbConfig)
     save_every: int = 250
     log_every: int = 25
     workers: int = _option(1, "Number of processes that prepare triplets.", min=0)
     dev_every: int = _option(0, "Hold out every N-th training scene (0: none), to choose settings on.", min=0)
     device: str = "cpu"
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """`data`, as folders."""
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
 
 
 def comparable(config: RewardTrainConfig) -> dict[str, Any]:

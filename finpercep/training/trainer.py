@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.loading import load_scenes
-from finpercep.data.scenes import split_dev
+from finpercep.data.randomness import seeded
+from finpercep.data.scenes import Scene, split_dev
 from finpercep.data.scenes_fingerprint import scenes_fingerprint
 from finpercep.data.triplets import Triplet, Triplets
 from finpercep.io.files import write_json
@@ -25,6 +27,7 @@ from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 from finpercep.runs.schedule import cosine
 from finpercep.runs.state import check_settings, read_state, write_state
+from finpercep.training.climbing import climb_images, climb_loss, climbed_target
 from finpercep.training.config import RewardTrainConfig, check_folders, comparable
 from finpercep.training.losses import (
     align_loss,
@@ -61,23 +64,22 @@ class RewardTrainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: cosine(step, config.warmup, config.steps)
         )
-        scenes = load_scenes(config.data, "train", leave_out=config.leave_out)
-        scenes, _ = split_dev(scenes, config.dev_every)
+        scenes = training_scenes(config)
         self.triplets = Triplets(scenes, config.triplets, seed=config.seed)
         self.fingerprints = {
             "data_fingerprint": scenes_fingerprint(scenes),
             "anchor_fingerprint": None if self.base is None else self.base.fingerprint,
             "init_fingerprint": None if config.init is None else self.model.fingerprint,
+            "preprocessing": self.model.preprocessing,
         }
         self.guard = FiniteGuard(self.device)
+        self.bank = FilterBank().to(self.device)
         self.done = 0
 
     def _new_model(self) -> RewardModel:
         config = self.config
         if config.init is not None:
             model = RewardModel.from_pretrained(config.init, fold=False)
-            if config.anchor is None and model.has_map:
-                raise ValueError(f"anchor: expected the RM_0 that {config.init} grew from, got none")
             if config.anchor is not None and not model.has_map:
                 raise ValueError(f"init: expected a model with a map, got {config.init}; as anchor alone it gets one")
             return model
@@ -105,26 +107,41 @@ class RewardTrainer:
     def losses(self, batch: Triplet) -> dict[str, Tensor]:
         """The terms of L on one batch."""
         size, weights = len(batch.gt), self.config.loss
-        output = self.model(torch.cat([batch.gt, batch.syn, batch.sr]))
-        gt, syn, sr = output.score.split(size)
-        worse_sr, worse_syn = distinct_pairs(batch.target_syn, batch.target_sr)
-        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
-        rank = rank_loss(gt, syn, sr, **margins, worse_sr=worse_sr, worse_syn=worse_syn)
+        images = torch.cat([batch.gt, batch.syn, batch.sr])
         # The photo and the whole super-resolved image have targets too: nothing, and M_gt everywhere.
         target = torch.cat([torch.zeros_like(batch.target_syn), batch.target_syn, batch.target_sr])
-        if self.base is None:
-            return {"rank": rank, "level": level_loss(output.score, target)}
-        with torch.no_grad():
-            base = self.base(batch.gt)
         one = target.new_ones(size, 1, 1, 1)
         weight = torch.cat([one, one, weights.restored * one])
-        predicted = raise_odds(output.map, weights.fault_odds)
-        return {
-            "map": map_loss(predicted, target, weight),
-            "entropy": entropy_loss(predicted, target, weight),
-            "rank": rank,
-            "align": align_loss(gt, base.score),
-        }
+        rows, climbed, climbed_to = self._climb(images, target)
+        output = self.model(torch.cat([images, climbed]))
+        target, weight = torch.cat([target, climbed_to]), torch.cat([weight, weight[rows]])
+        gt, syn, sr, after = output.score.split([size, size, size, len(rows)])
+        worse_sr, worse_syn = distinct_pairs(batch.target_syn, batch.target_sr)
+        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
+        terms = {"rank": rank_loss(gt, syn, sr, **margins, worse_sr=worse_sr, worse_syn=worse_syn)}
+        if len(rows):
+            terms["climb"] = climb_loss(output.score[rows], after)
+        if output.map is not None:
+            predicted = raise_odds(output.map, weights.fault_odds)
+            terms["map"] = map_loss(predicted, target, weight)
+            terms["entropy"] = entropy_loss(predicted, target, weight)
+        if self.base is None:
+            return terms | {"level": level_loss(output.score, target)}
+        with torch.no_grad():
+            base = self.base(batch.gt)
+        return terms | {"align": align_loss(gt, base.score)}
+
+    def _climb(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which of the images (N,3,H,W) are climbed in this step: their rows, and images and targets after it."""
+        config = self.config.climb
+        draw = seeded(self.config.seed, "climb", self.done)
+        count = round(config.climbed * self.config.batch)
+        rows = torch.randperm(len(images), generator=draw)[:count].to(self.device)
+        if not count:
+            return rows, images[:0], target[:0]
+        before = images[rows]
+        after = climb_images(self.model, before, config, draw)
+        return rows, after, climbed_target(before, after, target[rows], self.bank)
 
     def step(self, batch: Triplet) -> dict[str, Tensor]:
         """One update; returns the losses, () on the device, which the host does not wait for.
@@ -160,7 +177,7 @@ class RewardTrainer:
     def summary(self) -> str:
         """What is trained, in a line."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        stage = "full model" if self.base is not None else "RM_0 (score only)"
+        stage = "full model" if self.model.has_map else "RM_0 (score only)"
         return f"{stage}: {parameters / 1e6:.2f} M parameters, {len(self.triplets.scenes)} scenes"
 
     def save(self) -> None:
@@ -245,6 +262,28 @@ def _loop(trainer: RewardTrainer, monitors: Sequence[Monitor], interruption: Int
             trainer.save()
         if interruption.asked:
             raise KeyboardInterrupt
+
+
+def training_scenes(config: RewardTrainConfig) -> list[Scene]:
+    """The scenes of all folders that are trained on, without those held out.
+
+    Raises:
+        ValueError: a source to leave out that none of the folders has; and see `load_scenes`.
+    """
+    known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
+    unknown = set(config.leave_out).difference(*known.values())
+    if unknown:
+        every = sorted(set().union(*known.values()))
+        raise ValueError(f"leave_out: expected some of the sources {every}, got {sorted(unknown)}")
+    scenes = []
+    for folder, sources in known.items():
+        found = load_scenes(folder, "train", leave_out=[name for name in config.leave_out if name in sources])
+        scenes += split_dev(found, config.dev_every)[0]
+    return scenes
+
+
+def _sources(scenes: Sequence[Scene]) -> set[str]:
+    return {source for scene in scenes for source in scene.sources}
 
 
 def parameter_groups(model: RewardModel, config: RewardTrainConfig) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[RewardTrainConfig]:
 def test_defaults_are_the_configurations(seen: list[RewardTrainConfig]) -> None:
     result = CliRunner().invoke(app, ["train-reward", "d", "--out", "o", "--device", "cpu"])
     assert result.exit_code == 0, result.output
-    assert seen == [RewardTrainConfig(data="d", out="o")]
+    assert seen == [RewardTrainConfig(data=("d",), out="o")]
     assert seen[0].decoder["width"] == "light"  # as the help says
 
 
@@ -57,7 +57,7 @@ def test_train_reward_passes_every_option_on(seen: list[RewardTrainConfig]) -> N
     result = CliRunner().invoke(app, ["train-reward", "d", *words, "--leave-out", "rlfn"])
     assert result.exit_code == 0, result.output
     config = seen[0]
-    assert (config.data, config.out, config.anchor, config.steps, config.batch) == ("d", "o", "a", 7, 3)
+    assert (config.data, config.out, config.anchor, config.steps, config.batch) == (("d",), "o", "a", 7, 3)
     assert (config.lr_encoder, config.lr_new, config.seed, config.workers, config.dev_every) == (
         0.5,
         0.25,

@@ -8,6 +8,8 @@ from finpercep.data.targets import fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from tests.data.conftest import write_scenes
 
+AS_IT_IS = {"compressed": 0.0, "softened": 0.0, "grainy": 0.0, "dimmed": 0.0}
+
 
 @pytest.fixture
 def scenes(tmp_path):
@@ -24,7 +26,7 @@ def test_triplet_is_a_function_of_seed_and_index(scenes):
 
 
 def test_syn_lies_between_photo_and_distorted(scenes):
-    triplets = Triplets(scenes, TripletConfig(crop=48, compressed=0, softened=0, feathered=0))
+    triplets = Triplets(scenes, TripletConfig(crop=48, feathered=0, **AS_IT_IS))
     for index in range(12):
         t = triplets[index]
         from_photo = (t.syn == t.gt).all(0)
@@ -41,7 +43,7 @@ def test_syn_lies_between_photo_and_distorted(scenes):
 
 def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
     plain, soft = (
-        Triplets(scenes, TripletConfig(crop=48, compressed=0, softened=share, soften_range=(1.0, 1.0)))[4]
+        Triplets(scenes, TripletConfig(crop=48, soften_range=(1.0, 1.0), **AS_IT_IS | {"softened": share}))[4]
         for share in (0.0, 1.0)
     )
     assert torch.equal(plain.target_syn, soft.target_syn)
@@ -50,11 +52,32 @@ def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
         assert b.mean().item() == pytest.approx(a.mean().item(), abs=0.01)
 
 
+def test_a_grainy_triplet_has_the_same_grain_in_all_images(scenes):
+    plain, grainy = (
+        Triplets(scenes, TripletConfig(crop=48, grain_range=(5.0, 5.0), **AS_IT_IS | {"grainy": share}))[4]
+        for share in (0.0, 1.0)
+    )
+    assert torch.equal(plain.target_sr, grainy.target_sr)
+    inside = ((plain.gt > 0.1) & (plain.gt < 0.9) & (plain.sr > 0.1) & (plain.sr < 0.9)).all(0)
+    grain = (grainy.gt - plain.gt)[:, inside]
+    torch.testing.assert_close(grain, (grainy.sr - plain.sr)[:, inside], atol=1e-6, rtol=0)
+    assert grain.std().item() == pytest.approx(5 / 255, rel=0.1)
+
+
+def test_a_dimmed_triplet_is_darker_by_one_factor(scenes):
+    plain, dim = (
+        Triplets(scenes, TripletConfig(crop=48, dim_range=(0.25, 0.25), **AS_IT_IS | {"dimmed": share}))[4]
+        for share in (0.0, 1.0)
+    )
+    for a, b in zip(plain[:3], dim[:3], strict=True):
+        torch.testing.assert_close(b, 0.25 * a)
+    assert torch.equal(plain.target_syn, dim.target_syn)
+
+
 def test_a_triplet_out_of_focus_in_part_has_no_fault_there(tmp_path):
     scenes = load_scenes(write_scenes(tmp_path, 1, size=(200, 200)), "train")
     plain, blurred = (
-        Triplets(scenes, TripletConfig(crop=160, resized=0, compressed=0, softened=0, defocused=share))[4]
-        for share in (0.0, 1.0)
+        Triplets(scenes, TripletConfig(crop=160, resized=0, defocused=share, **AS_IT_IS))[4] for share in (0.0, 1.0)
     )
     change = (blurred.gt - plain.gt).abs().mean(0)
     assert change.max() > 0.01
@@ -66,7 +89,7 @@ def test_a_triplet_out_of_focus_in_part_has_no_fault_there(tmp_path):
 
 
 def test_a_triplet_without_color_is_gray_in_all_images(scenes):
-    colored, gray = (Triplets(scenes, TripletConfig(crop=48, compressed=0, gray=share))[4] for share in (0, 1))
+    colored, gray = (Triplets(scenes, TripletConfig(crop=48, gray=share, **AS_IT_IS))[4] for share in (0, 1))
     assert (colored.gt - colored.gt.mean(0)).abs().max() > 0.01
     for image in gray[:3]:
         assert (image - image.mean(0)).abs().max() < 1e-6
@@ -77,7 +100,7 @@ def test_an_enlarged_triplet_shows_less_of_the_photo(tmp_path):
     plain, enlarged = (
         Triplets(
             scenes,
-            TripletConfig(crop=160, resized=share, resize_range=(1.4, 1.4), compressed=0, softened=0, defocused=0),
+            TripletConfig(crop=160, resized=share, resize_range=(1.4, 1.4), defocused=0, **AS_IT_IS),
         )[4]
         for share in (0.0, 1.0)
     )

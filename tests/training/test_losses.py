@@ -99,4 +99,5 @@ def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
 
 def test_level_loss():
     target = torch.stack([torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])])
+    target[1] = 0.25 * target[1] / 0.5  # a mean of 0.25, whose root is 0.5
     assert level_loss(torch.tensor([0.9, 0.6]), target).item() == pytest.approx((0 + 0.1) / 2)

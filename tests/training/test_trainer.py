@@ -16,6 +16,7 @@ from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.presets import PRESETS
 from finpercep.runs.lock import FolderInUseError, folder_lock
 from finpercep.runs.trackers import TensorBoard
+from finpercep.training.climbing import ClimbConfig
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.losses import LossWeights, raise_odds
 from finpercep.training.trainer import RewardTrainer, parameter_groups, train
@@ -247,6 +248,38 @@ def test_map_losses_weigh_restored_images_and_raise_the_odds(config):
     torch.testing.assert_close(trainer.losses(batch)["map"], (gt + syn + 0.5 * sr) / 3)
 
 
+def test_without_anchor_a_full_model_keeps_its_level(config):
+    train(config)
+    train(full(config))
+    config = dataclasses.replace(config, init=config.out + "-full", out=config.out + "-next")
+    trainer = RewardTrainer(config)
+    assert set(trainer.losses(Triplet(*next(iter(trainer.batches()))))) == {"rank", "map", "entropy", "level"}
+
+
+def test_climbed_images_are_learned_from(config):
+    train(config)
+    train(full(config))
+    start = config.out + "-full"
+    climb = ClimbConfig(climbed=1.0, climb_steps=(2, 2), climb_reach=(8.0, 8.0), climb_smooth=0.0)
+    trainer = RewardTrainer(dataclasses.replace(config, init=start, out=config.out + "-next", climb=climb, steps=12))
+    batch = Triplet(*next(iter(trainer.batches())))
+    first = trainer.losses(batch)["climb"].item()
+    assert first > 0
+    for _ in range(8):
+        trainer.step(batch)
+    trainer.done = 0  # the same images, climbed again
+    assert trainer.losses(batch)["climb"].item() < first
+
+
+def test_scenes_of_several_folders(config, tmp_path):
+    more = write_scenes(tmp_path / "more", 2, sources=("other",))
+    config = dataclasses.replace(config, data=(config.data, str(more)))
+    count = len(RewardTrainer(dataclasses.replace(config, data=config.data[:1])).triplets.scenes)
+    assert len(RewardTrainer(config).triplets.scenes) == count + 2
+    with pytest.raises(ValueError, match=r"^leave_out: expected some of the sources \[.*'other'.*\], got \['none'\]$"):
+        RewardTrainer(dataclasses.replace(config, leave_out=["none"]))
+
+
 def test_anchor_and_init_must_be_of_the_right_kind(config):
     train(config)
     train(full(config))
@@ -254,8 +287,6 @@ def test_anchor_and_init_must_be_of_the_right_kind(config):
     config.out += "-next"
     with pytest.raises(ValueError, match=r"^anchor: expected RM_0, a model without a map, got .*rm0-full$"):
         RewardTrainer(dataclasses.replace(config, anchor=rm1))
-    with pytest.raises(ValueError, match=r"^anchor: expected the RM_0 that .*rm0-full grew from, got none$"):
-        RewardTrainer(dataclasses.replace(config, init=rm1))
     with pytest.raises(ValueError, match=r"^init: expected a model with a map, got .*rm0; as anchor alone"):
         RewardTrainer(dataclasses.replace(config, anchor=rm0, init=rm0))
     assert RewardTrainer(dataclasses.replace(config, init=rm0)).model.decoder is None  # RM_0 goes on

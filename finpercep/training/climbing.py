@@ -1,0 +1,95 @@
+"""Climbed images as a source of training: what a generator would do to the score, shown to the model beforehand.
+
+An image is moved up the present model's own score by a few steps. What was won that way is no quality: the score of
+the climbed image must not pass that of the image it came from, and its map must keep the faults that are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.randomness import chance, integer, uniform
+from finpercep.data.targets import fault_target
+from finpercep.models import RewardModel
+from finpercep.models.evaluation_view import evaluation_view
+from finpercep.models.inputs import as_stored
+
+
+@dataclass(frozen=True)
+class ClimbConfig:
+    """How images are climbed. [open] The paper's reward is not trained against its own ascent.
+
+    Attributes:
+        climbed: climbed images in a step, as a share of its triplets; each is of a photo, a fault or a whole result.
+        climb_steps: fewest and most steps up the score.
+        climb_reach: least and most that a pixel moves in all, in levels of 255.
+        climb_smooth: share of climbs whose steps are blurred, by up to 4 pixels: what outlives JPEG and a resize.
+    """
+
+    climbed: float = field(
+        default=0.0,
+        metadata={
+            "help": "Images moved up the model's own score in each step, as a share of --batch: they win nothing."
+        },
+    )
+    climb_steps: tuple[int, int] = (1, 8)
+    climb_reach: tuple[float, float] = (0.5, 16.0)
+    climb_smooth: float = 0.35
+
+
+def climb_images(model: RewardModel, images: Tensor, config: ClimbConfig, generator: torch.Generator) -> Tensor:
+    """Images (B,3,H,W) in [0, 1] moved up the score of the model as it is; (B,3,H,W) as 8-bit files hold them.
+
+    Each step is the sign of the gradient, or the gradient blurred and brought to the same size; the gradient's
+    strength plays no part, as in Adam's first steps.
+    """
+    steps = integer(*config.climb_steps, generator)
+    low, high = (torch.tensor(reach).log2().item() for reach in config.climb_reach)
+    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 / steps for _ in images])
+    sizes = sizes.to(images).view(-1, 1, 1, 1)
+    sigma = uniform(0.7, 4.0, generator) if chance(config.climb_smooth, generator) else 0.0
+    judge, x = evaluation_view(model), images
+    for _ in range(steps):
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(_logit(judge(x).score).sum(), x)
+        x = (x + sizes * _direction(gradient, sigma)).clamp(0, 1)
+    return as_stored(x.detach())
+
+
+def climbed_target(before: Tensor, after: Tensor, target: Tensor, bank: FilterBank) -> Tensor:
+    """M_gt (B,1,H,W) of climbed images: the faults that were there, and what climbing has added to them."""
+    return torch.maximum(target, fault_target(before, after, bank))
+
+
+def climb_loss(before: Tensor, after: Tensor) -> Tensor:
+    """Mean of max(0, S_after - S_before) over scores (B,): climbing wins nothing."""
+    return F.relu(after - before).mean()
+
+
+def _logit(score: Tensor) -> Tensor:
+    return score.clamp(1e-6, 1 - 1e-6).logit()  # near 1 a sigmoid has no gradient left to follow
+
+
+def _direction(gradient: Tensor, sigma: float) -> Tensor:
+    if sigma == 0:
+        return gradient.sign()
+    smooth = _blur(gradient, sigma)
+    return smooth / smooth.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20)
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    radius = min(max(1, round(2.5 * sigma)), min(images.shape[-2:]) - 1)
+    axis = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = F.pad(images, [radius] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel, groups=images.shape[1]), kernel.transpose(2, 3), groups=images.shape[1])
+
+
+__all__ = ["ClimbConfig", "climb_images", "climb_loss", "climbed_target"]

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from finpercep.data.alignment import aligned_photo
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.image_ops import gaussian_blur
+from finpercep.data.targets import fault_target
+
+
+@pytest.fixture
+def scene(make_photo):
+    return gaussian_blur(make_photo(96, 96, seed=3), 0.8)
+
+
+def moved(image, pixels):
+    """The image, shifted to the left by a fraction of a pixel."""
+    return (1 - pixels) * image + pixels * image.roll(-1, 2)
+
+
+def test_a_shift_and_a_tint_are_no_fault(scene):
+    other = (moved(scene, 0.6) + 3 / 255)[None]
+    inner = (..., slice(8, -8), slice(8, -8))
+    plain = fault_target(scene[None], other, FilterBank())[inner]
+    tolerant = fault_target(scene[None], other, FilterBank(), aligned=False)[inner]
+    assert plain.mean() > 0.05
+    assert tolerant.mean() < plain.mean() / 3
+
+
+def test_a_fault_stays_one(scene):
+    other = scene.clone()
+    other[:, 30:60, 30:60] = other[:, 30:60, 30:60].mean((1, 2), keepdim=True)
+    plain, tolerant = (fault_target(scene[None], other[None], FilterBank(), aligned=a)[0, 0] for a in (True, False))
+    assert tolerant[34:56, 34:56].mean() > 0.8 * plain[34:56, 34:56].mean() > 0.4
+
+
+def test_where_nothing_differs_the_photo_is_itself(scene):
+    batch = torch.stack([scene, scene])
+    assert torch.equal(aligned_photo(scene, batch), batch)
+
+
+def test_levels_are_taken_away_and_no_more(scene):
+    other = (scene + 0.1)[None]
+    aligned = aligned_photo(scene, other, shift=0, levels=0.04)
+    torch.testing.assert_close(other - aligned, torch.full_like(other, 0.06))
