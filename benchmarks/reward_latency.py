@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def measure(name: str, device: str) -> list[dict[str, Any]]:
         images = torch.rand(batch, 3, SIDE, SIDE, device=device, dtype=dtype)
         row: dict[str, Any] = {"model": name, "dtype": str(dtype).removeprefix("torch."), "batch": batch}
         with torch.no_grad():
-            row["eager"] = percentiles(lambda m=model, x=images: m(x), device)  # type: ignore[misc]
+            row["eager"] = percentiles(partial(model, images), device)
             if device == "cuda":
                 row["graph"] = percentiles(captured(model, images), device)
         row["with gradient"] = percentiles(_ascent(model, images.requires_grad_(True)), device)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finpercep.cli.output import OutputError, printable
+from finpercep.cli.output import OutputError
+from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
@@ -69,15 +70,13 @@ def pick_device(name: str) -> str:
 
 def check_device(name: str) -> str:
     """`pick_device`, or the end of the command where there is no such device."""
-    import torch
-
-    from finpercep.io.reasons import one_line
+    from finpercep.runs import devices
 
     device = pick_device(name)
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
-        print(f"--device: expected a device of this machine, got {device}: {one_line(error)}", file=sys.stderr)
+        devices.check_device(device)
+    except ValueError as error:
+        print(f"--{error}", file=sys.stderr)
         raise typer.Exit(2) from None
     return device
 

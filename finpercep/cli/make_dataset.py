@@ -13,9 +13,9 @@ import typer
 
 from finpercep.cli.common import one_line_errors
 from finpercep.cli.options import given, settings_command
-from finpercep.cli.output import printable
 from finpercep.data.kinds import usages
 from finpercep.data.sources.kinds import SOURCE_KINDS
+from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
     from finpercep.data.dataset.config import MakeConfig

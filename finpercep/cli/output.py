@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
-from finpercep.io.reasons import printable
-
-__all__ = ["OutputError", "checked_output", "printable", "quiet_libraries"]
+__all__ = ["OutputError", "checked_output", "quiet_libraries"]
 
 
 class OutputError(OSError):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, ThreadsOption, load_model
-from finpercep.cli.output import printable, quiet_libraries
+from finpercep.cli.output import quiet_libraries
+from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

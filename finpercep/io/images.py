@@ -279,13 +279,13 @@ def _eight_bit(strip: PILImage.Image, name: str) -> PILImage.Image:
         gray = _check_float(torch.from_numpy(np.array(strip)), name)
         return Image.fromarray((gray * 255).round().to(torch.uint8).numpy())
     if mode.startswith("I"):
-        return Image.fromarray(_integers_to_grey(strip, name))
+        return Image.fromarray(_integers_to_gray(strip, name))
     if "transparency" in strip.info or mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return strip.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
     return strip
 
 
-def _integers_to_grey(strip: PILImage.Image, name: str) -> np.ndarray:
+def _integers_to_gray(strip: PILImage.Image, name: str) -> np.ndarray:
     import numpy as np
 
     values = np.array(strip).astype(np.int64)

@@ -78,11 +78,8 @@ class LiteEncoder(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
         fine = self.energy.channels
         self.inject = nn.ModuleDict(
-            {str(stage): nn.Conv2d(fine[level], STAGES[stage][-1], 1) for stage, level in INJECTIONS.items()}
+            {str(stage): _silent(fine[level], STAGES[stage][-1]) for stage, level in INJECTIONS.items()}
         )
-        for layer in self.inject.values():
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         widths = [STAGES[stage][-1] for stage in TAPS]
         self.channels = [a + b for a, b in zip(widths, [*fine, fine[-1]], strict=True)]
         self.upsampling = [1] * len(self.channels)  # already a pyramid
@@ -107,6 +104,14 @@ class LiteEncoder(nn.Module):
         with without_autocast(images.device):
             pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
             return F.relu6(self.stem(pixels * SCALE + SHIFT), inplace=True)
+
+
+def _silent(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that gives zeros until it is trained."""
+    layer = nn.Conv2d(inputs, outputs, 1)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _receptive_radius() -> int:

@@ -27,7 +27,7 @@ def modulate_reference(
     resample: str = "area",
     pool: str | None = None,
 ) -> Tensor:
-    """The definition of `modulate` in plain PyTorch. Maths in fp32, or in fp64 when the features are fp64."""
+    """The definition of `modulate` in plain PyTorch. Math in fp32, or in fp64 when the features are fp64."""
     compute = torch.float64 if features.dtype == torch.float64 else torch.float32
     d = _downsample(degradation.to(compute), grid, resample)  # (B, 1, h, w)
     d = d.flatten(1).unsqueeze(-1)  # (B, h·w, 1)

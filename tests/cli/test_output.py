@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finpercep.cli.output import printable
+from finpercep.io.reasons import printable
 
 CLOSED = "standard output: expected an open one, got a closed one\n"
 FULL = "standard output: expected to write to it, got No space left on device\n"

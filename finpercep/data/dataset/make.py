@@ -24,7 +24,7 @@ from finpercep.data.sources.kinds import parse_sources
 from finpercep.data.sources.protocol import Photo
 from finpercep.io.files import write_json
 from finpercep.io.images import ImageError, load_image
-from finpercep.io.reasons import one_line
+from finpercep.runs.devices import check_device
 from finpercep.runs.lock import folder_lock
 
 
@@ -123,18 +123,6 @@ def make_dataset(
         if sum(manifest["rows"].values()):
             write_preview(folder, settings, manifest)
         return MadeDataset(folder, manifest, reports)
-
-
-def check_device(device: str) -> None:
-    """Refuse a device on which no worker could start.
-
-    Raises:
-        ValueError: torch knows no such device, or cannot use it.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
-        raise ValueError(f"device: expected a device of this machine, got {device}: {one_line(error)}") from None
 
 
 def check_results(source: str, photos: Sequence[Photo]) -> None:
