@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.io.images import load_image
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rl.batch import Batch
 from finpercep.rl.photos import Crops, load_pairs
@@ -57,3 +58,120 @@ def test_batches():
     with pytest.raises(ValueError, match=r"lr: expected \(B,3,h,w\)"):
         Batch(lr[0], ids)
     assert Batch(lr, ids).repeat(2).ids.tolist() == [5, 5, 6, 6]
+
+
+def test_photos_alone(photo_set, tmp_path):
+    """Each has one low-resolution version, by its name; one name in ten is held out."""
+    photos = tmp_path / "alone"
+    for number in range(40):
+        save_image(as_picture(torch.full((3, 33, 34), number / 40)), photos / f"n{number}.png")
+    train, val = (load_pairs([f"photos:{photos}"], split, 4) for split in ("train", "val"))
+    assert len(train) + len(val) == 40
+    assert 1 <= len(val) <= 10
+    assert not {pair.name for pair in train} & {pair.name for pair in val}
+    pair = train[0]
+    assert pair.photo.shape == (3, 32, 32)
+    assert pair.lr.shape == (3, 8, 8)
+    again = load_pairs([f"photos:{photos}"], "train", 4)[0]
+    assert torch.equal(again.lr, pair.lr)
+    assert (pair.lr.float().mean() - pair.photo.float().mean()).abs() < 30
+    index = photo_set / "index.jsonl"
+    index.write_text(index.read_text().replace(', "lr": "lr.png"', ""))
+    found = load_pairs([photo_set], "train", 4)
+    assert [p.lr.shape for p in found] == [(3, 16, 16)] * 3
+
+
+def test_low_resolution_images_alone(photo_set, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    for number in range(3):
+        save_image(as_picture(torch.rand(3, 12, 14, generator=draw)), tmp_path / "lr" / f"{number}.png")
+    pairs = load_pairs([f"lr:{tmp_path / 'lr'}"], "train", 4)
+    batch = Crops(pairs, 32).batch(0, 6)
+    assert batch.photo is None
+    assert batch.lr.shape == (6, 3, 8, 8)
+    whole = load_image(tmp_path / "lr" / "0.png").float() / 255
+    windows = whole.unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    turned = {tuple(w.flatten().tolist()) for w in (*windows, *windows.flip(-1), *windows.transpose(-1, -2))}
+    assert any(tuple(lr.flatten().tolist()) in turned for lr in batch.lr)
+    with pytest.raises(ValueError, match="expected photos in split 'val', found none"):
+        load_pairs([f"lr:{tmp_path / 'lr'}"], "val", 4)
+    both = Crops([*pairs, *load_pairs([photo_set], "train", 4)], 32, degraded=1.0)
+    assert both.batch(0, 8).photo is None  # of some there is none
+    with pytest.raises(FileNotFoundError, match="lr:nowhere: expected a folder of images"):
+        load_pairs(["lr:nowhere"], "train", 4)
+
+
+def test_a_data_set(tmp_path):
+    """Photos of make_dataset, with the low-resolution versions that it stored."""
+    pytest.importorskip("pyarrow")
+    from finpercep.data import MakeConfig, make_dataset
+    from tests.conftest import synthetic_photo
+
+    for number in range(4):
+        save_image(as_picture(synthetic_photo(64, 64, seed=number)), tmp_path / "gt" / f"p{number}.png")
+        low = F.avg_pool2d(synthetic_photo(64, 64, seed=number)[None], 4)[0]
+        save_image(as_picture(low), tmp_path / "low" / f"p{number}.png")
+    make_dataset(
+        str(tmp_path / "gt"),
+        ["builtin:bicubic"],
+        tmp_path / "set",
+        MakeConfig(masks_per_image=1, val_share=0.25),
+        lr=str(tmp_path / "low"),
+    )
+    pairs = load_pairs([tmp_path / "set"], "train", 4)
+    batch = Crops(pairs, 32, degraded=0.0).batch(0, 4)
+    assert (F.avg_pool2d(batch.photo, 4) - batch.lr).abs().max() < 1.01 / 255
+
+
+def test_latents_and_texts_computed_beforehand(tmp_path):
+    """A folder as DiT4SR's training has it: whole images, each with its own tensors."""
+    draw = torch.Generator().manual_seed(0)
+    for folder in ("latent_lr", "prompt_embeds", "pooled_prompt_embeds"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        large = F.interpolate(torch.rand(1, 3, 4, 4, generator=draw), (32, 32), mode="bicubic").clamp(0, 1)[0]
+        save_image(as_picture(large), tmp_path / "sr_bicubic" / f"{number}.png")
+        save_image(as_picture(large), tmp_path / "gt" / f"{number}.png")
+        torch.save(torch.full((1, 4, 4, 4), float(number)), tmp_path / "latent_lr" / f"{number}.pt")
+        torch.save(torch.full((1, 5, 6), float(number)), tmp_path / "prompt_embeds" / f"{number}.pt")
+        torch.save(torch.full((1, 7), float(number)), tmp_path / "pooled_prompt_embeds" / f"{number}.pt")
+    torch.save(torch.zeros(1, 5, 6), tmp_path / "prompt_embeds" / "NULL_prompt_embeds.pt")
+    pairs = load_pairs([tmp_path], "train", 4)
+    batch = Crops(pairs, 32, degraded=1.0).batch(0, 8)
+    which = batch.extras["latent_lr"][:, 0, 0, 0]
+    assert len(which.unique()) > 1
+    assert torch.equal(batch.extras["prompt_embeds"], which.view(-1, 1, 1).expand(-1, 5, 6))
+    assert torch.equal(batch.extras["pooled_prompt_embeds"], which.view(-1, 1).expand(-1, 7))
+    for image, number in zip(batch.photo, which.tolist(), strict=True):
+        assert torch.equal(image, load_image(tmp_path / "gt" / f"{number:.0f}.png").float() / 255)
+    assert (F.avg_pool2d(batch.photo, 4) - batch.lr).abs().max() < 0.1
+    with pytest.raises(ValueError, match=r"side: expected 32 x 32 as .*, whose latents are given, got 16"):
+        Crops(pairs, 16)
+    (tmp_path / "latent_lr" / "0.pt").write_bytes(b"no tensor")
+    with pytest.raises(ValueError, match=r"0\.pt: expected a tensor"):
+        Crops(pairs, 32).batch(0, 8)
+    part = batch[torch.tensor([2, 0])].repeat(2)
+    assert torch.equal(part.extras["latent_lr"][:, 0, 0, 0], which[[2, 2, 0, 0]])
+    with pytest.raises(ValueError, match="extras: expected 8 rows of latent_lr, one for each image, got 2"):
+        batch.with_extras({"latent_lr": torch.zeros(2, 4)})
+
+
+def test_images_leave_memory_where_there_are_too_many(photo_set, monkeypatch):
+    monkeypatch.setattr("finpercep.rl.pairs.MEMORY", 3 * 64 * 64 * 2)
+    pairs = load_pairs([photo_set], "train", 4)
+    first = pairs[0].photo
+    assert pairs[0].photo is not first
+    assert torch.equal(pairs[0].photo, first)
+    monkeypatch.undo()
+    pair = load_pairs([photo_set], "train", 4)[0]
+    assert pair.photo is pair.photo
+
+
+def test_names_that_lead_out(photo_set):
+    index = photo_set / "index.jsonl"
+    index.write_text(index.read_text().replace('"lr.png"', '"../../lr.png"', 1))
+    with pytest.raises(ValueError, match=r"index\.jsonl:1: expected names inside"):
+        load_pairs([photo_set], "train", 4)
+    index.write_text('{"split": "train"\n')
+    with pytest.raises(ValueError, match=r"index\.jsonl:1: expected a scene, got"):
+        load_pairs([photo_set], "train", 4)

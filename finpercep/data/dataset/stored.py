@@ -40,6 +40,18 @@ class StoredScene(Scene):
     def gt(self) -> Tensor:
         return decode(self._cells(["gt"])[0]["gt"])
 
+    @property
+    def lr(self) -> Tensor | None:
+        """The low-resolution version, uint8 (3,h,w); None where none was stored."""
+        cell = self._cells(["lr"])[0]["lr"]
+        return None if cell is None else decode(cell)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the photo."""
+        row = self._cells(["height", "width"])[0]
+        return row["height"], row["width"]
+
     def sr(self, source: str) -> Tensor:
         return decode(self._cells(["sr"])[self.rows[source][0]]["sr"])
 

@@ -1,0 +1,244 @@
+"""Photos and low-resolution images of five kinds of sets, read when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePath
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.data.dataset.stored import StoredScene, is_stored, stored_scenes
+from finpercep.data.degradations.apply import degrade
+from finpercep.data.image_ops import to_uint8
+from finpercep.data.randomness import seed_of
+from finpercep.io.images import expand_paths, load_image
+from finpercep.io.reasons import one_line
+from finpercep.rl.batch import check_pair
+
+MEMORY = 2**31
+"""Images stay in memory where all of them together are no larger, in bytes."""
+VAL = 10
+"""Of folders of photos without splits, one photo in so many is held out, by its name."""
+
+Images = tuple[Tensor, Tensor | None]
+
+
+@dataclass
+class Pair:
+    """A low-resolution image, uint8 (3,h,w), and the photo (3,H,W) where it is known.
+
+    Attributes:
+        name: for messages.
+        sides: (H, W) of the photo, or of what a generator will make.
+        read: low-resolution image and photo.
+        has_photo: whether there is a photo.
+        extras: what belongs to the image besides, see `Batch`; "latent_lr" binds it to the whole image.
+        keep: the images stay in memory.
+    """
+
+    name: str
+    sides: tuple[int, int]
+    read: Callable[[], Images] = field(repr=False)
+    has_photo: bool = True
+    extras: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    keep: bool = True
+    _images: Images | None = field(default=None, repr=False)
+
+    @property
+    def fixed(self) -> bool:
+        """Latents are given: the image is used whole, as it is."""
+        return "latent_lr" in self.extras
+
+    @property
+    def lr(self) -> Tensor:
+        """The low-resolution image."""
+        return self._both()[0]
+
+    @property
+    def photo(self) -> Tensor | None:
+        """The photo; None where there is none."""
+        return self._both()[1]
+
+    def _both(self) -> Images:
+        found = self._images or self.read()
+        # Without room for all, the last one: photo and low-resolution image are asked for one after the other.
+        self._images = found if self.keep else None
+        return found
+
+
+def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair]:
+    """The images of sets, in one list.
+
+    - a folder with an `index.jsonl` whose lines have split, id, gt and, if they are known, lr: `<root>/<split>/<id>/`;
+    - a data set that `make_dataset` made;
+    - a folder as DiT4SR's training has it: sr_bicubic, prompt_embeds, pooled_prompt_embeds, latent_lr, and gt where it
+      is known; all of it is `train`;
+    - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name;
+    - ``lr:DIR``: low-resolution images without photos, all of them `train`.
+
+    Photos without a low-resolution version get one by `degrade`, seeded by their name.
+
+    Args:
+        roots: the sets.
+        split: "train" or "val".
+        scale: how many times larger a photo is than its low-resolution image.
+
+    Raises:
+        FileNotFoundError: no such folder, or none of these kinds.
+        ValueError: a line without one of the names, a pair that does not match, or nothing in that split.
+    """
+    pairs = [pair for root in roots for pair in _pairs(str(root), split, scale)]
+    if not pairs:
+        raise ValueError(f"{', '.join(map(str, roots))}: expected photos in split {split!r}, found none")
+    if sum(3 * height * width for height, width in (pair.sides for pair in pairs)) > MEMORY:
+        for pair in pairs:
+            pair.keep = False
+    return pairs
+
+
+def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
+    kind, colon, rest = root.partition(":")
+    if colon and kind in ("photos", "lr"):
+        return _folder(kind, rest, split, scale)
+    folder = Path(root)
+    if is_stored(folder):
+        return (_of_scene(scene, scale) for scene in stored_scenes(folder, split))
+    if (folder / "latent_lr").is_dir():
+        return _with_latents(folder, scale) if split == "train" else iter(())
+    if not (folder / "index.jsonl").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'index.jsonl'}: not found; expected a folder with index.jsonl, a data set that make-dataset "
+            "made, photos:DIR or lr:DIR"
+        )
+    return _of_index(folder, split, scale)
+
+
+def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
+    index = root / "index.jsonl"
+    for number, line in enumerate(index.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            missing = {"split", "id", "gt"} - row.keys()
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{index}:{number}: expected a scene, got {one_line(error)}") from error
+        if missing:
+            raise ValueError(f"{index}:{number}: expected split, id and gt, got none of {sorted(missing)}")
+        names = [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)]
+        if any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in names):
+            raise ValueError(f"{index}:{number}: expected names inside {root}, got {', '.join(names)}")
+        if row["split"] == split:
+            folder = root / split / row["id"]
+            yield _of_files(folder / row["gt"], folder / row["lr"] if row.get("lr") else None, scale)
+
+
+def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
+    if not Path(folder).expanduser().is_dir():
+        raise FileNotFoundError(f"{kind}:{folder}: expected a folder of images, found none")
+    for path in expand_paths([folder]):
+        if kind == "lr":
+            if split == "train":
+                height, width = image_sides(path)
+                yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False)
+        elif (seed_of(0, path.stem) % VAL == 0) == (split == "val"):
+            yield _of_files(path, None, scale)
+
+
+def _alone(lr: Path) -> Images:
+    return load_image(lr), None
+
+
+def _of_files(photo: Path, lr: Path | None, scale: int) -> Pair:
+    """A photo with its low-resolution version, or with one that is made."""
+    height, width = image_sides(photo)
+    if lr is None:
+        sides = height // scale * scale, width // scale * scale
+        return Pair(str(photo), sides, lambda: _made(load_image(photo), photo.stem, scale))
+    names = f"{lr}, {photo.name}"
+    low, large = (torch.empty(3, *size, device="meta") for size in (image_sides(lr), (height, width)))
+    _check_scale(low, large, scale, names)
+
+    def read() -> Images:
+        return load_image(lr), load_image(photo)
+
+    return Pair(names, (height, width), read)
+
+
+def _made(photo: Tensor, name: str, scale: int) -> Images:
+    height, width = (side // scale * scale for side in photo.shape[1:])
+    photo = photo[:, :height, :width]
+    lr = degrade(photo[None].float() / 255, [seed_of(0, "lr", name)], scale=scale)[0]
+    return to_uint8(lr[0]), photo
+
+
+def _check_scale(lr: Tensor, photo: Tensor, scale: int, names: str) -> None:
+    """`names` are of the low-resolution image, a comma, and the photo."""
+    found = check_pair(lr, photo, names=names)
+    if found != scale:
+        raise ValueError(f"{names.partition(',')[0]}: expected a photo {scale} times larger, got {found} times")
+
+
+def _of_scene(scene: StoredScene, scale: int) -> Pair:
+    """A scene of a data set; its own low-resolution version where it was stored, else one that is made."""
+    name = f"{scene.gt_path}: {scene.id}"
+    height, width = scene.sides
+
+    def read() -> Images:
+        gt, lr = scene.gt, scene.lr
+        if lr is None:
+            return _made(gt, scene.id, scale)
+        _check_scale(lr, gt, scale, name)
+        return lr, gt
+
+    return Pair(name, (height // scale * scale, width // scale * scale), read)
+
+
+def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
+    """Images with what DiT4SR's training computes beforehand: latents and embeddings as .pt files of their names."""
+    for path in sorted((root / "latent_lr").glob("*.pt")):
+        enlarged, photo = root / "sr_bicubic" / f"{path.stem}.png", root / "gt" / f"{path.stem}.png"
+
+        def read(enlarged: Path = enlarged, photo: Path = photo) -> Images:
+            large = load_image(enlarged)
+            low = F.interpolate(large[None].float() / 255, scale_factor=1 / scale, mode="bicubic", antialias=True)
+            return to_uint8(low[0].clamp(0, 1)), load_image(photo) if photo.is_file() else None
+
+        extras: dict[str, Callable[[], Tensor]] = {}
+        for name in ("latent_lr", "prompt_embeds", "pooled_prompt_embeds"):
+            file = root / name / path.name
+            if file.is_file():
+                extras[name] = partial(_tensor, file)
+        yield Pair(str(enlarged), image_sides(enlarged), read, photo.is_file(), extras)
+
+
+def _tensor(path: Path) -> Tensor:
+    """A tensor of a .pt file without its first dimension of 1; no code in it is run."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return found.squeeze(0).float()
+    except Exception as error:  # pickles fail in many ways
+        raise ValueError(f"{path}: expected a tensor, got {one_line(error)}") from error
+
+
+def image_sides(path: Path) -> tuple[int, int]:
+    """(height, width) of a file as `load_image` gives it, by its header.
+
+    Raises:
+        ImageError: no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except Exception:  # `load_image` says what is wrong with it
+        _, height, width = load_image(path).shape
+        return height, width
+    return (width, height) if turned else (height, width)
