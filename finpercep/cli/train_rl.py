@@ -45,9 +45,9 @@ def train_rl(
     Without more it trains the embedded generator against the embedded reward model. The same command with the same
     --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
     """
+    from finpercep.rl.loop import train
     from finpercep.rl.screen import RLScreen
     from finpercep.rl.settings import as_yaml, resolve
-    from finpercep.rl.trainer import train
     from finpercep.runs.trackers import TensorBoard
 
     set_threads(threads)

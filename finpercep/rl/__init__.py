@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from finpercep.rl.dpo import DPO, DPOConfig
     from finpercep.rl.generators import Generator, GeneratorConfig, GeneratorModule, SRTiny, load_generator
     from finpercep.rl.grpo import GRPO, GRPOConfig
+    from finpercep.rl.loop import train
     from finpercep.rl.nft import NFT, NFTConfig
     from finpercep.rl.refl import ReFL, ReFLConfig
-    from finpercep.rl.trainer import train
 
 __all__ = [
     "DPO",
@@ -51,6 +51,6 @@ _HOMES = {
     "finpercep.rl.grpo": ("GRPO", "GRPOConfig"),
     "finpercep.rl.nft": ("NFT", "NFTConfig"),
     "finpercep.rl.refl": ("ReFL", "ReFLConfig"),
-    "finpercep.rl.trainer": ("train",),
+    "finpercep.rl.loop": ("train",),
 }
 __getattr__, __dir__ = lazy(__name__, {name: home for home, names in _HOMES.items() for name in names})

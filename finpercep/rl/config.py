@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from finpercep.rewards import StageReward, load_reward
-from finpercep.rl.curriculum import Curriculum, Stage
+from finpercep.rewards import Reward, StageReward, load_reward
+from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.generators import Generator, GeneratorConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
+from finpercep.rl.refresh import RefreshConfig
 
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
 Algorithm = ReFL | DPO | GRPO | NFT
@@ -41,12 +43,15 @@ class RLConfig:
         generator: name, folder, hub id or module:Class, see `load_generator`.
         generator_options: what of it is trained, and how it is sampled, where it is a pipeline of diffusers.
         algorithm: options of ReFL, DPO, GRPO or NFT; their type is the choice.
-        stages: the curriculum.
+        stages: the curriculum; `curriculum` says how one becomes the next, `refresh` when the reward model learns.
+        monitors: what is measured beside the reward, and the alarm.
         batch: low-quality images in a step.
         side: of the crops of photos, pixels.
         degraded: share of the low-resolution images that are made on the fly by the degradation pipeline.
         updates: of the weights for each collection; its rows are divided among them.
         max_norm: to which the gradient is limited.
+        ema: decay of the moving average of the weights, which is what is measured and saved; 0 is none.
+        keep: checkpoints that are kept, the last ones.
         dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
             settings needs it; 0 measures on `val`.
         eval_every: steps between measurements on held-out photos.
@@ -60,12 +65,17 @@ class RLConfig:
     generator_options: GeneratorConfig = field(default_factory=GeneratorConfig)
     algorithm: AlgorithmConfig = field(default_factory=ReFLConfig)
     stages: tuple[StageConfig, ...] = (StageConfig(),)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    monitors: MonitorConfig = field(default_factory=MonitorConfig)
     batch: int = 4
     side: int = 96
     degraded: float = 0.5
     updates: int = 1
     weight_decay: float = 1e-4
     max_norm: float = 1.0
+    ema: float = 0.0
+    keep: int = 2
     save_every: int = 50
     dev_every: int = 0
     eval_every: int = 50
@@ -75,25 +85,45 @@ class RLConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "updates", "save_every", "eval_every", "eval_photos", "eval_steps"):
+        for name in ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.dev_every == 1 or self.dev_every < 0:
             raise ValueError(f"dev_every: expected 0 or at least 2, got {self.dev_every}")
+        if self.curriculum.switch == "auto" and not self.dev_every:
+            raise ValueError(
+                "curriculum.switch: auto decides by held-out photos, which must not be those of val: expected dev_every"
+                " of 2 or more, got 0"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
 
 
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
-    return {name: value for name, value in settings.items() if name not in ("out", "save_every", "device")}
+    del settings["monitors"]["alarm"]
+    return {name: value for name, value in settings.items() if name not in ("out", "save_every", "keep", "device")}
 
 
-def build_curriculum(config: RLConfig) -> Curriculum:
-    """The stages with their rewards loaded; the same name is loaded once."""
-    rewards = {name: load_reward(name, device=config.device) for name in {stage.reward for stage in config.stages}}
+def load_rewards(config: RLConfig) -> dict[str, Reward]:
+    """The stages' rewards by name; the same name is loaded once."""
+    return {name: load_reward(name, device=config.device) for name in {stage.reward for stage in config.stages}}
+
+
+def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curriculum:
+    """The stages with their rewards."""
     return Curriculum(
-        [Stage(StageReward(rewards[s.reward], s.score_weight, s.map_weight), s.steps, s.lr) for s in config.stages]
+        [Stage(StageReward(rewards[s.reward], s.score_weight, s.map_weight), s.steps, s.lr) for s in config.stages],
+        config.curriculum,
     )
+
+
+def build_judge(config: RLConfig, rewards: Mapping[str, Reward]) -> Reward | None:
+    """The judging reward, with both weights ½; None where there is none or it is climbed."""
+    if not config.monitors.judge or config.monitors.judge in rewards:
+        return None
+    return StageReward(load_reward(config.monitors.judge, device=config.device))
 
 
 def build_algorithm(config: RLConfig, generator: Generator) -> Algorithm:

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from finpercep.rewards import Reward
+import torch
+
+from finpercep.rewards import Mixture, Reward
+from finpercep.runs.schedule import cosine
+
+SWITCHES = ("hard", "blend", "auto")
+OPTIMIZERS = ("keep", "reset", "rewarm")
+ERRORS = 2.0
+"""Standard errors that make a difference of paired photos one."""
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """How one stage's reward becomes the next one's.
+
+    Attributes:
+        switch: "hard": from one step to the next, as in the paper; "blend": over the first `blend_steps` of a stage the
+            weight goes linearly from the former reward to the new one, each normalized in its groups where there are
+            groups; "auto": a stage ends early, where its reward has flattened (see `flattened`), else after its steps.
+        blend_steps: of "blend".
+        patience: measurements that "auto" compares over.
+        flat: share of the stage's whole gain below which the gain of the last `patience` measurements is flat.
+        optimizer: at a switch: "keep" its moments, "reset" them, or "rewarm": keep them, and let the learning rate rise
+            over `rewarm_steps`.
+        rewarm_steps: of "rewarm".
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    switch: str = "hard"
+    blend_steps: int = 100
+    patience: int = 3
+    flat: float = 0.2
+    optimizer: str = "keep"
+    rewarm_steps: int = 50
+
+    def __post_init__(self) -> None:
+        for name, values in (("switch", SWITCHES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
+        for name in ("blend_steps", "patience", "rewarm_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.flat < 1:
+            raise ValueError(f"flat: expected 0 to below 1, got {self.flat}")
 
 
 @dataclass(frozen=True)
@@ -34,36 +81,130 @@ class Moment:
     Attributes:
         stage: the stage, and `number` its place, from 0.
         step: how many steps of the stage lie before it.
+        blend: weight of the stage's reward, in (0, 1]; below 1 the former stage's has the rest.
+        before: the former stage's reward, where `blend` is below 1.
+        rate: learning rate.
     """
 
     stage: Stage
     number: int
     step: int
+    blend: float = 1.0
+    before: Reward | None = None
+    rate: float = 0.0
+
+    @property
+    def reward(self) -> Reward:
+        """What is climbed in this step."""
+        if self.before is None:
+            return self.stage.reward
+        return Mixture({"before": (self.before, 1 - self.blend), "stage": (self.stage.reward, self.blend)})
 
 
 class Curriculum:
-    """Stages one after the other, with a hard switch between them, as in the paper.
+    """Stages one after the other.
+
+    With "auto" it has a state: what was measured in the present stage, and when the stages began.
 
     Raises:
         ValueError: no stage.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], config: CurriculumConfig | None = None) -> None:
         if not stages:
             raise ValueError("stages: expected at least one, got none")
-        self.stages = tuple(stages)
-        self.fingerprints = tuple(stage.reward.fingerprint for stage in self.stages)
-        self.steps = sum(stage.steps for stage in self.stages)
+        self.stages, self.config = tuple(stages), config or CurriculumConfig()
+        lengths = [stage.steps for stage in self.stages]
+        self.begins = [sum(lengths[:number]) for number in range(len(lengths))]
+        self.measured: list[list[float]] = []  # rewards of the held-out photos, in this stage
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the stages' rewards."""
+        return tuple(stage.reward.fingerprint for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """How many there are in all; fewer, once a stage has ended early."""
+        return self.begins[-1] + self.stages[-1].steps
 
     def at(self, step: int) -> Moment:
-        """The stage of a step of the whole run, counted from 0.
+        """Where a step of the whole run, counted from 0, lies.
 
         Raises:
             ValueError: a step beyond the last stage.
         """
-        within = step
-        for number, stage in enumerate(self.stages):
-            if within < stage.steps:
-                return Moment(stage, number, within)
-            within -= stage.steps
-        raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step}")
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step: expected 0 to {self.steps - 1}, got {step}")
+        number = max(n for n, begin in enumerate(self.begins) if begin <= step)
+        stage, within, config = self.stages[number], step - self.begins[number], self.config
+        warmup = config.rewarm_steps if number and config.optimizer == "rewarm" else 0
+        rate = stage.lr * cosine(within, warmup, stage.steps)
+        if number and config.switch == "blend" and within + 1 < config.blend_steps:
+            weight = (within + 1) / config.blend_steps
+            return Moment(stage, number, within, weight, self.stages[number - 1].reward, rate)
+        return Moment(stage, number, within, rate=rate)
+
+    def note(self, done: int, rewards: Sequence[float]) -> bool:
+        """Take a measurement after `done` steps: the stage's reward of each held-out photo.
+
+        Returns:
+            Whether the stage ends here, because its reward has flattened ("auto").
+        """
+        number = self.at(max(done - 1, 0)).number
+        self.measured.append([float(value) for value in rewards])
+        last = number + 1 == len(self.stages)
+        if self.config.switch != "auto" or last or done == self.begins[number + 1]:
+            return False
+        if not flattened(self.measured, self.config.patience, self.config.flat):
+            return False
+        shift = self.begins[number + 1] - done
+        self.begins[number + 1 :] = [begin - shift for begin in self.begins[number + 1 :]]
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` takes back."""
+        return {"begins": list(self.begins), "measured": [list(values) for values in self.measured]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was."""
+        self.begins, self.measured = list(state["begins"]), [list(values) for values in state["measured"]]
+
+
+def flattened(measured: Sequence[Sequence[float]], patience: int, flat: float) -> bool:
+    """Whether a reward has stopped to rise on the same photos.
+
+    The rule: over the last `patience` measurements the mean gain is within two standard errors of none (of the paired
+    differences, photo by photo), or it is less than `flat` of the gain since the first measurement.
+
+    Args:
+        measured: rewards of the same photos at one measurement after the other; fewer than `patience` + 1 of them
+            decide nothing.
+    """
+    if len(measured) <= patience:
+        return False
+    gain = paired(measured[-1 - patience], measured[-1])
+    return gain.mean <= ERRORS * gain.error or gain.mean < flat * paired(measured[0], measured[-1]).mean
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of differences, and its standard error."""
+
+    mean: float
+    error: float
+
+    @property
+    def rose(self) -> bool:
+        return self.mean > ERRORS * self.error
+
+    @property
+    def fell(self) -> bool:
+        return self.mean < -ERRORS * self.error
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """The change from `before` to `after` of the same photos; with one photo the error is infinite."""
+    change = torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64)
+    error = float(change.std()) / math.sqrt(len(change)) if len(change) > 1 else math.inf
+    return Paired(float(change.mean()), error)

@@ -30,6 +30,8 @@ class GRPOConfig:
             deterministic, so that no noise is left in the results. A step that falls far, such as the first one of
             `SRTiny`, adds more noise than the steps behind it can remove: leave it out.
         group_size: results of each image, at least 2.
+        shared_noise: begin all results of an image at the same noise, as DanceGRPO does: they then differ by the
+            trained steps alone, and nothing else disturbs their advantages.
         noise_level, kind: of `ops.sde_step`. Log-probabilities of "cps" lack the division by the variance; at little
             noise their gradients are then next to nothing.
         clip: the ratio is limited to [1 - clip, 1 + clip]. Log-probabilities are means over pixels, so it is small.
@@ -41,6 +43,7 @@ class GRPOConfig:
     steps: int = 3
     window: tuple[int, int] | None = None
     group_size: int = 8
+    shared_noise: bool = False
     noise_level: float = 0.7
     kind: str = "flow"
     clip: float = 1e-4
@@ -97,6 +100,8 @@ class GRPO:
         condition, levels = generator.condition(batch), generator.steps(config.steps).s
         draws = sample_generators(batch.ids, self.seed, "noise", step)
         x = initial_noise(generator, batch, draws, levels[0])
+        if config.shared_noise:
+            x = x[:: config.group_size].repeat_interleave(config.group_size, 0)
         first, end = config.trained
         taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": []}
         for at, (s, s_next) in enumerate(pairwise(levels)):

@@ -12,6 +12,14 @@ from finpercep.data.targets import fault_target
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators import Generator
+from finpercep.rl.monitors import (
+    color_entropy,
+    edge_density,
+    high_frequencies,
+    recompressed,
+    ssim,
+    velocity_distance,
+)
 from finpercep.rl.photos import Pair
 from finpercep.rl.rollout import results
 from finpercep.rl.scores import as_file, score
@@ -40,19 +48,41 @@ class HeldOut:
         return torch.cat([as_file(results(generator, part, self.steps, "held out")).cpu() for part in parts])
 
     @torch.no_grad()
-    def measure(self, images: Tensor, reward: Reward, device: torch.device) -> dict[str, float]:
-        """Means over the photos: PSNR (dB) to the photo, severity of the true fault map M_gt, and the reward."""
+    def measure(
+        self, images: Tensor, reward: Reward, device: torch.device, judge: Reward | None = None
+    ) -> dict[str, Tensor]:
+        """Figures (B,), photo by photo, of results (B,3,H,W).
+
+        Returns:
+            "reward_avg" and, of a judge, "judge"; "psnr" (dB), "ssim" and "severity" of the true fault map M_gt against
+            the photo; and, without the photo, "edges", "high_frequencies", "color_entropy", and "jpeg_loss": what JPEG
+            at quality 75 takes away of the reward.
+        """
         photo = self.batch.photo
         assert photo is not None
-        rewards = [
-            score(reward, images[part].to(device), self.batch[part].to(device)).score.cpu()
-            for part in (slice(i, i + self.size) for i in range(0, len(images), self.size))
-        ]
+        rewards = self._scores(images, reward, device)
+        values = {"reward_avg": rewards, "jpeg_loss": rewards - self._scores(recompressed(images), reward, device)}
+        if judge is not None:
+            values["judge"] = self._scores(images, judge, device)
         return {
-            "eval/psnr": float(psnr(images, photo).mean()),
-            "eval/severity": float(severity(images, photo, self.bank).mean()),
-            "eval/reward_avg": float(torch.cat(rewards).mean()),
+            **values,
+            "psnr": psnr(images, photo),
+            "ssim": ssim(images, photo),
+            "severity": severity(images, photo, self.bank),
+            "edges": edge_density(images),
+            "high_frequencies": high_frequencies(images),
+            "color_entropy": color_entropy(images),
         }
+
+    def distance(self, generator: Generator, device: torch.device) -> Tensor:
+        """`velocity_distance` (B,) to the reference."""
+        parts = (self.batch[i : i + self.size].to(device) for i in range(0, len(self.batch), self.size))
+        return torch.cat([velocity_distance(generator, part, self.steps).cpu() for part in parts])
+
+    def _scores(self, images: Tensor, reward: Reward, device: torch.device) -> Tensor:
+        parts = (slice(i, i + self.size) for i in range(0, len(images), self.size))
+        found = [score(reward, images[part].to(device), self.batch[part].to(device)).score.cpu() for part in parts]
+        return torch.cat(found)
 
 
 def psnr(images: Tensor, photos: Tensor) -> Tensor:

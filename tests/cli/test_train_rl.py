@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
-from finpercep.rl import trainer
+from finpercep.rl import loop
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.nft import NFTConfig
 from finpercep.rl.screen import RLScreen
@@ -20,7 +20,7 @@ from tests.rl.conftest import photo_set  # noqa: F401
 def seen(monkeypatch):
     """The configurations that the command would train with, and its monitors."""
     calls = []
-    monkeypatch.setattr(trainer, "train", lambda config, monitors: calls.append((config, list(map(type, monitors)))))
+    monkeypatch.setattr(loop, "train", lambda config, monitors: calls.append((config, list(map(type, monitors)))))
     return calls
 
 

@@ -1,12 +1,13 @@
-"""Stages one after the other, with a hard switch."""
+"""Stages one after the other: hard switch, blend, and an end by evidence."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from finpercep.rewards import StageReward
-from finpercep.rl.curriculum import Curriculum, Stage
-from tests.rl.toy import Red
+from finpercep.rewards import Mixture, StageReward
+from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage, flattened, paired
+from tests.rl.toy import Given, Red
 
 
 def test_hard_switch():
@@ -15,11 +16,70 @@ def test_hard_switch():
     assert curriculum.steps == 5
     assert curriculum.fingerprints == (first.fingerprint, second.fingerprint)
     assert len(set(curriculum.fingerprints)) == 2
-    found = [(m.number, m.step, m.stage.reward) for m in map(curriculum.at, range(5))]
+    found = [(m.number, m.step, m.reward) for m in map(curriculum.at, range(5))]
     assert found == [(0, 0, first), (0, 1, first), (1, 0, second), (1, 1, second), (1, 2, second)]
     assert curriculum.at(4).stage.lr == 1e-5
+    assert [curriculum.at(step).rate for step in (0, 1, 2)] == pytest.approx([1e-3, 5e-4, 1e-5])
     with pytest.raises(ValueError, match="step: expected 0 to 4, got 5"):
         curriculum.at(5)
+
+
+def test_blend():
+    """Weights 1/4, 2/4, 3/4 of the new reward, then the new one alone; the first stage has nothing before it."""
+    stages = [Stage(Given([1.0]), 2), Stage(Given([3.0]), 6)]
+    curriculum = Curriculum(stages, CurriculumConfig("blend", blend_steps=4))
+    scores = [float(curriculum.at(step).reward(torch.zeros(1, 3, 2, 2)).score) for step in range(8)]
+    assert scores == pytest.approx([1, 1, 1.5, 2, 2.5, 3, 3, 3])
+    moment = curriculum.at(2)
+    assert isinstance(moment.reward, Mixture)
+    assert (moment.blend, curriculum.at(5).blend, curriculum.at(0).before) == (0.25, 1.0, None)
+
+
+def test_rewarm():
+    """After a switch the rate rises over two steps; at the beginning of the run it does not."""
+    stages = [Stage(Red(), 2, 1.0), Stage(Red(), 4, 1.0)]
+    curriculum = Curriculum(stages, CurriculumConfig(optimizer="rewarm", rewarm_steps=2))
+    assert [curriculum.at(step).rate for step in range(6)] == pytest.approx([1, 0.5, 0.5, 1, 1, 0.5])
+
+
+def test_a_stage_ends_when_its_reward_is_flat():
+    stages = [Stage(Red(), 100), Stage(Red(), 10), Stage(Red(), 5)]
+    curriculum = Curriculum(stages, CurriculumConfig("auto", patience=1))
+    gains = [0.0, 1.0, 1.9, 2.0]  # the last one is less than a fifth of the whole
+    found = [curriculum.note(10 * i, [gain + photo for photo in (0.1, 0.5, 0.3)]) for i, gain in enumerate(gains)]
+    assert found == [False, False, False, True]
+    assert curriculum.begins == [0, 30, 40]
+    assert curriculum.steps == 45
+    assert (curriculum.at(29).number, curriculum.at(30).number) == (0, 1)
+    other = Curriculum(stages, CurriculumConfig("auto", patience=1))
+    other.load_state(curriculum.state())
+    assert other.begins == [0, 30, 40]
+    assert other.measured == curriculum.measured
+
+
+def test_the_last_stage_keeps_its_steps():
+    curriculum = Curriculum([Stage(Red(), 10)], CurriculumConfig("auto", patience=1))
+    assert [curriculum.note(step, [1.0, 1.0]) for step in (1, 2, 3)] == [False] * 3
+    assert curriculum.steps == 10
+
+
+def test_flattened():
+    rising = [[0.0, 1.0, 2.0], [1.0, 2.1, 2.9], [2.0, 3.0, 4.0]]
+    assert not flattened(rising, 2, 0.2)
+    assert not flattened(rising[:2], 2, 0.2)  # too few
+    noise = [[0.0, 1.0, 2.0], [1.0, 0.1, 2.2]]  # up on the mean, by less than two standard errors
+    assert paired(*noise).mean > 0
+    assert flattened(noise, 1, 0.0)
+
+
+def test_paired():
+    found = paired([1.0, 2.0, 3.0], [2.0, 2.0, 5.0])
+    assert found.mean == pytest.approx(1.0)
+    assert found.error == pytest.approx((1 / 3) ** 0.5)  # the differences are 1, 0, 2
+    assert not found.rose
+    assert paired([0.0, 0.0], [1.0, 1.0]).rose
+    assert paired([1.0, 1.0], [0.0, 0.0]).fell
+    assert not paired([0.0], [1.0]).rose
 
 
 def test_nothing_to_do():
@@ -27,3 +87,5 @@ def test_nothing_to_do():
         Curriculum([])
     with pytest.raises(ValueError, match="at least 1 step in a stage, got 0"):
         Stage(Red(), 0)
+    with pytest.raises(ValueError, match="switch: expected one of hard, blend, auto, got 'soft'"):
+        CurriculumConfig("soft")

@@ -8,13 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finpercep.rl import curriculum
 from finpercep.rl.config import RLConfig, StageConfig
+from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
 from finpercep.rl.generators import SRTiny
 from finpercep.rl.grpo import GRPOConfig
+from finpercep.rl.loop import train
+from finpercep.rl.monitors import Alarm, MonitorConfig
 from finpercep.rl.nft import NFTConfig
 from finpercep.rl.refl import ReFLConfig
-from finpercep.rl.trainer import RLTrainer, train
+from finpercep.rl.refresh import RefreshConfig
+from finpercep.rl.trainer import RLTrainer
 
 ALGORITHMS = {
     "refl": ReFLConfig(steps=2, late=1, micro_batch=1),
@@ -72,6 +77,78 @@ def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path, name):
     assert lines(tmp_path / "run") == lines(tmp_path / "broken")
     start = SRTiny.from_pretrained(config.generator)
     assert resumed.fingerprint != start.fingerprint
+
+
+@pytest.fixture
+def rich(config):
+    """Everything that has a state: refreshes, a blend, an average of the weights, few checkpoints."""
+    return replace(
+        config,
+        algorithm=ALGORITHMS["grpo"],
+        refresh=RefreshConfig(every=2, steps=2, batch=2),
+        curriculum=CurriculumConfig("blend", blend_steps=3, optimizer="reset"),
+        monitors=MonitorConfig(judge="", patience=1),
+        ema=0.5,
+        keep=2,
+        save_every=1,
+        eval_every=2,
+    )
+
+
+def test_a_rich_run_resumes_exactly(rich, tmp_path):
+    """Killed after steps 1 and 4, between a refresh and its next save among them."""
+    whole = train(rich)
+    broken = replace(rich, out=str(tmp_path / "broken"), save_every=2)
+
+    class Kill:
+        def __init__(self, at):
+            self.at = at
+
+        def start(self, *args, **kwargs): ...
+        def close(self): ...
+        def log(self, step, figures):
+            if step == self.at:
+                raise KeyError("killed")
+
+    for at in (1, 3, 4):
+        with pytest.raises(KeyError, match="killed"):
+            train(replace(broken), [Kill(at)])
+    resumed = train(broken)
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    log = lines(tmp_path / "run")
+    assert log == lines(tmp_path / "broken")
+    assert [line["version"] for line in log] == [0, 0, 0, 1, 1, 2]
+    assert len({line["reward"] for line in log}) == 4  # two stages, of which the model is refreshed twice
+    assert [line.get("blend") for line in log] == [None] * 4 + [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert ["refresh/photo" in line for line in log] == [False, False, False, True, False, True]
+    saved = sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*"))
+    assert saved == ["checkpoint-4", "checkpoint-5"]
+    averaged = SRTiny.from_pretrained(tmp_path / "run" / "generator")
+    assert averaged.fingerprint == SRTiny.from_pretrained(tmp_path / "run" / "checkpoint-5" / "generator").fingerprint
+    assert averaged.fingerprint != whole.fingerprint
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "GRPO of" in page
+    assert page.count("<img") == 5  # curves, and four measurements
+
+
+def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
+    monitors = MonitorConfig(judge="", alarm="stop")
+    config = replace(config, eval_every=1, monitors=monitors)
+    monkeypatch.setattr(Alarm, "note", lambda self, version, values: ["it parts"])
+    with pytest.warns(UserWarning, match="step 1: it parts; the run ends here"):
+        train(config)
+    assert [line.get("alarms") for line in lines(tmp_path / "run")] == [None, ["it parts"]]
+    assert (tmp_path / "run" / "checkpoint-1" / "state.pt").is_file()
+    assert "it parts" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_stage_that_ends_early(config, tmp_path, monkeypatch):
+    """`auto`: after the second measurement of the first stage, on photos held out of `train`."""
+    monkeypatch.setattr(curriculum, "flattened", lambda measured, patience, flat: len(measured) == 2)
+    options = CurriculumConfig("auto")
+    train(replace(config, eval_every=1, dev_every=2, curriculum=options, monitors=MonitorConfig(judge="")))
+    assert [line["stage"] for line in lines(tmp_path / "run")] == [0, 0, 1, 1]
 
 
 def test_log(config, tmp_path):

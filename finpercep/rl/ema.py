@@ -1,0 +1,44 @@
+"""The moving average of what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """Averages of parameters; the share that an update leaves is min(decay, (1 + t)/(10 + t)), as in flow_grpo.
+
+    Args:
+        parameters: what is averaged.
+        decay: in [0, 1); 0 follows the parameters.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the parameters after a step, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, the parameters are the averages."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        self._set(self.averages)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)

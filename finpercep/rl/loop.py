@@ -1,0 +1,107 @@
+"""A whole run: from its folder's state to the end of the curriculum, with a log, checkpoints and a report."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finpercep.io.files import atomic_write, write_json
+from finpercep.rl.config import RLConfig
+from finpercep.rl.generators import GeneratorModule
+from finpercep.rl.report import write_report
+from finpercep.rl.trainer import RLTrainer
+from finpercep.runs.interruption import Interruption
+from finpercep.runs.lock import folder_lock
+from finpercep.runs.monitors import Monitor, started
+
+METRICS = "metrics.jsonl"
+
+
+def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule:
+    """Train to the end of the curriculum, resuming what is in `config.out`.
+
+    Ctrl-C ends it after the step that is being made, and saves that. Each step adds a line to metrics.jsonl, with the
+    stage, and the version and fingerprint of its reward. At the end there are <out>/generator and <out>/report.html.
+
+    Under torchrun or `accelerate launch` each process takes its share of a step's images; the first one writes.
+
+    Args:
+        config: the run.
+        monitors: who is told of it: `rl.screen.RLScreen`, `runs.trackers.TensorBoard`.
+
+    Returns:
+        The trained generator.
+
+    Raises:
+        ValueError: settings, data or models that do not fit, or a state that was made with others.
+        OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
+        FloatingPointError: a reward, a loss or a gradient was not finite; what was saved stays.
+        KeyboardInterrupt: after Ctrl-C.
+    """
+    trainer, out = RLTrainer(config), Path(config.out)
+    first = trainer.ranks.first
+    with folder_lock(out) if first else nullcontext():
+        resumed = trainer.resume()
+        if first and not resumed:
+            write_json(out / "rl.json", {**trainer.settings, **asdict(config)})
+        if first:
+            _cut_metrics(out / METRICS, trainer.done if resumed else -1)
+        if not resumed:
+            _log(trainer, {"stage": 0, "version": 0, **trainer.evaluate()})
+        stages = ", ".join(trainer.fingerprints)
+        lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
+        lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
+        told = monitors if first else ()
+        with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
+            while not trainer.finished and not _step(trainer, told, asked):
+                pass
+        trainer.export()
+        if first:
+            write_report(out)
+    return trainer.generator
+
+
+def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> bool:
+    """One step, and what is due after it; returns whether an alarm ends the run."""
+    config = trainer.config
+    figures, known = trainer.step(), len(trainer.alarms)
+    if trainer.done % config.eval_every == 0 or trainer.finished:
+        figures |= trainer.evaluate()
+    alarms = trainer.alarms[known:]
+    stop = bool(alarms) and config.monitors.alarm == "stop"
+    _log(trainer, figures, alarms)
+    for monitor in monitors:
+        monitor.log(trainer.done, {**figures, **trainer.times()})
+    if trainer.ranks.first:
+        for text in alarms:
+            warnings.warn(f"step {trainer.done}: {text}{'; the run ends here' if stop else ''}", stacklevel=3)
+    asked = trainer.ranks.agreed(interruption.asked)
+    if trainer.done % config.save_every == 0 or trainer.finished or asked or stop:
+        trainer.save()
+    if asked:
+        trainer.export()
+        raise KeyboardInterrupt
+    return stop
+
+
+def _log(trainer: RLTrainer, figures: dict[str, float], alarms: Sequence[str] = ()) -> None:
+    if not trainer.ranks.first:
+        return
+    stage = int(figures["stage"])
+    line: dict[str, Any] = {"step": trainer.done, **figures, "stage": stage, "version": int(figures["version"])}
+    line |= {"reward": trainer.fingerprints[stage], **({"alarms": list(alarms)} if alarms else {})}
+    with open(Path(trainer.config.out) / METRICS, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _cut_metrics(path: Path, done: int) -> None:
+    """Leave out the lines of steps after the saved one: they come again."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+    with atomic_write(path) as file:
+        file.write("".join(kept).encode())

@@ -1,0 +1,187 @@
+"""What the loop does not climb: measures that tell whether a rising reward means better images, and the alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finpercep.data.image_ops import jpeg
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import euler
+from finpercep.rl.curriculum import paired
+from finpercep.rl.generators import Generator
+from finpercep.rl.rollout import initial_noise, sample_generators
+
+ALARMS = ("off", "warn", "stop")
+BETTER = {"psnr": 1, "ssim": 1, "judge": 1, "severity": -1, "niqe": -1, "stlpips": -1}
+"""Held-out measures that the alarm looks at, and whether more (1) or less (-1) is better."""
+_GRAY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is measured on held-out photos, and what happens when it parts from the reward.
+
+    Attributes:
+        judge: a reward by name that scores the results beside the one that is climbed; left out where it is climbed
+            itself. "" is none.
+        extra: measures that need other packages: "niqe" (pyiqa; left out where its weights are not present) and
+            "stlpips" (stlpips-pytorch).
+        alarm: "warn": say so in the log and on the screen, "stop": end the run, "off".
+        patience: measurements over which the reward rises and a held-out measure gets worse.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    judge: str = "finpercep-small"
+    extra: tuple[str, ...] = ()
+    alarm: str = "warn"
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.alarm not in ALARMS:
+            raise ValueError(f"alarm: expected one of {', '.join(ALARMS)}, got {self.alarm!r}")
+        if self.patience < 1:
+            raise ValueError(f"patience: expected at least 1, got {self.patience}")
+        for name in self.extra:
+            if name not in ("niqe", "stlpips"):
+                raise ValueError(f"extra: expected niqe or stlpips, got {name!r}")
+
+
+class Alarm:
+    """Looks for a reward that rises while held-out measures get worse.
+
+    The rule: between one measurement and the one `patience` measurements before it, in the same version of the reward,
+    the reward has risen and a measure of `BETTER` has become worse, both by more than two standard errors of the paired
+    differences, photo by photo.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.version = ""
+        self.measured: list[dict[str, list[float]]] = []
+
+    def note(self, version: str, values: Mapping[str, Tensor]) -> list[str]:
+        """Take a measurement: name -> (B,) with "reward_avg" among them; returns an alarm for each measure that parts.
+
+        Args:
+            version: of the reward; a new one begins anew.
+        """
+        if version != self.version:
+            self.version, self.measured = version, []
+        watched = [name for name in ("reward_avg", *BETTER) if name in values]
+        self.measured.append({name: values[name].double().tolist() for name in watched})
+        del self.measured[: -1 - self.patience]
+        if len(self.measured) <= self.patience:
+            return []
+        first, last = self.measured[0], self.measured[-1]
+        reward = paired(first["reward_avg"], last["reward_avg"])
+        if not reward.rose:
+            return []
+        found = []
+        for name, sign in BETTER.items():
+            if name not in first or name not in last:
+                continue
+            change = paired(first[name], last[name])
+            if change.fell if sign > 0 else change.rose:
+                found.append(
+                    f"over {self.patience} measurements the reward rose by {reward.mean:.4f} ± {reward.error:.4f} and "
+                    f"{name} went from {_mean(first[name]):.4f} to {_mean(last[name]):.4f} ± {change.error:.4f}"
+                )
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` takes back."""
+        return {"version": self.version, "measured": self.measured}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was."""
+        self.version, self.measured = state["version"], list(state["measured"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def gray(images: Tensor) -> Tensor:
+    """Luma (B,1,H,W) of RGB images (ITU-R BT.601)."""
+    return (images * images.new_tensor(_GRAY).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def ssim(images: Tensor, photos: Tensor) -> Tensor:
+    """Structural similarity (B,) of luma in [0, 1]: Gaussian windows of 11 pixels, σ 1.5 (Wang et al., 2004)."""
+    line = torch.exp(-((torch.arange(11, device=images.device) - 5.0) ** 2) / (2 * 1.5**2))
+    window = (line[:, None] * line / line.sum() ** 2).to(images)[None, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return F.conv2d(values, window)
+
+    x, y = gray(images), gray(photos)
+    mx, my = mean(x), mean(y)
+    vx, vy, both = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    found = (2 * mx * my + 1e-4) * (2 * both + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))
+    return found.flatten(1).mean(1)
+
+
+def edge_density(images: Tensor, threshold: float = 0.1) -> Tensor:
+    """Share (B,) of pixels whose luma changes by more than `threshold` per pixel (Sobel)."""
+    across = images.new_tensor([[1, 0, -1], [2, 0, -2], [1, 0, -1]]) / 8
+    kernel = torch.stack([across, across.T])[:, None]
+    slope = F.conv2d(F.pad(gray(images), (1, 1, 1, 1), mode="replicate"), kernel).square().sum(1).sqrt()
+    return (slope > threshold).to(images).flatten(1).mean(1)
+
+
+def high_frequencies(images: Tensor) -> Tensor:
+    """Share (B,) of the power of luma, its mean left out, above half of the highest frequency; grids raise it."""
+    luma = gray(images)[:, 0]
+    power = torch.fft.rfft2(luma - luma.mean((1, 2), keepdim=True)).abs().square()
+    height, width = luma.shape[1:]
+    vertical = torch.fft.fftfreq(height, device=images.device)[:, None]
+    horizontal = torch.fft.rfftfreq(width, device=images.device)
+    # All columns but the first, and the last of an even width, stand for two.
+    count = torch.full((len(horizontal),), 2.0, device=images.device)
+    count[0] = 1
+    if width % 2 == 0:
+        count[-1] = 1
+    high = (vertical.square() + horizontal.square()).sqrt() > 0.25
+    total = (power * count).sum((1, 2))
+    return (power * count * high).sum((1, 2)) / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def color_entropy(images: Tensor, levels: int = 8) -> Tensor:
+    """Entropy (B,) in bits of the colors, in `levels`³ bins."""
+    bins = (images * levels).long().clamp(0, levels - 1)
+    codes = (bins[:, 0] * levels + bins[:, 1]) * levels + bins[:, 2]
+    found = []
+    for code in codes.flatten(1):
+        share = torch.bincount(code, minlength=levels**3).double() / code.numel()
+        found.append(torch.special.entr(share).sum() / torch.log(share.new_tensor(2.0)))
+    return torch.stack(found).to(images.dtype)
+
+
+def recompressed(images: Tensor, quality: int = 75) -> Tensor:
+    """Images (B,3,H,W) in [0, 1] through JPEG."""
+    return torch.stack([jpeg(image, quality) for image in images.cpu()]).to(images)
+
+
+@torch.no_grad()
+def velocity_distance(generator: Generator, batch: Batch, count: int) -> Tensor:
+    """|v - v_ref|² / |v_ref|² (B,), the mean over the `count` steps that the sampler takes by v."""
+    steps, condition = generator.steps(count), generator.condition(batch)
+    x = initial_noise(generator, batch, sample_generators(batch.ids, "held out"))
+    found = []
+    for s, s_next in pairwise(steps.s):
+        level = torch.full((len(x),), s, device=x.device, dtype=x.dtype)
+        v, reference = (
+            ask(x, level, condition).flatten(1) for ask in (generator.velocity, generator.reference_velocity)
+        )
+        found.append((v - reference).square().sum(1) / reference.square().sum(1))
+        x = euler(x, s, s_next, v.view_as(x))
+    return torch.stack(found).mean(0)

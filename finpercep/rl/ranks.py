@@ -1,0 +1,67 @@
+"""Several processes as one: torchrun or `accelerate launch` start them; each takes its share of the images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes of a run; one alone, where no launcher says otherwise.
+
+    Attributes:
+        size, rank: how many there are, and which one this is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's share of the `count` images of a step; groups stay whole.
+
+        Raises:
+            ValueError: they cannot be shared evenly.
+        """
+        if count % self.size:
+            raise ValueError(f"batch: expected a multiple of the {self.size} processes, got {count}")
+        share = count // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes; all of one type."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def total(self, number: int) -> int:
+        """The sum of a number over the processes."""
+        if self.size == 1:
+            return number
+        found: list[int] = [0] * self.size
+        dist.all_gather_object(found, number)
+        return sum(found)
+
+    def agreed(self, value: T) -> T:
+        """The first process's value, in all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]

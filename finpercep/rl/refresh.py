@@ -1,0 +1,211 @@
+"""Co-evolution: the reward model learns the generator's own present failures (supplement, section 5.2)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.masks.simple import random_blobs, random_boxes
+from finpercep.data.randomness import chance, choose, seed_of, seeded
+from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
+from finpercep.data.swap import region_swap
+from finpercep.data.targets import fault_target
+from finpercep.models import RewardModel
+from finpercep.rl.generators import Generator
+from finpercep.rl.photos import Crops
+from finpercep.rl.rollout import results
+from finpercep.rl.scores import as_file
+from finpercep.training.losses import (
+    LossWeights,
+    align_loss,
+    distinct_pairs,
+    entropy_loss,
+    map_loss,
+    raise_odds,
+    rank_loss,
+    total_loss,
+)
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    """When and how the reward model is refreshed.
+
+    Attributes:
+        every: steps between refreshes; 0 is never.
+        steps: updates of the reward model in one, by an AdamW of its own.
+        batch: photos in each update.
+        lr: learning rate of the reward model.
+        synthetic: share of photos whose fault is a built-in one instead of the generator's, so that the model keeps
+            what it knew.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    every: int = 0
+    steps: int = 20
+    batch: int = 8
+    lr: float = 1e-4
+    synthetic: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every: expected 0 (never) or more, got {self.every}")
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.synthetic <= 1:
+            raise ValueError(f"synthetic: expected 0 to 1, got {self.synthetic}")
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Photos, results of them, and photos with parts of those put in (B,3,H,W), with M_gt of both (B,1,H,W)."""
+
+    photo: Tensor
+    result: Tensor
+    syn: Tensor
+    target_result: Tensor
+    target_syn: Tensor
+
+    def to(self, device: torch.device) -> Faults:
+        return Faults(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def implant(photo: Tensor, result: Tensor, bank: FilterBank, *names: object) -> Faults:
+    """Put a random region of each result into its photo; `names` are what the regions are a function of."""
+    height, width = photo.shape[-2:]
+    masks = []
+    for row in range(len(photo)):
+        draw = seeded(0, "refresh", *names, row)
+        if chance(0.6, draw):
+            masks.append(random_boxes(height, width, draw, side=(0.12, 0.75)))
+        else:
+            masks.append(random_blobs(height, width, draw, area=(0.03, 0.6)))
+    syn = region_swap(photo, result, torch.stack(masks).bool())
+    return Faults(photo, result, syn, fault_target(photo, result, bank), fault_target(photo, syn, bank))
+
+
+class Refresh:
+    """Refreshes reward models; each keeps the level of its scores of photos, which L_align holds to its first version.
+
+    Args:
+        config: when and how.
+        models: by name, as `load_reward` gave them.
+        crops: photos to learn on.
+        fixed: held-out photos and what the generator made of them at first (B,3,H,W), on which changes are measured.
+        sampler_steps: of the generator.
+        seed: of what is random.
+
+    Raises:
+        ValueError: a reward that is no `RewardModel`.
+    """
+
+    def __init__(
+        self,
+        config: RefreshConfig,
+        models: dict[str, Any],
+        crops: Crops,
+        fixed: tuple[Tensor, Tensor],
+        sampler_steps: int,
+        seed: int,
+    ) -> None:
+        for name, model in models.items():
+            if not isinstance(model, RewardModel):
+                raise ValueError(f"refresh: expected a RewardModel to refresh, got {type(model).__name__} ({name})")
+        self.config, self.models, self.sampler_steps, self.seed = config, models, sampler_steps, seed
+        self.anchors = {name: copy.deepcopy(model) for name, model in models.items()}
+        self.versions = dict.fromkeys(models, 0)
+        self.crops = Crops(
+            crops.pairs, crops.side, scale=crops.scale, degraded=crops.degraded, seed=seed_of(seed, "refresh") % 2**31
+        )
+        self.bank = FilterBank()
+        self.fixed = implant(*fixed, self.bank, "fixed")
+
+    def due(self, done: int) -> bool:
+        """Whether the reward is refreshed after `done` steps."""
+        return self.config.every > 0 and done > 0 and done % self.config.every == 0
+
+    def run(self, name: str, generator: Generator, device: torch.device) -> dict[str, float]:
+        """Refresh the model of that name on what the generator makes now.
+
+        Returns:
+            What it changed on the fixed set: each figure before and after.
+        """
+        model, config, version = self.models[name], self.config, self.versions[name]
+        before = self.measure(model, device)
+        model.requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
+        for step in range(config.steps):
+            faults = self._faults(generator, device, version * config.steps + step)
+            loss = total_loss(self._losses(model, self.anchors[name], faults), LossWeights())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        model.requires_grad_(False)
+        self.versions[name] += 1
+        after = self.measure(model, device)
+        changes = {f"refresh/{key}_before": value for key, value in before.items()}
+        return changes | {f"refresh/{key}": value for key, value in after.items()}
+
+    @torch.no_grad()
+    def measure(self, model: RewardModel, device: torch.device) -> dict[str, float]:
+        """On the fixed set: scores of photos and results, shares of right orders, and the map's error on faults."""
+        fixed = self.fixed.to(device)
+        photo, syn, result = (model(images) for images in (fixed.photo, fixed.syn, fixed.result))
+        figures = {
+            "photo": photo.score.mean(),
+            "result": result.score.mean(),
+            "photo_above_fault": (photo.score > syn.score).float().mean(),
+            "fault_above_result": (syn.score > result.score).float().mean(),
+        }
+        if syn.map is not None:
+            figures["map_error"] = (syn.map - fixed.target_syn).abs().mean()
+        return {name: float(value) for name, value in figures.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Versions, and the weights of the models that have been refreshed."""
+        weights = {name: model.state_dict() for name, model in self.models.items() if self.versions[name]}
+        return {"versions": dict(self.versions), "weights": weights}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was."""
+        self.versions = dict(state["versions"])
+        for name, weights in state["weights"].items():
+            self.models[name].load_state_dict(weights)
+
+    @torch.no_grad()
+    def _faults(self, generator: Generator, device: torch.device, number: int) -> Faults:
+        batch = self.crops.batch(number, self.config.batch)
+        made = as_file(results(generator, batch.to(device), self.sampler_steps, self.seed, "refresh", number)).cpu()
+        assert batch.photo is not None
+        for row, photo in enumerate(batch.photo):
+            draw = seeded(self.seed, "refresh", number, row)
+            if chance(self.config.synthetic, draw):
+                made[row] = synthetic_source(choose(list(SYNTHETIC_SOURCES), draw), photo, draw)
+        return implant(batch.photo, made, self.bank, self.seed, number).to(device)
+
+    def _losses(self, model: RewardModel, anchor: RewardModel, faults: Faults) -> dict[str, Tensor]:
+        weights, size = LossWeights(), len(faults.photo)
+        output = model(torch.cat([faults.photo, faults.syn, faults.result]))
+        photo, syn, result = output.score.split(size)
+        worse_sr, worse_syn = distinct_pairs(faults.target_syn, faults.target_result)
+        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
+        terms = {"rank": rank_loss(photo, syn, result, **margins, worse_sr=worse_sr, worse_syn=worse_syn)}
+        with torch.no_grad():
+            level = anchor(faults.photo).score
+        terms["align"] = align_loss(photo, level)
+        if output.map is None:
+            return terms
+        target = torch.cat([torch.zeros_like(faults.target_syn), faults.target_syn, faults.target_result])
+        one = target.new_ones(size, 1, 1, 1)
+        weight = torch.cat([one, one, weights.restored * one])
+        predicted = raise_odds(output.map, weights.fault_odds)
+        return {**terms, "map": map_loss(predicted, target, weight), "entropy": entropy_loss(predicted, target, weight)}

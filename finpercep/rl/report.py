@@ -1,0 +1,119 @@
+"""`report.html`: curves of the reward and of what is held out, stages, alarms, and pictures at every measurement."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from finpercep.io.files import atomic_write
+from finpercep.io.html_page import html_page, inline_jpeg
+
+PANELS = {
+    "reward_avg": "reward, climbed",
+    "judge": "reward, judging",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "severity": "severity of M_gt (less is better)",
+    "jpeg_loss": "reward that JPEG 75 removes",
+    "edges": "share of edges",
+    "high_frequencies": "share of high frequencies",
+    "color_entropy": "entropy of colors, bits",
+    "velocity_distance": "distance to the reference",
+    "niqe": "NIQE (less is better)",
+    "stlpips": "ST-LPIPS (less is better)",
+}
+_STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
+figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }
+td, th { padding: .15rem .8rem; text-align: right; } th:first-child, td:first-child { text-align: left; }"""
+SHOWN = 5
+"""Measurements whose pictures are on the page, evenly chosen, the first and the last among them."""
+
+
+def write_report(out: Path) -> Path:
+    """Write `<out>/report.html` from metrics.jsonl, rl.json and pictures/; where matplotlib is missing, without curves.
+
+    Returns:
+        The page.
+    """
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "eval/reward_avg" in line]
+    settings = json.loads((out / "rl.json").read_text())
+    title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {lines[-1]['step']} steps"
+    alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
+    parts = [f"<h1>{html.escape(title)}</h1>", _alarms(alarms, settings), _table(measured)]
+    parts += [_curves(lines, measured, alarms), _pictures(out, measured)]
+    path = out / "report.html"
+    with atomic_write(path) as file:
+        file.write(html_page(title, f"<main>{''.join(parts)}</main>", style=_STYLE).encode())
+    return path
+
+
+def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any]) -> str:
+    if settings["monitors"]["alarm"] == "off":
+        return "<p>The alarm was off.</p>"
+    if not alarms:
+        return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
+    return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)
+
+
+def _table(measured: list[dict[str, Any]]) -> str:
+    first, last = measured[0], measured[-1]
+    names = [name for name in PANELS if f"eval/{name}" in last]
+    rows = "".join(
+        f"<tr><td>{PANELS[name]}</td><td>{first[f'eval/{name}']:.4f}</td><td>{last[f'eval/{name}']:.4f}</td></tr>"
+        for name in names
+    )
+    note = "" if first["reward"] == last["reward"] else "<p>The climbed reward is not the same at both.</p>"
+    head = f"<tr><th>held-out photos</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>"
+    return f"<table>{head}{rows}</table>{note}"
+
+
+def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms: list[tuple[int, str]]) -> str:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "<p>Curves need matplotlib: pip install 'finpercep[train]'</p>"
+    from PIL import Image
+
+    names = [name for name in PANELS if f"eval/{name}" in measured[-1]]
+    figure = Figure(figsize=(11, 2.3 * -(-len(names) // 3)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flatten()
+    changes = [
+        (after["step"] - 0.5, after["stage"] != before["stage"])
+        for before, after in pairwise(lines[1:])
+        if (after["stage"], after["version"]) != (before["stage"], before["version"])
+    ]
+    for axis, name in zip(axes, names, strict=False):
+        axis.plot([m["step"] for m in measured], [m[f"eval/{name}"] for m in measured], marker=".", color="#2a5db0")
+        axis.set_title(PANELS[name], fontsize=9)
+        axis.tick_params(labelsize=8)
+        for step, switch in changes:
+            axis.axvline(step, color="#555" if switch else "#bbb", linewidth=1, linestyle="-" if switch else ":")
+        for step, _ in alarms:
+            axis.axvline(step, color="#b3261e", linewidth=1)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    source = inline_jpeg(Image.open(buffer).convert("RGB"))
+    legend = "Held-out photos over steps. Gray: a new stage; dotted: the reward was refreshed; red: an alarm."
+    return f'<figure><img src="{source}" alt="curves"><figcaption>{legend}</figcaption></figure>'
+
+
+def _pictures(out: Path, measured: list[dict[str, Any]]) -> str:
+    from PIL import Image
+
+    steps = sorted({measured[round(i * (len(measured) - 1) / (SHOWN - 1))]["step"] for i in range(SHOWN)})
+    parts = ["<h2>The same photos</h2><p>Bicubic; before, with its map; now, with its map; the photo.</p>"]
+    for step in steps:
+        path = out / "pictures" / f"step-{step:06d}.png"
+        if path.is_file():
+            with Image.open(path) as picture:
+                source = inline_jpeg(picture.convert("RGB"))
+            parts.append(f'<h3>step {step}</h3><img src="{source}" alt="step {step}">')
+    return "".join(parts)

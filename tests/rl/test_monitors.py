@@ -1,0 +1,111 @@
+"""Held-out measures by value, and the alarm's rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finpercep.rl.monitors import (
+    Alarm,
+    MonitorConfig,
+    color_entropy,
+    edge_density,
+    gray,
+    high_frequencies,
+    recompressed,
+    ssim,
+    velocity_distance,
+)
+from tests.rl.toy import Toy, batch
+
+
+def test_ssim_is_that_of_scikit_image(make_photo):
+    skimage = pytest.importorskip("skimage.metrics")
+    photo, other = make_photo(48, 40, seed=1), make_photo(48, 40, seed=2)
+    images = (0.7 * photo + 0.3 * other)[None]
+    x, y = gray(images)[0, 0].double().numpy(), gray(photo[None])[0, 0].double().numpy()
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    _, full = skimage.structural_similarity(x, y, full=True, **options)
+    assert float(ssim(images, photo[None])) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-5)
+    assert float(ssim(photo[None], photo[None])) == pytest.approx(1.0)
+
+
+def test_edges():
+    """One step of height 0.5: the two columns beside it have a slope of 0.25."""
+    images = torch.zeros(2, 3, 6, 8)
+    images[0, :, :, 4:] = 0.5
+    assert edge_density(images).tolist() == pytest.approx([2 / 8, 0.0])
+
+
+def test_high_frequencies():
+    waves = torch.arange(16.0)
+    slow, grid = torch.cos(2 * torch.pi * waves / 16), torch.cos(torch.pi * waves)
+    images = torch.stack([0.5 + 0.2 * slow, 0.5 + 0.2 * grid, 0.5 + 0.2 * slow + 0.1 * grid])
+    images = images[:, None, None].expand(3, 3, 16, 16)
+    assert high_frequencies(images).tolist() == pytest.approx([0, 1, 0.01 / (0.01 + 0.02)], abs=1e-5)
+    assert high_frequencies(torch.full((1, 3, 4, 4), 0.3)).tolist() == pytest.approx([0.0], abs=1e-4)
+
+
+def test_color_entropy():
+    images = torch.zeros(2, 3, 4, 4)
+    images[1, 0, :2], images[1, 2, :, :2] = 0.9, 0.9  # four colors, equally often
+    assert color_entropy(images).tolist() == pytest.approx([0.0, 2.0])
+
+
+def test_recompressed(make_photo):
+    photo = make_photo(32, 32)[None]
+    assert 0.001 < float((recompressed(photo, 40) - photo).abs().mean()) < 0.1
+
+
+def test_velocity_distance():
+    """0 before training; of a generator whose velocity is twice the reference's, 1."""
+    generator = Toy()
+    assert velocity_distance(generator, batch(), 3).tolist() == [0.0, 0.0]
+    for parameter in generator.second.parameters():
+        parameter.data *= 2
+    assert velocity_distance(generator, batch(), 3).tolist() == pytest.approx([1.0, 1.0])
+
+
+def values(reward, psnr):
+    return {"reward_avg": torch.tensor(reward), "psnr": torch.tensor(psnr), "severity": torch.tensor([0.5, 0.5])}
+
+
+def test_alarm():
+    """Two measurements later the reward is up and PSNR down on every photo; severity stays."""
+    alarm = Alarm(2)
+    assert alarm.note("a", values([0.1, 0.2], [30.0, 20.0])) == []
+    assert alarm.note("a", values([0.2, 0.3], [29.0, 19.0])) == []
+    (text,) = alarm.note("a", values([0.3, 0.4], [28.0, 18.1]))
+    assert text.startswith("over 2 measurements the reward rose by 0.2000")
+    assert "psnr went from 25.0000 to 23.0500" in text
+    other = Alarm(2)
+    other.load_state(alarm.state())
+    assert other.note("a", values([0.4, 0.5], [27.0, 17.0])) != []
+
+
+@pytest.mark.parametrize(
+    ("reward", "psnr"),
+    [
+        ([0.1, 0.1], [28.0, 18.0]),  # the reward has not risen
+        ([0.3, 0.4], [31.0, 21.0]),  # better
+        ([0.3, 0.4], [20.0, 21.0]),  # worse on one photo alone: within two standard errors
+    ],
+)
+def test_no_alarm(reward, psnr):
+    alarm = Alarm(1)
+    alarm.note("a", values([0.1, 0.2], [30.0, 20.0]))
+    assert alarm.note("a", values(reward, psnr)) == []
+
+
+def test_another_version_begins_anew():
+    alarm = Alarm(1)
+    alarm.note("a", values([0.1, 0.2], [30.0, 20.0]))
+    assert alarm.note("b", values([0.3, 0.4], [28.0, 18.1])) == []
+    assert len(alarm.note("b", values([0.4, 0.5], [27.0, 17.0]))) == 1
+
+
+def test_options():
+    with pytest.raises(ValueError, match="alarm: expected one of off, warn, stop, got 'loud'"):
+        MonitorConfig(alarm="loud")
+    with pytest.raises(ValueError, match="extra: expected niqe or stlpips, got 'lpips'"):
+        MonitorConfig(extra=("lpips",))

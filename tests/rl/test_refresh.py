@@ -1,0 +1,91 @@
+"""The reward learns the generator's failures, keeps its level, and says what changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from finpercep.data.features.filter_bank import FilterBank
+from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.refresh import Refresh, RefreshConfig, implant
+from tests.rl.test_trainer import config  # noqa: F401
+from tests.rl.toy import Red
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def made(photo_set, small_model):
+    """A refresh of a small random model on the fixture's photos; a generator that is bicubic."""
+    from finpercep.rl.generators import SRTiny
+
+    generator = SRTiny((16, 24), 1)
+    generator.keep_reference()
+    crops = Crops(load_pairs([photo_set], "train", 4), 32, degraded=0.0)
+    photo = crops.batch(7, 3).photo
+    fixed = (photo, (photo * 0.5 + 0.2))
+    model = copy.deepcopy(small_model).requires_grad_(False)
+    options = RefreshConfig(every=2, steps=3, batch=2, lr=1e-3, synthetic=0.5)
+    return Refresh(options, {"small": model}, crops, fixed, 2, 0), generator
+
+
+def test_implanted(make_photo):
+    photo = torch.stack([make_photo(32, 32, seed=1), make_photo(32, 32, seed=2)])
+    result = photo.flip(0)
+    faults = implant(photo, result, FilterBank(), 0)
+    swapped = (faults.syn != photo).any(1)
+    assert ((faults.syn == result) | (faults.syn == photo)).all()
+    assert 0.01 < swapped.float().mean() < 0.9
+    assert faults.target_syn[0, 0][~swapped[0]].mean() < faults.target_syn[0, 0][swapped[0]].mean()
+    again = implant(photo, result, FilterBank(), 0)
+    assert torch.equal(again.syn, faults.syn)
+    assert not torch.equal(implant(photo, result, FilterBank(), 1).syn, faults.syn)
+
+
+def test_a_refresh(made):
+    refresh, generator = made
+    model, before = refresh.models["small"], refresh.models["small"].fingerprint
+    figures = refresh.run("small", generator, CPU)
+    assert refresh.versions == {"small": 1}
+    assert model.fingerprint != before
+    assert refresh.anchors["small"].fingerprint == before
+    assert not any(p.requires_grad for p in model.parameters())
+    assert figures["refresh/photo"] == pytest.approx(refresh.measure(model, CPU)["photo"])
+    assert figures["refresh/photo_before"] == pytest.approx(refresh.measure(refresh.anchors["small"], CPU)["photo"])
+    assert {"refresh/map_error", "refresh/photo_above_fault", "refresh/fault_above_result"} <= figures.keys()
+
+
+def test_it_lowers_its_loss_and_keeps_the_level(made):
+    """On the fixed faults: many steps bring the map nearer, while photos keep their scores."""
+    refresh, generator = made
+    object.__setattr__(refresh.config, "steps", 40)
+    figures = refresh.run("small", generator, CPU)
+    assert figures["refresh/map_error"] < figures["refresh/map_error_before"]
+    assert abs(figures["refresh/photo"] - figures["refresh/photo_before"]) < 0.1
+
+
+def test_state(made):
+    refresh, generator = made
+    state = refresh.state()
+    assert state["weights"] == {}
+    refresh.run("small", generator, CPU)
+    state = {**refresh.state(), "weights": copy.deepcopy(refresh.state()["weights"])}
+    expected = refresh.models["small"].fingerprint
+    refresh.run("small", generator, CPU)
+    assert refresh.models["small"].fingerprint != expected
+    refresh.load_state(state)
+    assert refresh.models["small"].fingerprint == expected
+    assert refresh.versions == {"small": 1}
+
+
+def test_when(made):
+    refresh, _ = made
+    assert [refresh.due(done) for done in range(5)] == [False, False, True, False, True]
+
+
+def test_only_reward_models(made):
+    refresh, _ = made
+    with pytest.raises(ValueError, match="expected a RewardModel to refresh, got Red \\(red\\)"):
+        Refresh(refresh.config, {"red": Red()}, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
