@@ -26,7 +26,7 @@ COMMON = ["dev_every=6", "eval_photos=32", "eval_every=1000", "save_every=1000"]
 PRESETS = {
     "refl": ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"],
     "dpo": ["stages.0.steps=40", "stages.0.lr=1e-4", "algorithm.beta=200"],
-    "grpo": ["stages.0.steps=40", "stages.0.lr=1e-4", "algorithm.window=[1,2]", "algorithm.noise_level=0.4"],
+    "grpo": ["stages.0.steps=24", "stages.0.lr=1e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"],
     "nft": ["stages.0.steps=40", "stages.0.lr=3e-5", "algorithm.advantage_clip=1"],
 }
 FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_loss", "velocity_distance")

@@ -44,7 +44,7 @@ def write_report(out: Path) -> Path:
     settings = json.loads((out / "rl.json").read_text())
     title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {lines[-1]['step']} steps"
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
-    parts = [f"<h1>{html.escape(title)}</h1>", _alarms(alarms, settings), _table(measured)]
+    parts = [f"<h1>{html.escape(title)}</h1>", _alarms(alarms, settings, len(measured)), _table(measured)]
     parts += [_curves(lines, measured, alarms), _pictures(out, measured)]
     path = out / "report.html"
     with atomic_write(path) as file:
@@ -52,9 +52,11 @@ def write_report(out: Path) -> Path:
     return path
 
 
-def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any]) -> str:
+def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
+    if measurements <= settings["monitors"]["patience"]:
+        return f"<p>{measurements} measurements are too few for the alarm.</p>"
     if not alarms:
         return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
     return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)
