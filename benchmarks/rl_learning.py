@@ -34,19 +34,19 @@ FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies"
 
 def run(name: str, seed: int, data: list[str], folder: Path) -> dict[str, Any]:
     """One run: figures before and after, and how long it took."""
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     settings = [*COMMON, *PRESETS[name], f"seed={seed}"]
     out = folder / f"{name}-{seed}"
     train(resolve(None, settings, {"data": data, "out": str(out), "algorithm": {"name": name}}))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = [{key: line[f"eval/{key}"] for key in FIGURES} for line in lines if "eval/psnr" in line]
-    seconds = time.perf_counter() - started
-    return {"seed": seed, "settings": settings, "seconds": seconds, "before": measured[0], "after": measured[-1]}
+    times = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+    return {"seed": seed, "settings": settings, **times, "before": measured[0], "after": measured[-1]}
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: the mean change of each figure, its standard deviation over seeds, and the gain in those."""
-    rows = ["| | seeds | seconds | reward | gain | in sd over seeds | judge | PSNR | severity |"]
+    rows = ["| | seeds | CPU seconds | reward | gain | in sd over seeds | judge | PSNR | severity |"]
     rows += ["|---|" + "---:|" * 8]
     for name, runs in found.items():
         gains = [r["after"]["reward_avg"] - r["before"]["reward_avg"] for r in runs]
@@ -56,9 +56,10 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
             return statistics.mean(r["after"][key] - r["before"][key] for r in runs)
 
         reward = statistics.mean(r["after"]["reward_avg"] for r in runs)
-        seconds = statistics.mean(r["seconds"] for r in runs)
+        worked = [r["cpu_seconds"] for r in runs if "cpu_seconds" in r]
+        seconds = f"{statistics.mean(worked):.0f}" if worked else ""
         rows.append(
-            f"| {name} | {len(runs)} | {seconds:.0f} | {reward:.4f} | {mean:+.4f} ± {sd:.4f} | {mean / sd:.1f} | "
+            f"| {name} | {len(runs)} | {seconds} | {reward:.4f} | {mean:+.4f} ± {sd:.4f} | {mean / sd:.1f} | "
             f"{change('judge'):+.4f} | {change('psnr'):+.3f} | {change('severity'):+.4f} |"
         )
     return "\n".join(rows) + "\n"
@@ -74,6 +75,8 @@ def main() -> None:
     torch.set_num_threads(1)
     path = RESULTS / "rl_learning.json"
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.is_file() else {}
+    for name, runs in found.items():  # of other settings no more
+        found[name] = [r for r in runs if r["settings"] == [*COMMON, *PRESETS[name], f"seed={r['seed']}"]]
     for name in args.algorithms:
         for seed in args.seeds:
             runs = found.setdefault(name, [])
