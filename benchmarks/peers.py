@@ -1,8 +1,9 @@
 """`python -m benchmarks.peers`: how long one 512 × 512 photo takes, beside other rewards and metrics of its kind.
 
-Architectures without their weights (random ones take as long), each called as its users call it, one PIL image after
-another: pyiqa's MUSIQ and TOPIQ where pyiqa is installed (its MANIQA wants weights to be built), and CLIP ViT-L/14 behind
-its processor, as the scorers of flow_grpo call such models. All take turns. Writes `benchmarks/results/peers.json`, `.md`.
+Architectures without their weights (random ones take as long), each called as its users call it, one PIL image
+after another: pyiqa's MUSIQ and TOPIQ where pyiqa is installed (its MANIQA wants weights to be built), and CLIP
+ViT-L/14 behind its processor, as the scorers of flow_grpo call such models. All take turns. Writes
+`benchmarks/results/peers.json` and `.md`.
 """
 
 from __future__ import annotations

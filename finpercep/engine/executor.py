@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -85,43 +86,51 @@ class Executor:
         return RewardOutput(output.score[:count], found[:count] if isinstance(found, Tensor) else None)
 
     @torch.no_grad()
-    def outcomes(self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    def outcomes(
+        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: torch.cuda.Event | None = None
+    ) -> list[Outcome]:
         """Outcomes of some images (3,H,W) of one size, in their order; waits for the device.
+
+        Args:
+            after: when images on a GPU are made; None is when they were given.
 
         Raises:
             Exception: what the reward raises, out of memory for a single image included.
         """
         pairs = list(zip(images, contexts, strict=True))
-        return halving(self._together, pairs, self._shrink)
+        return halving(partial(self._together, after=after), pairs, self._shrink)
 
-    def _together(self, pairs: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> list[Outcome]:
+    def _together(
+        self, pairs: Sequence[tuple[Tensor, Mapping[str, Any]]], after: torch.cuda.Event | None
+    ) -> list[Outcome]:
         images = [image for image, _ in pairs]
         if self.side is not None and max(images[0].shape[-2:]) > self.side:
             return [Outcome(*score_tiled(self._view, image, self.side)) for image in images]
-        stacked = images[0][None] if len(images) == 1 else torch.stack(list(images))
-        context = _joined([context for _, context in pairs])
+        contexts = [context for _, context in pairs]
         if self._stream is not None:
-            return self._on_stream(stacked, context)
-        output = self.batch(stacked, context)
+            return self._on_stream(images, contexts, after)
+        output = self.batch(_stacked(images), _joined(contexts))
         return _split(output.score.float().cpu(), output.map.float().cpu() if isinstance(output.map, Tensor) else None)
 
-    def _on_stream(self, images: Tensor, context: Mapping[str, Any]) -> list[Outcome]:
+    def _on_stream(
+        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: torch.cuda.Event | None
+    ) -> list[Outcome]:
         """Upload, compute and download on a stream of our own, and wait for that alone."""
         assert self._stream is not None
-        if images.device.type == "cpu":
-            images = images.pin_memory()
-        else:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        if after is not None:
+            self._stream.wait_event(after)
         before = torch.cuda.memory_allocated(self.device)
         if not self._bytes_per_pixel:
             torch.cuda.reset_peak_memory_stats(self.device)
         with torch.cuda.stream(self._stream):
-            output = self.batch(images, context)
+            stacked = _stacked(images)
+            stacked = stacked if stacked.is_cuda else stacked.pin_memory()
+            output = self.batch(stacked, _joined(contexts))
             score = output.score.float().to("cpu", non_blocking=True)
             found = output.map.float().to("cpu", non_blocking=True) if isinstance(output.map, Tensor) else None
             done = self._stream.record_event()
         if not self._bytes_per_pixel:
-            self._bytes_per_pixel = (torch.cuda.max_memory_allocated(self.device) - before) / images[:, 0].numel()
+            self._bytes_per_pixel = (torch.cuda.max_memory_allocated(self.device) - before) / stacked[:, 0].numel()
         done.synchronize()
         return _split(score, found)
 
@@ -165,6 +174,10 @@ def _joined(contexts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else [c[name] for c in contexts]
         for name in contexts[0]
     }
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    return images[0][None] if len(images) == 1 else torch.stack(list(images))
 
 
 def _split(scores: Tensor, maps: Tensor | None) -> list[Outcome]:

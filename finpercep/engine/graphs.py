@@ -36,7 +36,8 @@ class Graphs:
         self._lock = threading.Lock()  # a graph has one input
 
     def __call__(self, images: Tensor) -> RewardOutput:
-        key = (tuple(images.shape), images.dtype, images.device)
+        stream = torch.cuda.current_stream(images.device).cuda_stream if images.is_cuda else 0
+        key = (tuple(images.shape), images.dtype, images.device, stream)  # streams would meet in the graph's memory
         with self._lock:
             if key not in self._replays:
                 if len(self._replays) >= self.keep:

@@ -9,6 +9,7 @@ from concurrent.futures import Executor as Pool
 from concurrent.futures import Future, wait
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from finpercep.engine.executor import Executor
@@ -36,12 +37,18 @@ class Run:
         lanes: the threads that decode; None does everything in the caller's.
         units: the threads that score; None scores in the lane that decodes a group's last image, and holds it in cache.
         then: see `Scorer.stream`.
+        after: see `Executor.outcomes`.
     """
 
     def __init__(
-        self, executor: Executor, lanes: Lanes | None, units: Pool | None, then: Callable[..., Any] | None
+        self,
+        executor: Executor,
+        lanes: Lanes | None,
+        units: Pool | None,
+        then: Callable[..., Any] | None,
+        after: torch.cuda.Event | None,
     ) -> None:
-        self.executor, self.lanes, self.units, self.then = executor, lanes, units, then
+        self.executor, self.lanes, self.units, self.then, self.after = executor, lanes, units, then, after
         self._waiting: dict[Any, list[Item]] = {}
         self._lock = threading.Lock()
 
@@ -106,7 +113,7 @@ class Run:
     def _score(self, group: list[Item]) -> None:
         images = [item.image for item in group if item.image is not None]
         try:
-            outcomes = self.executor.outcomes(images, [item.context for item in group])
+            outcomes = self.executor.outcomes(images, [item.context for item in group], self.after)
         except Exception as error:
             if len(group) > 1:  # which of them it is only shows when each goes alone
                 for item in group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -134,13 +134,12 @@ class Scorer:
         Raises:
             ImageError: an image that cannot be read or used; the message names it.
         """
-        items: Sequence[Any]
-        if isinstance(images, (list, tuple)):
-            items, stacked = images, False
-        else:
-            items, stacked = as_images(images)
+        return self._score(images, context, self._now())
+
+    def _score(self, images: Any, context: Mapping[str, Any], after: torch.cuda.Event | None) -> RewardOutput:
+        items, stacked = _items(images)
         outcomes: list[Outcome] = []
-        for found in self.stream(items, **context):
+        for found in self._stream(items, None, context, after):
             if isinstance(found, Exception):
                 raise found
             outcomes.append(found)
@@ -158,15 +157,12 @@ class Scorer:
         with self._lock:
             if self._async_thread is None:
                 self._async_thread = ThreadPoolExecutor(1, "finpercep-async")
-        if not isinstance(images, Tensor) or not images.is_cuda:
-            return self._async_thread.submit(self.score, images, **context)
-        stream = torch.cuda.current_stream(images.device)
+        return self._async_thread.submit(self._score, images, context, self._now())
 
-        def later() -> RewardOutput:
-            with torch.cuda.stream(stream):  # what reads the images waits for what made them
-                return self.score(images, **context)
-
-        return self._async_thread.submit(later)
+    def _now(self) -> torch.cuda.Event | None:
+        """What the caller's stream has been given up to now: images on a GPU may still be in the making."""
+        device = self.executor.device
+        return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
     def stream(
         self, images: Iterable[Any], *, then: Callable[[Tensor, Outcome, int], Any] | None = None, **context: Any
@@ -179,11 +175,20 @@ class Scorer:
                 runs beside the computation.
             **context: see `score`.
 
-        Yields:
-            An `Outcome` (or what `then` gave), or the exception that the image met.
+        Returns:
+            An iterator over, for each image, an `Outcome` (or what `then` gave), or the exception that the image met.
         """
+        return self._stream(images, then, context, self._now())
+
+    def _stream(
+        self,
+        images: Iterable[Any],
+        then: Callable[[Tensor, Outcome, int], Any] | None,
+        context: Mapping[str, Any],
+        after: torch.cuda.Event | None,
+    ) -> Iterator[Any]:
         alone = isinstance(images, Sequence) and len(images) < self.lane_count and not self.executor.deterministic
-        run = Run(self.executor, None if alone and self._parallel else self.lanes(), self._units(), then)
+        run = Run(self.executor, None if alone and self._parallel else self.lanes(), self._units(), then, after)
         room = self.lane_count
         pending: deque[Item] = deque()
         source = enumerate(images)
@@ -236,6 +241,15 @@ class Scorer:
             if self._lanes is not None:
                 self._lanes.close()
             self._lanes = self._device_thread = self._async_thread = None
+
+
+def _items(images: Any) -> tuple[Sequence[Any], bool]:
+    """Separate images, and whether maps are to be stacked."""
+    if isinstance(images, (list, tuple)):
+        return images, False
+    if isinstance(images, Tensor) and images.is_cuda and images.is_floating_point() and images.shape[1:2] == (3,):
+        return (list(images) if images.dim() == 4 else [images]), True  # reading values would wait for the GPU
+    return as_images(images)
 
 
 def _device_of(reward: Any) -> torch.device:
