@@ -146,3 +146,14 @@ def test_options():
         GRPOConfig(group_size=1)
     with pytest.raises(ValueError, match="window: expected steps within 0 to 4, without the last one"):
         GRPOConfig(steps=5, window=(2, 5))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_shared_noise(shared):
+    """All results of an image begin at one noise, of other images at others; what the SDE adds is their own."""
+    algorithm = GRPO(Toy(), GRPOConfig(steps=3, group_size=3, shared_noise=shared))
+    rows = algorithm.collect(batch(2), Red(), 0).tensors
+    x, after = (rows[name].unflatten(0, (2, 3, 2)) for name in ("x", "next"))  # image, result, trained step
+    assert all(torch.equal(x[:, 0, 0], x[:, k, 0]) == shared for k in (1, 2))
+    assert not torch.equal(x[0, 0, 0], x[1, 0, 0])
+    assert not torch.equal(after[:, 0, 0], after[:, 1, 0])
