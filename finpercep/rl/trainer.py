@@ -21,6 +21,7 @@ from finpercep.rl.ema import MovingAverage
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.held_out import HeldOut
+from finpercep.rl.latents import keep_latents
 from finpercep.rl.monitors import Alarm
 from finpercep.rl.photos import Crops, Pair, load_pairs
 from finpercep.rl.pictures import comparison
@@ -54,6 +55,7 @@ class RLTrainer:
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
         fit, held = _photos(config, self.generator.scale)
+        keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
         self.before = self.held_out.images(self.generator, self.device)
