@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finpercep.engine.executor import Executor
 from finpercep.engine.lanes import Lanes
-from finpercep.io.images import MAX_PIXELS, _open, to_tensor
+from finpercep.io.images import count_pixels, to_tensor
 
 __all__ = ["Item", "Run"]
 
@@ -137,13 +137,9 @@ def _decoded(item: Item) -> Tensor:
 
 
 def _pixels(image: Any) -> int:
-    """Pixels of an image that is not decoded yet, from a file's header; 0 where that says nothing."""
+    """Pixels of an image that may not be decoded yet."""
     if isinstance(image, (str, os.PathLike)):
-        try:
-            with _open(os.fspath(image)) as opened:
-                return min(opened.width * opened.height, MAX_PIXELS)
-        except Exception:  # whoever reads the image itself says what is wrong
-            return 0
+        return count_pixels(image)
     if isinstance(image, Tensor):
         return image[0].numel() if image.dim() else 0
     size = getattr(image, "size", 0)

@@ -86,6 +86,15 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
         return _from_pil(image, name)
 
 
+def count_pixels(path: str | os.PathLike[str]) -> int:
+    """Pixels of a file by its header, at most `MAX_PIXELS`; 0 where it cannot be read."""
+    try:
+        with _open(os.fspath(path)) as image:
+            return min(image.width * image.height, MAX_PIXELS)
+    except Exception:  # reported by whoever reads the image itself
+        return 0
+
+
 def is_converted(path: str | os.PathLike[str]) -> bool:
     """Whether `load_image` would convert a file's colors to sRGB; False where its header cannot be read."""
     try:

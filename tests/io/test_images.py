@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finpercep.io.images import MAX_PIXELS, ImageError, expand_paths, load_image, to_tensor
+from finpercep.io.images import MAX_PIXELS, ImageError, count_pixels, expand_paths, load_image, to_tensor
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_strips_do_not_change_values(
     monkeypatch.setattr("finpercep.io.images._STRIP_PIXELS", 96 * 7)  # 64 rows: nine strips and a rest
     pil.save(tmp_path / "a.png")
     assert torch.equal(load_image(tmp_path / "a.png"), photo_u8)
+
+
+def test_pixels_are_counted_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (50, 3)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("no image")
+    assert [count_pixels(tmp_path / name) for name in ("a.png", "a.txt", "none")] == [150, 0, 0]
+    monkeypatch.setattr("finpercep.io.images.MAX_PIXELS", 100)
+    assert count_pixels(tmp_path / "a.png") == 100
 
 
 @pytest.mark.parametrize("size", [(1, 1), (50, 3), (3, 50)])
