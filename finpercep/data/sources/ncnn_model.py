@@ -1,4 +1,4 @@
-"""Super-resolution models in ncnn's format, on the CPU: a .param that describes the network, a .bin with its weights."""
+"""Super-resolution models in ncnn's format, on the CPU: a .param describes the network, a .bin has its weights."""
 
 from __future__ import annotations
 
