@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from finpercep.engine.spans import span
+
 _running: ContextVar[Clock | None] = ContextVar("clock", default=None)
 OTHER = "other"
 
@@ -52,14 +54,15 @@ class Clock:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Time inside counts as that part's, on the clock that runs, if one does."""
+    """Time inside counts as that part's, on the clock that runs, if one does, and as a span for `engine.profiled`."""
     clock = _running.get()
-    if clock is None:
-        yield
-        return
-    outside = clock.marks[-1][0]
-    clock.marks.append((name, clock._now()))
-    try:
-        yield
-    finally:
-        clock.marks.append((outside, clock._now()))
+    with span(name):
+        if clock is None:
+            yield
+            return
+        outside = clock.marks[-1][0]
+        clock.marks.append((name, clock._now()))
+        try:
+            yield
+        finally:
+            clock.marks.append((outside, clock._now()))

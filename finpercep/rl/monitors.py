@@ -19,7 +19,7 @@ from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import initial_noise, sample_generators
 
 ALARMS = ("off", "warn", "stop")
-BETTER = {"psnr": 1, "ssim": 1, "judge": 1, "severity": -1, "niqe": -1, "stlpips": -1}
+BETTER = {"psnr": 1, "ssim": 1, "judge": 1, "severity": -1}
 """Held-out measures that the alarm looks at, and whether more (1) or less (-1) is better."""
 _GRAY = (0.299, 0.587, 0.114)
 
@@ -31,8 +31,6 @@ class MonitorConfig:
     Attributes:
         judge: a reward by name that scores the results beside the one that is climbed; left out where it is climbed
             itself. "" is none.
-        extra: measures that need other packages: "niqe" (pyiqa; left out where its weights are not present) and
-            "stlpips" (stlpips-pytorch).
         alarm: "warn": say so in the log and on the screen, "stop": end the run, "off".
         patience: measurements over which the reward rises and a held-out measure gets worse.
 
@@ -41,7 +39,6 @@ class MonitorConfig:
     """
 
     judge: str = "finpercep-small"
-    extra: tuple[str, ...] = ()
     alarm: str = "warn"
     patience: int = 3
 
@@ -50,9 +47,6 @@ class MonitorConfig:
             raise ValueError(f"alarm: expected one of {', '.join(ALARMS)}, got {self.alarm!r}")
         if self.patience < 1:
             raise ValueError(f"patience: expected at least 1, got {self.patience}")
-        for name in self.extra:
-            if name not in ("niqe", "stlpips"):
-                raise ValueError(f"extra: expected niqe or stlpips, got {name!r}")
 
 
 class Alarm:

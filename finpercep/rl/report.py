@@ -23,8 +23,6 @@ PANELS = {
     "high_frequencies": "share of high frequencies",
     "color_entropy": "entropy of colors, bits",
     "velocity_distance": "distance to the reference",
-    "niqe": "NIQE (less is better)",
-    "stlpips": "ST-LPIPS (less is better)",
 }
 _STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
 figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }

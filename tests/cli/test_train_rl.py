@@ -74,4 +74,7 @@ def test_mistakes_are_one_line(tmp_path):
     assert (result.exit_code, result.stderr) == (2, "data: expected at least one folder, got none\n")
     result = invoke(tmp_path / "none", "--out", tmp_path)
     assert result.exit_code == 2
-    assert result.stderr.endswith("index.jsonl: not found; expected a folder with index.jsonl\n")
+    assert result.stderr.startswith(
+        f"{tmp_path / 'none' / 'index.jsonl'}: not found; expected a folder with index.jsonl, "
+    )
+    assert len(result.stderr.splitlines()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from finpercep.engine import profiled
 from finpercep.rl import clock as clock_module
 from finpercep.rl.clock import Clock, timed
 
@@ -31,3 +32,9 @@ def test_an_error_ends_the_part():
     with pytest.raises(KeyError), clock.running(), timed("reward"):
         raise KeyError
     assert [name for name, _ in clock.marks] == ["other", "reward", "other", ""]
+
+
+def test_parts_are_spans_of_whoever_profiles():
+    with profiled() as p, timed("rollout"), timed("reward"):
+        pass
+    assert [name for name in p.times() if name != "other"] == ["rollout/reward", "rollout"]

@@ -107,5 +107,3 @@ def test_another_version_begins_anew():
 def test_options():
     with pytest.raises(ValueError, match="alarm: expected one of off, warn, stop, got 'loud'"):
         MonitorConfig(alarm="loud")
-    with pytest.raises(ValueError, match="extra: expected niqe or stlpips, got 'lpips'"):
-        MonitorConfig(extra=("lpips",))
