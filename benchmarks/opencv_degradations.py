@@ -157,7 +157,8 @@ def jpeg(image: Array, quality: float) -> Array:
     """Through the real encoder and decoder."""
     levels = (image * 255).round().astype(np.uint8)
     _, data = cv2.imencode(".jpg", levels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
+    decoded: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return decoded[..., ::-1].astype(np.float32) / 255
 
 
 _photos: Array = np.empty((0, 0, 0, 3), np.float32)

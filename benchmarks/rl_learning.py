@@ -24,7 +24,7 @@ from finpercep.rl.settings import resolve
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["dev_every=6", "eval_photos=32", "eval_every=1000", "save_every=1000"]
 PRESETS = {
-    "refl": ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"],
+    "refl": ["stages.0.steps=120", "stages.0.lr=3e-4", "algorithm.weight=1.0"],
     "dpo": ["stages.0.steps=40", "stages.0.lr=1e-4", "algorithm.beta=200"],
     "grpo": ["stages.0.steps=24", "stages.0.lr=1e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"],
     "nft": ["stages.0.steps=40", "stages.0.lr=3e-5", "algorithm.advantage_clip=1"],
@@ -75,8 +75,10 @@ def main() -> None:
     torch.set_num_threads(1)
     path = RESULTS / "rl_learning.json"
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.is_file() else {}
-    for name, runs in found.items():  # of other settings no more
+    for name, runs in list(found.items()):  # of other settings no more
         found[name] = [r for r in runs if r["settings"] == [*COMMON, *PRESETS[name], f"seed={r['seed']}"]]
+        if not found[name]:
+            del found[name]
     for name in args.algorithms:
         for seed in args.seeds:
             runs = found.setdefault(name, [])
