@@ -24,7 +24,7 @@ from finpercep.rl.settings import resolve
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["dev_every=6", "eval_photos=32", "eval_every=1000", "save_every=1000"]
 PRESETS = {
-    "refl": ["stages.0.steps=120", "stages.0.lr=3e-4", "algorithm.weight=1.0"],
+    "refl": ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"],
     "dpo": ["stages.0.steps=40", "stages.0.lr=1e-4", "algorithm.beta=200"],
     "grpo": ["stages.0.steps=24", "stages.0.lr=1e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"],
     "nft": ["stages.0.steps=40", "stages.0.lr=3e-5", "algorithm.advantage_clip=1"],
