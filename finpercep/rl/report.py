@@ -53,7 +53,7 @@ def write_report(out: Path) -> Path:
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
-    if measurements <= settings["monitors"]["patience"]:
+    if not alarms and measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements are too few for the alarm.</p>"
     if not alarms:
         return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
