@@ -45,7 +45,11 @@ void draw_block(const T* x, const T* v, const T* noise, A a, A b, A spread, A* o
   store_rest(out + i, draw(load_rest<A>(x + i, rest), load_rest<A>(v + i, rest), load_rest<A>(noise + i, rest)), rest);
 }
 
-// A chunk's running sum, lane by lane and in double: lanes are added up once per chunk, not once per block.
+// Vectors that are added up in the type of the arithmetic, before they go on in double: few, so that the rounding of
+// many equal signs does not reach the last place of a log-probability.
+constexpr int64_t kRun = 32;
+
+// A chunk's running sum, lane by lane and in double: lanes are added up once per chunk, not once per run.
 template <class A> struct LaneSum {
   double lanes[lanes_of<A>] = {};
 
@@ -66,32 +70,34 @@ template <class A> struct LaneSum {
 template <bool kReference, class T, class Outcome, class A>
 __attribute__((noinline)) void score_block(const T* x, const T* v, const Outcome* outcome, const T* reference, A a, A b,
                                            int64_t n, LaneSum<A>& squares, LaneSum<A>& gaps) {
-  vec<A> square{}, gap{};
-  const auto add = [&](const vec<A>& sample, const vec<A>& velocity, const vec<A>& end) {
+  const auto square_of = [&](const vec<A>& sample, const vec<A>& velocity, const vec<A>& end) -> vec<A> {
     const vec<A> away = end - mean_of(sample, velocity, a, b);
-    square += away * away;
+    return away * away;
   };
-  const auto add_gap = [&](const vec<A>& velocity, const vec<A>& other) {
+  const auto gap_of = [&](const vec<A>& velocity, const vec<A>& other) -> vec<A> {
     const vec<A> apart = velocity - other;
-    gap += apart * apart;
+    return apart * apart;
   };
   int64_t i = 0;
-  for (; i + lanes_of<A> <= n; i += lanes_of<A>) {
-    prefetch_ahead<1536>(x + i), prefetch_ahead<1536>(v + i), prefetch_ahead<1536>(outcome + i);
-    const vec<A> velocity = load_wide<A>(v + i);
-    add(load_wide<A>(x + i), velocity, load_wide<A>(outcome + i));
-    if constexpr (kReference) {
-      prefetch_ahead<1536>(reference + i);
-      add_gap(velocity, load_wide<A>(reference + i));
+  while (i + lanes_of<A> <= n) {
+    vec<A> square{}, gap{};
+    for (const int64_t stop = min_of(n, i + kRun * lanes_of<A>); i + lanes_of<A> <= stop; i += lanes_of<A>) {
+      prefetch_ahead<1536>(x + i), prefetch_ahead<1536>(v + i), prefetch_ahead<1536>(outcome + i);
+      const vec<A> velocity = load_wide<A>(v + i);
+      square += square_of(load_wide<A>(x + i), velocity, load_wide<A>(outcome + i));
+      if constexpr (kReference) {
+        prefetch_ahead<1536>(reference + i);
+        gap += gap_of(velocity, load_wide<A>(reference + i));
+      }
     }
+    squares.add(square);
+    if constexpr (kReference) gaps.add(gap);
   }
   if (const int64_t rest = n - i; rest > 0) {
     const vec<A> velocity = load_rest<A>(v + i, rest);
-    add(load_rest<A>(x + i, rest), velocity, load_rest<A>(outcome + i, rest));
-    if constexpr (kReference) add_gap(velocity, load_rest<A>(reference + i, rest));
+    squares.add(square_of(load_rest<A>(x + i, rest), velocity, load_rest<A>(outcome + i, rest)));
+    if constexpr (kReference) gaps.add(gap_of(velocity, load_rest<A>(reference + i, rest)));
   }
-  squares.add(square);
-  if constexpr (kReference) gaps.add(gap);
 }
 
 template <class T, class A> inline const T* load(const Image& image, int64_t offset, A* buffer, int64_t n) {

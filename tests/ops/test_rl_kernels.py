@@ -131,8 +131,7 @@ def test_low_precision_is_as_close_to_fp32_as_eager(cpp, dtype):
     mine = sde_step(v, x, s, s_next, next_sample=end, reference_velocity=other, backend="cpp")
     for name in ("log_prob", "kl", "mean"):
         exact = getattr(wide, name)
-        ulp = torch.finfo(torch.float32).eps * exact.abs().max()  # results are stored in fp32; eager may round luckily
-        allowed = 1.5 * (getattr(eager, name).double() - exact).abs().max() + max(1e-6, 2 * float(ulp))
+        allowed = 1.5 * (getattr(eager, name).double() - exact).abs().max() + 1e-6
         assert (getattr(mine, name).double() - exact).abs().max() <= allowed
     old, advantages = randn(5003, dtype=dtype), randn(5003, seed=1, dtype=dtype)
     new = (old.float() + 0.1 * randn(5003, seed=2)).to(dtype)
