@@ -24,8 +24,10 @@ from benchmarks.report import RESULTS, device_name
 from finpercep import RewardModel, Scorer
 from finpercep.io.images import load_image
 
-SIDES = ((128, 128), (160, 240), (192, 192), (256, 256), (240, 320), (320, 320))
-SIDES += ((320, 480), (384, 384), (384, 512), (448, 448), (512, 512), (333, 401))  # type: ignore[assignment]
+SIDES = (
+    *((128, 128), (160, 240), (192, 192), (256, 256), (240, 320), (320, 320)),
+    *((320, 480), (384, 384), (384, 512), (448, 448), (512, 512), (333, 401)),
+)
 FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (("png", {}), ("jpg", {"quality": 95}), ("webp", {"lossless": True}))
 PART = 40
 

@@ -33,6 +33,11 @@ def one_by_one(model: torch.nn.Module, prepare: Callable[[Image.Image], torch.Te
     return score
 
 
+def one_call_each(model: RewardModel) -> Score:
+    """Our model on one image after the other, with its map."""
+    return lambda images: [model.score([image]) for image in images]
+
+
 def pixels(image: Image.Image) -> torch.Tensor:
     import numpy as np
 
@@ -82,7 +87,7 @@ def main() -> None:
     routes: dict[str, Score] = {}
     for name in ("finpercep-tiny", "finpercep-small"):
         model = RewardModel.from_pretrained(name).requires_grad_(False)
-        routes[f"{name}, score and map"] = lambda images, model=model: [model.score([one]) for one in images]  # type: ignore[misc]
+        routes[f"{name}, score and map"] = one_call_each(model)
         routes[f"{name}, score and map, Scorer"] = Scorer(model).score
     routes |= {**pyiqa_architectures(), "CLIP ViT-L/14 at 224², processor": clip_scorer()}
     seconds: dict[str, list[float]] = {name: [] for name in routes}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from finpercep.cli.common import (
     one_line_errors,
     set_threads,
 )
+from finpercep.io.modules import imported
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
@@ -126,11 +126,11 @@ def _function(spec: str) -> Any:
         raise ValueError(f"--loop: expected MODULE:NAME, got {spec}")
     sys.path.insert(0, "")  # modules beside where the command is called
     try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ImportError(f"--loop: expected a module that can be imported, got {error}") from error
+        found = imported(module, name)
+    except (ImportError, ValueError) as error:
+        raise type(error)(f"--loop: {error}") from None
     if not callable(found):
-        raise ValueError(f"--loop: expected a function {name} in {module}, got {type(found).__name__}")
+        raise ValueError(f"--loop: expected a function {spec}, got {type(found).__name__}")
     return found
 
 

@@ -31,15 +31,15 @@ def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tenso
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (3,H,W), borders reflected."""
+    """Gaussian blur of (3,H,W) or (B,3,H,W), borders reflected."""
     radius = min(max(1, round(3 * sigma)), min(image.shape[-2:]) - 1)
     if radius < 1:
         return image
-    axis = torch.arange(-radius, radius + 1, dtype=image.dtype)
+    axis = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(image[None], [radius] * 4, mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)[0]
+    padded = F.pad(image.reshape(-1, *image.shape[-3:]), [radius] * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3).reshape(image.shape)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from finpercep.data.dataset.stored import is_stored, stored_scenes
 from finpercep.data.scenes import Scene
 
-__all__ = ["load_scenes"]
+__all__ = ["check_inside", "load_scenes"]
 
 
 def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[Scene]:
@@ -44,7 +44,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             known.update(row["sr"])
             if row["split"] != split:
                 continue
-            _check_inside(index, number, [row["id"], row["gt"], *row["sr"].values()])
+            check_inside(index, number, [row["id"], row["gt"], *row["sr"].values()])
             folder = index.parent / split / row["id"]
             sr_paths = {name: folder / file for name, file in row["sr"].items() if name not in leave_out}
             scenes.append(Scene(row["id"], folder / row["gt"], sr_paths, aligned="shift_px" not in row))
@@ -58,7 +58,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
     return scenes
 
 
-def _check_inside(index: Path, number: int, names: Iterable[str]) -> None:
+def check_inside(index: Path, number: int, names: Iterable[str]) -> None:
     """Names come from outside: none may lead out of the scene's folder.
 
     Raises:

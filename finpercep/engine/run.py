@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finpercep.engine.executor import Executor
 from finpercep.engine.lanes import Lanes
-from finpercep.io.images import count_pixels, to_tensor
+from finpercep.io.images import ImageError, image_sides, to_tensor
 
 __all__ = ["Item", "Run"]
 
@@ -137,9 +137,13 @@ def _decoded(item: Item) -> Tensor:
 
 
 def _pixels(image: Any) -> int:
-    """Pixels of an image that may not be decoded yet."""
+    """Pixels of an image that may not be decoded yet; 0 of a file that whoever reads it will refuse."""
     if isinstance(image, (str, os.PathLike)):
-        return count_pixels(image)
+        try:
+            height, width = image_sides(image)
+        except ImageError:
+            return 0
+        return height * width
     if isinstance(image, Tensor):
         return image[0].numel() if image.dim() else 0
     size = getattr(image, "size", 0)

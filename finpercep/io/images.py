@@ -77,22 +77,23 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
     files, more than `MAX_PIXELS` pixels, float images outside [0, 1], 32-bit integers.
     """
     name = os.fspath(path)
-    _check_file(name)
-    try:
-        image = _open(name)
-    except Exception as error:  # Pillow's readers raise nearly every type on broken files
-        raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
-    with image:
+    with _opened(name) as image:
         return _from_pil(image, name)
 
 
-def count_pixels(path: str | os.PathLike[str]) -> int:
-    """Pixels of a file by its header, at most `MAX_PIXELS`; 0 where it cannot be read."""
-    try:
-        with _open(os.fspath(path)) as image:
-            return min(image.width * image.height, MAX_PIXELS)
-    except Exception:  # reported by whoever reads the image itself
-        return 0
+def image_sides(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(height, width) of what `load_image` makes of a file, by its header: the pixels are not read.
+
+    Raises:
+        ImageError: no image; the message starts with the path.
+    """
+    name = os.fspath(path)
+    with _opened(name) as image:
+        try:
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+        except Exception as error:  # as of `_open`
+            raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def is_converted(path: str | os.PathLike[str]) -> bool:
@@ -189,6 +190,15 @@ def _check_file(name: str) -> None:
         raise ImageError(f"{name}: expected an image file, got {kind}")
     if size == 0:
         raise ImageError(f"{name}: expected an image file, got an empty file")
+
+
+def _opened(name: str) -> PILImage.Image:
+    """`_open` of a file that is there, or an `ImageError`."""
+    _check_file(name)
+    try:
+        return _open(name)
+    except Exception as error:  # Pillow's readers raise nearly every type on broken files
+        raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
 
 
 def _open(name: str) -> PILImage.Image:

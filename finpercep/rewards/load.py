@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from finpercep.io.modules import imported
 from finpercep.models import load_base
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
 from finpercep.rewards.protocol import Reward
@@ -35,23 +35,12 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     if kind == "pyiqa" and colon:
         return PyIQAReward(rest).requires_grad_(False).to(device)
     if colon and rest and not Path(spec).exists():
-        return _imported(kind, rest, device)
+        return _own(kind, rest, device)
     return load_base(spec, **hub_options).requires_grad_(False).to(device)
 
 
-def _imported(module: str, name: str, device: str) -> Reward:
-    spec = f"{module}:{name}"
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{spec}: expected a module that can be imported, got: {error}") from error
-    if not hasattr(found, name):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, dir(found), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{spec}: the module {module} has no {name!r}{hint}")
-    reward = getattr(found, name)
+def _own(module: str, name: str, device: str) -> Reward:
+    spec, reward = f"{module}:{name}", imported(module, name)
     if not _is_reward(reward) and "images" not in _arguments(reward)[:1]:
         reward = reward(device=device) if "device" in _arguments(reward) else reward()
     if isinstance(reward, nn.Module):

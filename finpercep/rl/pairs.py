@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch import Tensor
 from finpercep.data.dataset.stored import StoredScene, is_stored, stored_scenes
 from finpercep.data.degradations.apply import degrade
 from finpercep.data.image_ops import to_uint8
+from finpercep.data.loading import check_inside
 from finpercep.data.randomness import seed_of
-from finpercep.io.images import expand_paths, load_image
+from finpercep.io.images import expand_paths, image_sides, load_image
 from finpercep.io.reasons import one_line
 from finpercep.rl.batch import check_pair
 
@@ -130,9 +131,7 @@ def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
             raise ValueError(f"{index}:{number}: expected a scene, got {one_line(error)}") from error
         if missing:
             raise ValueError(f"{index}:{number}: expected split, id and gt, got none of {sorted(missing)}")
-        names = [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)]
-        if any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in names):
-            raise ValueError(f"{index}:{number}: expected names inside {root}, got {', '.join(names)}")
+        check_inside(index, number, [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)])
         if row["split"] == split:
             folder = root / split / row["id"]
             yield _of_files(folder / row["gt"], folder / row["lr"] if row.get("lr") else None, scale)
@@ -224,21 +223,3 @@ def _tensor(path: Path) -> Tensor:
         return found.squeeze(0).float()
     except Exception as error:  # pickles fail in many ways
         raise ValueError(f"{path}: expected a tensor, got {one_line(error)}") from error
-
-
-def image_sides(path: Path) -> tuple[int, int]:
-    """(height, width) of a file as `load_image` gives it, by its header.
-
-    Raises:
-        ImageError: no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except Exception:  # `load_image` says what is wrong with it
-        _, height, width = load_image(path).shape
-        return height, width
-    return (width, height) if turned else (height, width)

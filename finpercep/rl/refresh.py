@@ -23,12 +23,10 @@ from finpercep.rl.scores import as_file
 from finpercep.training.losses import (
     LossWeights,
     align_loss,
-    distinct_pairs,
-    entropy_loss,
-    map_loss,
-    raise_odds,
-    rank_loss,
+    map_losses,
+    order_loss,
     total_loss,
+    triplet_targets,
 )
 
 
@@ -193,19 +191,16 @@ class Refresh:
         return implant(batch.photo, made, self.bank, self.seed, number).to(device)
 
     def _losses(self, model: RewardModel, anchor: RewardModel, faults: Faults) -> dict[str, Tensor]:
-        weights, size = LossWeights(), len(faults.photo)
+        weights = LossWeights()
         output = model(torch.cat([faults.photo, faults.syn, faults.result]))
-        photo, syn, result = output.score.split(size)
-        worse_sr, worse_syn = distinct_pairs(faults.target_syn, faults.target_result)
-        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
-        terms = {"rank": rank_loss(photo, syn, result, **margins, worse_sr=worse_sr, worse_syn=worse_syn)}
+        scores = output.score.chunk(3)
         with torch.no_grad():
             level = anchor(faults.photo).score
-        terms["align"] = align_loss(photo, level)
+        terms = {
+            "rank": order_loss(scores, faults.target_syn, faults.target_result, weights),
+            "align": align_loss(scores[0], level),
+        }
         if output.map is None:
             return terms
-        target = torch.cat([torch.zeros_like(faults.target_syn), faults.target_syn, faults.target_result])
-        one = target.new_ones(size, 1, 1, 1)
-        weight = torch.cat([one, one, weights.restored * one])
-        predicted = raise_odds(output.map, weights.fault_odds)
-        return {**terms, "map": map_loss(predicted, target, weight), "entropy": entropy_loss(predicted, target, weight)}
+        target, weight = triplet_targets(faults.target_syn, faults.target_result, weights)
+        return terms | map_losses(output.map, target, weight, weights)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -206,10 +206,8 @@ class RLTrainer:
         save_image(sheet, Path(self.config.out) / "pictures" / f"step-{self.done:06d}.png")
         return values
 
-    def _used(self) -> Any:
+    def _used(self) -> AbstractContextManager[None]:
         """Inside, the generator is what is measured and saved."""
-        from contextlib import nullcontext
-
         return nullcontext() if self.average is None else self.average.used()
 
     def save(self) -> None:

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.image_ops import gaussian_blur
 from finpercep.data.randomness import chance, integer, uniform
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.inputs import as_stored
+
+__all__ = ["ClimbConfig", "climb_images", "climb_loss", "climbed_target"]
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,5 @@ def _logit(score: Tensor) -> Tensor:
 def _direction(gradient: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return gradient.sign()
-    smooth = _blur(gradient, sigma)
+    smooth = gaussian_blur(gradient, sigma)
     return smooth / smooth.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-20)
-
-
-def _blur(images: Tensor, sigma: float) -> Tensor:
-    radius = min(max(1, round(2.5 * sigma)), min(images.shape[-2:]) - 1)
-    axis = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = F.pad(images, [radius] * 4, mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel, groups=images.shape[1]), kernel.transpose(2, 3), groups=images.shape[1])
-
-
-__all__ = ["ClimbConfig", "climb_images", "climb_loss", "climbed_target"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,6 +90,37 @@ def _mean_of(values: Tensor, chosen: Tensor | None) -> Tensor:
     if chosen is None:
         return values.mean()
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
+
+
+def order_loss(scores: Sequence[Tensor], target_syn: Tensor, target_sr: Tensor, weights: LossWeights) -> Tensor:
+    """L_rank of scores (B,) of photo, implanted photo and whole result, whose M_gt are (B,1,H,W); ties do not enter."""
+    worse_sr, worse_syn = distinct_pairs(target_syn, target_sr)
+    gt, syn, sr = scores
+    return rank_loss(
+        gt,
+        syn,
+        sr,
+        margin_sr=weights.margin_sr,
+        margin_syn=weights.margin_syn,
+        worse_sr=worse_sr,
+        worse_syn=worse_syn,
+    )
+
+
+def triplet_targets(target_syn: Tensor, target_sr: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """M_gt (3B,1,H,W) of photos, implanted photos and whole results, one after the other, and their weights (3B,1,1,1).
+
+    The photo and the whole result have targets too: nothing, and M_gt everywhere.
+    """
+    one = target_syn.new_ones(len(target_syn), 1, 1, 1)
+    target = torch.cat([torch.zeros_like(target_syn), target_syn, target_sr])
+    return target, torch.cat([one, one, weights.restored * one])
+
+
+def map_losses(predicted: Tensor, target: Tensor, weight: Tensor, weights: LossWeights) -> dict[str, Tensor]:
+    """`map_loss` and `entropy_loss` of a map (B,1,H,W) with its odds raised, by their names."""
+    predicted = raise_odds(predicted, weights.fault_odds)
+    return {"map": map_loss(predicted, target, weight), "entropy": entropy_loss(predicted, target, weight)}
 
 
 def distinct_pairs(target_syn: Tensor, target_sr: Tensor, least: float = 2 / 255) -> tuple[Tensor, Tensor]:

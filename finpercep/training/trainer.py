@@ -31,13 +31,11 @@ from finpercep.training.climbing import climb_images, climb_loss, climbed_target
 from finpercep.training.config import RewardTrainConfig, check_folders, comparable
 from finpercep.training.losses import (
     align_loss,
-    distinct_pairs,
-    entropy_loss,
     level_loss,
-    map_loss,
-    raise_odds,
-    rank_loss,
+    map_losses,
+    order_loss,
     total_loss,
+    triplet_targets,
 )
 from finpercep.training.model_files import write_model
 
@@ -108,28 +106,21 @@ class RewardTrainer:
         """The terms of L on one batch."""
         size, weights = len(batch.gt), self.config.loss
         images = torch.cat([batch.gt, batch.syn, batch.sr])
-        # The photo and the whole super-resolved image have targets too: nothing, and M_gt everywhere.
-        target = torch.cat([torch.zeros_like(batch.target_syn), batch.target_syn, batch.target_sr])
-        one = target.new_ones(size, 1, 1, 1)
-        weight = torch.cat([one, one, weights.restored * one])
+        target, weight = triplet_targets(batch.target_syn, batch.target_sr, weights)
         rows, climbed, climbed_to = self._climb(images, target)
         output = self.model(torch.cat([images, climbed]))
         target, weight = torch.cat([target, climbed_to]), torch.cat([weight, weight[rows]])
-        gt, syn, sr, after = output.score.split([size, size, size, len(rows)])
-        worse_sr, worse_syn = distinct_pairs(batch.target_syn, batch.target_sr)
-        margins = {"margin_sr": weights.margin_sr, "margin_syn": weights.margin_syn}
-        terms = {"rank": rank_loss(gt, syn, sr, **margins, worse_sr=worse_sr, worse_syn=worse_syn)}
+        *scores, after = output.score.split([size, size, size, len(rows)])
+        terms = {"rank": order_loss(scores, batch.target_syn, batch.target_sr, weights)}
         if len(rows):
             terms["climb"] = climb_loss(output.score[rows], after)
         if output.map is not None:
-            predicted = raise_odds(output.map, weights.fault_odds)
-            terms["map"] = map_loss(predicted, target, weight)
-            terms["entropy"] = entropy_loss(predicted, target, weight)
+            terms |= map_losses(output.map, target, weight, weights)
         if self.base is None:
             return terms | {"level": level_loss(output.score, target)}
         with torch.no_grad():
             base = self.base(batch.gt)
-        return terms | {"align": align_loss(gt, base.score)}
+        return terms | {"align": align_loss(scores[0], base.score)}
 
     def _climb(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which of the images (N,3,H,W) are climbed in this step: their rows, and images and targets after it."""

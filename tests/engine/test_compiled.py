@@ -10,21 +10,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from finpercep.models import RewardModel
+from tests.models.conftest import VIT
 
 SIZES = ((64, 96), (80, 80), (128, 64))
-VIT: dict[str, Any] = {
-    "type": "vit",
-    "config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    },
-    "taps": [1, 2, 3, 4],
-}
 
 
 def ascent(reward: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,8 +101,11 @@ def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--dtype", "fp8"], "--dtype: expected fp32, bf16, fp16, got fp8"),
         (["--compile", "no"], "--compile: expected default, reduce-overhead, max-autotune, got no"),
         (["--loop", "json"], "--loop: expected MODULE:NAME, got json"),
-        (["--loop", "json:nothing"], "--loop: expected a function nothing in json, got NoneType"),
-        (["--loop", "no_such_module:f"], "--loop: expected a module that can be imported, got No module named"),
+        (["--loop", "json:nothing"], "--loop: json:nothing: the module json has no 'nothing'"),
+        (
+            ["--loop", "no_such_module:f"],
+            "--loop: no_such_module:f: expected a module that can be imported, got: No module named",
+        ),
     ],
 )
 def test_refused_in_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

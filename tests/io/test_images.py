@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finpercep.io.images import MAX_PIXELS, ImageError, count_pixels, expand_paths, load_image, to_tensor
+from finpercep.io.images import MAX_PIXELS, ImageError, expand_paths, image_sides, load_image, to_tensor
 
 
 @pytest.fixture
@@ -52,12 +52,19 @@ def test_strips_do_not_change_values(
     assert torch.equal(load_image(tmp_path / "a.png"), photo_u8)
 
 
-def test_pixels_are_counted_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_by_the_header_are_those_of_the_image(tmp_path: Path) -> None:
     Image.new("RGB", (50, 3)).save(tmp_path / "a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (50, 3)).save(tmp_path / "b.jpg", exif=turned)
     (tmp_path / "a.txt").write_text("no image")
-    assert [count_pixels(tmp_path / name) for name in ("a.png", "a.txt", "none")] == [150, 0, 0]
-    monkeypatch.setattr("finpercep.io.images.MAX_PIXELS", 100)
-    assert count_pixels(tmp_path / "a.png") == 100
+    for name in ("a.png", "b.jpg"):
+        assert image_sides(tmp_path / name) == tuple(load_image(tmp_path / name).shape[1:])
+    assert image_sides(tmp_path / "b.jpg") == (50, 3)
+    for name in ("a.txt", "none"):
+        with pytest.raises(ImageError) as error:
+            image_sides(tmp_path / name)
+        one_line(error, tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (50, 3), (3, 50)])

@@ -5,11 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+VIT: dict[str, Any] = {
+    "type": "vit",
+    "config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "taps": [1, 2, 3, 4],
+}
+"""A small vision transformer that needs no checkpoint."""
 
 
 def write_clip(folder: Path, *, layers: int, patch: int, seed: int = 0) -> Path:

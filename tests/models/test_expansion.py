@@ -10,21 +10,9 @@ import pytest
 import torch
 
 from finpercep.models import RewardModel
+from tests.models.conftest import VIT
 
 CONV = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
-VIT = {
-    "type": "vit",
-    "config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    },
-    "taps": [1, 2, 3, 4],
-}
 
 
 def model_of(encoder: dict[str, Any], decoder: dict[str, Any] | None, **head: Any) -> RewardModel:

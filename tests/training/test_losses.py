@@ -10,9 +10,12 @@ from finpercep.training.losses import (
     entropy_loss,
     level_loss,
     map_loss,
+    map_losses,
+    order_loss,
     raise_odds,
     rank_loss,
     total_loss,
+    triplet_targets,
 )
 
 
@@ -95,6 +98,22 @@ def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
     loss.backward()
     assert logits.grad[1].item() == pytest.approx(-0.5, abs=1e-3)  # L_map's would be -3e-6
     assert entropy_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])) < 1e-5
+
+
+def test_losses_of_triplets():
+    """Photo, implanted photo, whole result, one after the other; the parts are the losses above."""
+    weights = LossWeights(restored=0.5, fault_odds=3.0)
+    target_syn, target_sr = torch.tensor([0.0, 0.4]).view(2, 1, 1, 1), torch.tensor([0.2, 0.8]).view(2, 1, 1, 1)
+    target, weight = triplet_targets(target_syn, target_sr, weights)
+    assert target.flatten().tolist() == pytest.approx([0, 0, 0, 0.4, 0.2, 0.8])
+    assert weight.flatten().tolist() == [1, 1, 1, 1, 0.5, 0.5]
+    predicted = torch.full((6, 1, 1, 1), 0.5)
+    found = map_losses(predicted, target, weight, weights)
+    assert found["map"] == map_loss(torch.full_like(predicted, 0.75), target, weight)
+    assert found["entropy"] == entropy_loss(torch.full_like(predicted, 0.75), target, weight)
+    scores = [torch.tensor(values) for values in ([0.9, 0.8], [0.85, 0.75], [0.8, 0.7])]
+    # Photo and implanted photo of the first are alike: only the second has that order to learn.
+    assert order_loss(scores, target_syn, target_sr, weights).item() == pytest.approx((0.05 + 0.05) / 2 + 0.05)
 
 
 def test_level_loss():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any
 
 from finpercep.io.hub import model_folder
+from finpercep.io.modules import imported
 from finpercep.rl.generators.base import FILES, GeneratorModule
 from finpercep.rl.generators.config import GeneratorConfig
 from finpercep.rl.generators.tiny import SRTiny, embedded_folder, embedded_names
@@ -37,7 +37,7 @@ def load_generator(
     """
     module, colon, name = str(spec).partition(":")
     if colon and name and not Path(spec).exists():
-        return _imported(module, name).eval().to(device)
+        return _own(module, name).eval().to(device)
     folder = model_folder(embedded_folder(spec), (PIPELINE, *FILES), known=embedded_names(), **hub_options)
     if not (folder / PIPELINE).is_file():
         return SRTiny.from_pretrained(folder).to(device)
@@ -46,18 +46,8 @@ def load_generator(
     return load_pipeline_generator(spec, config or GeneratorConfig(), **hub_options).eval().to(device)
 
 
-def _imported(module: str, name: str) -> GeneratorModule:
-    spec = f"{module}:{name}"
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{spec}: expected a module that can be imported, got: {error}") from error
-    if not hasattr(found, name):
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, dir(found), 1)
-        raise ValueError(f"{spec}: the module {module} has no {name!r}{f'; did you mean {near[0]}?' if near else ''}")
-    made = getattr(found, name)
+def _own(module: str, name: str) -> GeneratorModule:
+    spec, made = f"{module}:{name}", imported(module, name)
     if inspect.isclass(made) or inspect.isfunction(made):
         made = made()
     if not isinstance(made, GeneratorModule):
