@@ -7,6 +7,7 @@ from typing import Any
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.lite_encoder import LiteEncoder
 from finpercep.models.lora import add_lora
+from finpercep.models.residual_adapters import add_residual_adapters
 from finpercep.models.vit_encoder import ViTEncoder
 
 ENCODERS: dict[str, type[ConvEncoder | LiteEncoder | ViTEncoder]] = {
@@ -21,17 +22,21 @@ def build_encoder(config: dict[str, Any]) -> ConvEncoder | LiteEncoder | ViTEnco
 
     Args:
         config: {"type": "conv", …arguments of ConvEncoder}, {"type": "efficientnet-lite0+energy"} (`LiteEncoder`) or
-            {"type": "vit", …arguments of ViTEncoder}. "lora_rank" in that of a vision transformer adds adapters.
+            {"type": "vit", …arguments of ViTEncoder}. "lora_rank" in that of a vision transformer, "adapter_rank" in
+            that of the others, adds adapters.
 
     Raises:
-        ValueError: another type, or adapters on a convolutional encoder.
+        ValueError: another type, or adapters that the encoder cannot have.
     """
     options = dict(config)
-    kind, lora_rank = options.pop("type", None), options.pop("lora_rank", 0)
+    kind = options.pop("type", None)
+    lora_rank, adapter_rank = options.pop("lora_rank", 0), options.pop("adapter_rank", 0)
     if not isinstance(kind, str) or kind not in ENCODERS:
         expected = " or ".join(f'"{name}"' for name in ENCODERS)
         raise ValueError(f"encoder: expected type {expected}, got {kind!r}")
     encoder = ENCODERS[kind](**options)
     if lora_rank:
         add_lora(encoder, lora_rank)
+    if adapter_rank:
+        add_residual_adapters(encoder, adapter_rank)
     return encoder

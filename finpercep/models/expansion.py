@@ -18,6 +18,7 @@ from finpercep.models.decoder import FPNDecoder
 from finpercep.models.head import ScoreHead
 from finpercep.models.lite_encoder import LiteEncoder
 from finpercep.models.lora import add_lora
+from finpercep.models.residual_adapters import add_residual_adapters
 from finpercep.models.vit_encoder import ViTEncoder
 
 
@@ -40,15 +41,18 @@ def expand(
     head: dict[str, Any] | None = None,
     *,
     lora_rank: int = 0,
+    adapter_rank: int = 0,
 ) -> Model:
     """See `RewardModel.expand`; `build` makes a model from the configurations of its parts."""
-    if decoder is None and not lora_rank:
-        raise ValueError("expand: expected a decoder or a lora_rank, got neither")
+    adapters = {"lora_rank": (lora_rank, add_lora), "adapter_rank": (adapter_rank, add_residual_adapters)}
+    if decoder is None and not lora_rank and not adapter_rank:
+        raise ValueError("expand: expected a decoder, a lora_rank or an adapter_rank, got none")
     if model.decoder is not None and head:
         raise ValueError("head: expected None: only RM_0 can change it, as it gets its map")
     config = model.config
-    if lora_rank and config["encoder"].get("lora_rank"):
-        raise ValueError("lora_rank: expected 0, because the encoder has adapters already")
+    for name, (rank, _) in adapters.items():
+        if rank and config["encoder"].get(name):
+            raise ValueError(f"{name}: expected 0, because the encoder has adapters already")
     decoder = config["decoder"] if decoder is None else _norm_of(config) | decoder
     grown = build(_with_attention(model), decoder, config["head"] | (head or {}))
     _like(grown, model)
@@ -59,9 +63,10 @@ def expand(
     elif model.decoder is not None:
         assert grown.decoder is not None
         _widen(model.decoder, grown.decoder)
-    if lora_rank:
-        grown.config["encoder"]["lora_rank"] = lora_rank
-        add_lora(grown.encoder, lora_rank)
+    for name, (rank, add) in adapters.items():
+        if rank:
+            grown.config["encoder"][name] = rank
+            add(grown.encoder, rank)
     return grown
 
 

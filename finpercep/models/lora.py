@@ -18,7 +18,7 @@ def add_lora(encoder: nn.Module, rank: int) -> None:
         ValueError: not a vision transformer, or a bad rank.
     """
     if not isinstance(encoder, ViTEncoder):
-        raise ValueError("lora_rank: expected a vision transformer; a convolutional encoder is trained whole")
+        raise ValueError("lora_rank: expected a vision transformer; a convolutional encoder takes an adapter_rank")
     if type(rank) is not int or rank < 1:
         raise ValueError(f"lora_rank: expected at least 1, got {rank}")
     try:

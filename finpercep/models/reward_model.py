@@ -235,10 +235,11 @@ class RewardModel(
         head: dict[str, Any] | None = None,
         *,
         lora_rank: int = 0,
+        adapter_rank: int = 0,
     ) -> RewardModel:
         """RM_{k+1}: a larger model that gives the same scores (and map, if there is one) until it is trained on.
 
-        The result is a new model, all of which requires gradients (but see `lora_rank`). To train it, load the model
+        The result is a new model, all of which requires gradients (but see the adapters). To train it, load the model
         with `from_pretrained(folder, fold=False)`, grow it, save it, and give it to `finpercep train-reward --init`.
 
         Args:
@@ -247,13 +248,15 @@ class RewardModel(
             head: arguments of ScoreHead to change as RM_0 gets its map, e.g. {"gate": "quality"}.
             lora_rank: put LoRA adapters of this rank on the encoder's attention (needs the extra `lora`); from then on
                 they alone are trained in it. 0 puts none.
+            adapter_rank: put residual adapters of this width behind the stages of a convolutional encoder, likewise.
 
         Raises:
             ValueError: nothing given, a narrower decoder, or adapters on an encoder that has them or cannot.
             ImportError: adapters without peft.
         """
         build = partial(type(self), preprocessing=self.preprocessing)
-        return expansion.expand(build, self, decoder, head, lora_rank=lora_rank).train(self.training)
+        grown = expansion.expand(build, self, decoder, head, lora_rank=lora_rank, adapter_rank=adapter_rank)
+        return grown.train(self.training)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and, where there is none, the beginning of a model card as README.md.

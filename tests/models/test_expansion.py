@@ -89,9 +89,35 @@ def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(images: to
         loaded.expand(lora_rank=2)
 
 
+@pytest.mark.parametrize(("kind", "adapters"), [(CONV, 2), ({"type": "efficientnet-lite0+energy"}, 9)])
+def test_residual_adapters_leave_the_output_and_are_all_that_trains_in_the_encoder(
+    kind: dict[str, Any], adapters: int, images: torch.Tensor, tmp_path: Path
+) -> None:
+    norm = {"norm": True} if kind is CONV else {}
+    light = model_of(kind, {"width": 6, **norm}).fold_norms()
+    grown = light.expand({"width": 12}, adapter_rank=3)
+    torch.testing.assert_close(grown(images).map, light(images).map, atol=1e-6, rtol=0)
+    torch.testing.assert_close(grown(images).score, light(images).score, atol=1e-6, rtol=0)
+    trainable = {name: p for name, p in grown.encoder.named_parameters() if p.requires_grad}
+    assert len(trainable) == adapters * 4  # stages × two convolutions × (weight, bias)
+    (grown(images).map.mean() + grown(images).score.mean()).backward()
+    assert any((p.grad != 0).any() for name, p in trainable.items() if name.endswith("up.weight"))
+    with torch.no_grad():  # trained a little
+        for name, p in trainable.items():
+            if name.endswith("up.weight"):
+                p.normal_(std=0.5)
+    assert (grown(images).map - light(images).map).abs().max() > 1e-5
+    grown.save_pretrained(tmp_path)
+    loaded = RewardModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(images).map, grown(images).map, atol=1e-6, rtol=0)
+    assert loaded.fingerprint == grown.fingerprint != light.fingerprint
+    with pytest.raises(ValueError, match=r"^adapter_rank: expected 0, because the encoder has adapters already$"):
+        loaded.expand(adapter_rank=2)
+
+
 def test_what_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     light = model_of(CONV, {"width": 6, "norm": True})
-    with pytest.raises(ValueError, match=r"^expand: expected a decoder or a lora_rank, got neither$"):
+    with pytest.raises(ValueError, match=r"^expand: expected a decoder, a lora_rank or an adapter_rank, got none$"):
         light.expand()
     with pytest.raises(ValueError, match=r"^decoder: expected at least the present width of 6, got 4$"):
         light.expand({"width": 4, "norm": True})
@@ -105,6 +131,10 @@ def test_what_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         light.expand(lora_rank=2)
     with pytest.raises(ValueError, match=r"^lora_rank: expected at least 1, got -1$"):
         model_of(VIT, None).expand(lora_rank=-1)
+    with pytest.raises(ValueError, match=r"^adapter_rank: expected a convolutional encoder"):
+        model_of(VIT, None).expand(adapter_rank=2)
+    with pytest.raises(ValueError, match=r"^adapter_rank: expected at least 1, got -1$"):
+        light.expand(adapter_rank=-1)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "finpercep\[lora\]"'):
         model_of(VIT, None).expand(lora_rank=2)

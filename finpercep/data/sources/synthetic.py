@@ -89,8 +89,52 @@ def compressed(image: Tensor, generator: torch.Generator) -> Tensor:
     return jpeg(image, int(uniform32(5, 25, generator)))
 
 
+def reinvented(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Texture of the right kind and strength that is not the photo's, as latent autoencoders and diffusion write it.
+
+    The finest band is exchanged for noise of the same spectrum, as strong at each place as the photo's own texture;
+    strong edges keep part of their own.
+    """
+    base = gaussian_blur(image, uniform32(0.8, 2.0, generator))
+    band = image - base
+    local = gaussian_blur(band.square(), 2.0).clamp_min(1e-8).sqrt()
+    spectrum = torch.fft.rfft2(band / local)
+    phase = torch.fft.rfft2(torch.randn(image.shape[-2:], generator=generator))
+    noise = torch.fft.irfft2(spectrum.abs() * phase / phase.abs().clamp_min(1e-8), image.shape[-2:])
+    noise = noise / gaussian_blur(noise.square(), 2.0).clamp_min(1e-8).sqrt()
+    kept = uniform32(0.0, 0.6, generator)
+    edges = (local.mean(0, keepdim=True) / 0.15).clamp(0, 0.5)
+    share = kept + (1 - kept) * edges
+    strength = uniform32(0.6, 1.2, generator)
+    return (base + share * band + (1 - share.square()).sqrt() * strength * local * noise).clamp(0, 1)
+
+
+def wobbly(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Lines bent by a pixel or two and drawn again too crisply: letters turned into other shapes."""
+    height, width = image.shape[-2:]
+    field = gaussian_blur(torch.randn((3, height, width), generator=generator), uniform32(2.0, 6.0, generator))
+    field = field / field.std() * uniform32(0.5, 1.3, generator)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x = (columns + field[0]) * 2 / max(width - 1, 1) - 1
+    y = (rows + field[1]) * 2 / max(height - 1, 1) - 1
+    grid = torch.stack([x, y], -1).to(image.dtype)[None]
+    base = F.grid_sample(gaussian_blur(image, 0.6)[None], grid, "bicubic", "reflection", align_corners=True)[0]
+    return (base + uniform32(0.5, 2.0, generator) * (base - gaussian_blur(base, 1.0))).clamp(0, 1)
+
+
 SYNTHETIC_SOURCES: dict[str, Synthetic] = {
-    function.__name__: function for function in (smooth, oversharp, blocky, checkerboard, grain, painterly, compressed)
+    function.__name__: function
+    for function in (
+        smooth,
+        oversharp,
+        blocky,
+        checkerboard,
+        grain,
+        painterly,
+        compressed,
+        reinvented,
+        wobbly,
+    )
 }
 
 

@@ -20,6 +20,25 @@ def test_source_keeps_shape_and_range_and_is_seeded(name, photo):
     assert 0.003 < (first - photo).abs().mean() < 0.3  # a fault, and still the same picture
 
 
+def test_reinvented_texture_is_as_strong_and_another(photo):
+    made = synthetic_source("reinvented", photo, torch.Generator().manual_seed(2))
+    fine, invented = (image - gaussian_blur(image, 0.8) for image in (photo, made))
+    assert 0.6 < invented.std() / fine.std() < 1.6
+    assert (gaussian_blur(made, 3.0) - gaussian_blur(photo, 3.0)).abs().mean() < 0.01  # what is coarse stays
+    together = (fine * invented).mean() / (fine.std() * invented.std())
+    assert 0.1 < together < 0.9
+
+
+def test_wobbly_lines_are_bent():
+    lines = torch.zeros(3, 64, 64)
+    lines[:, :, 30:33] = 1
+    made = synthetic_source("wobbly", lines, torch.Generator().manual_seed(0))
+    columns = torch.arange(64.0)
+    center = (made[0].clamp(0.2) - 0.2).mul(columns).sum(1) / (made[0].clamp(0.2) - 0.2).sum(1)
+    straight = (lines[0] * columns).sum(1) / lines[0].sum(1)
+    assert 0.3 < (center - straight).std() < 2.5
+
+
 def test_unknown_source(photo):
     with pytest.raises(ValueError, match=r"source: expected one of .*'smooth'.*got 'magic'"):
         synthetic_source("magic", photo, torch.Generator())
