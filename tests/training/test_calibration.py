@@ -1,0 +1,77 @@
+"""Calibration of a map: where its border is put, and that it is folded exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from finpercep.data import Scene
+from finpercep.models import RewardModel, RewardOutput
+from finpercep.training.calibration import MapCalibration, apply_calibration, fit_calibration
+
+
+class Cautious(nn.Module):
+    """Bright pixels are faults and get a logit of -2, dark ones -5, and a reddish one -1."""
+
+    has_map = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> RewardOutput:
+        bright, red = images[:, 1:2] > 0.5, images[:, :1] - images[:, 1:2] > 0.2
+        logits = torch.where(bright, -2.0, torch.where(red, -1.0, -5.0))
+        return RewardOutput(torch.zeros(len(images)), logits.sigmoid())
+
+
+def scenes(folder: Path, reddish_rows: int) -> Iterator[Scene]:
+    for name in "ab":
+        photo = torch.full((48, 48, 3), 50, dtype=torch.uint8)
+        photo[:reddish_rows, :, 0] = 150
+        bright = torch.full((48, 48, 3), 220, dtype=torch.uint8)
+        for kind, pixels in (("gt", photo), ("sr", bright)):
+            Image.fromarray(pixels.numpy()).save(folder / f"{name}_{kind}.png")
+        yield Scene(name, folder / f"{name}_gt.png", {"bright": folder / f"{name}_sr.png"})
+
+
+def test_the_border_separates_faults(tmp_path: Path) -> None:
+    found = fit_calibration(Cautious(), list(scenes(tmp_path, reddish_rows=0)))
+    assert found.border == -2  # the darkest of those that mark the same
+    assert found.iou == 1
+    assert found.clean == pytest.approx(torch.sigmoid(torch.tensor(found.slope * -3.0)).item(), rel=1e-4)
+
+
+def test_clean_photos_hold_the_border_up(tmp_path: Path) -> None:
+    """A tenth of the photo looks worse than the faults: no border but one above both marks less."""
+    given = list(scenes(tmp_path, reddish_rows=5))
+    assert fit_calibration(Cautious(), given, clean=0.2).border == -2
+    assert fit_calibration(Cautious(), given, clean=0.05).border > -1
+
+
+def test_no_map_and_no_border(tmp_path: Path) -> None:
+    given = list(scenes(tmp_path, reddish_rows=0))
+    base = RewardModel({"type": "conv", "channels": [8], "depths": [1]})
+    with pytest.raises(ValueError, match=r"^model: expected one with a map, got RM_0$"):
+        fit_calibration(base, given)
+    with pytest.raises(ValueError, match=r"^model: expected one with a map, got RM_0$"):
+        apply_calibration(base, MapCalibration(0, 1, 0, 0, 0))
+    with pytest.raises(ValueError, match=r"^clean: expected a share that some border keeps to, got -1"):
+        fit_calibration(Cautious(), given, clean=-1)
+
+
+def test_folding_is_exact() -> None:
+    torch.manual_seed(0)
+    model = RewardModel({"type": "conv", "channels": [8, 16], "depths": [1, 1]}, {"width": 8}).eval()
+    with torch.no_grad():
+        model.decoder.conv2.weight.normal_(std=0.3)
+        image = torch.rand(1, 3, 40, 48)
+        before = model(image).map
+        after = apply_calibration(model, MapCalibration(-1.5, 2.0, 0, 0, 0))(image).map
+    torch.testing.assert_close(after, torch.sigmoid(2 * (before.logit() + 1.5)), atol=1e-5, rtol=0)
+    assert after.std() > 0.01
