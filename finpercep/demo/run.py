@@ -1,7 +1,7 @@
 """``finpercep demo``: photos, super-resolved versions of them and implanted faults, scored and mapped on one page.
 
 Needs nothing from outside: the photos come inside scikit-image, the faults are made here from 2 to 4.5 times smaller
-copies by the naive reconstructions of `finpercep.data.sources.synthetic`.
+copies by the naive reconstructions of `finpercep.data.sources.synthetic`, and by a real GAN where one is installed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from finpercep.data.demo_photos import load_photo
 from finpercep.demo.page import write_page, write_sheet
+from finpercep.demo.real_faults import MORE, real_scene
 from finpercep.demo.scenes import make_scene, score_scene
 
 if TYPE_CHECKING:
@@ -62,17 +63,20 @@ def run_demo(model: RewardModel, folder: Path, model_name: str) -> Path:
         table.add_column(column, justify="right")
     scenes = []
     seconds = 0.0
-    for name, (source, seed, note) in FAULTS.items():
-        scene = make_scene(name, load_photo(name), source, note, seed)
+    drawn = [make_scene(name, load_photo(name), source, note, seed) for name, (source, seed, note) in FAULTS.items()]
+    real = real_scene("coffee", load_photo("coffee"))
+    for scene in drawn if real is None else [real, *drawn]:
         start = time.perf_counter()
         scenes.append(score_scene(model, scene))
         seconds += time.perf_counter() - start
         photo, rebuilt, implanted = scenes[-1].cases
         figures = (photo.score, rebuilt.score, implanted.score, *implanted.inside_outside())
-        table.add_row(name, source, *(f"{figure:.3f}" for figure in figures))
+        table.add_row(scene.name, scene.source, *(f"{figure:.3f}" for figure in figures))
     page = write_page(scenes, folder / "index.html", model_name, model.fingerprint, seconds)
     sheet = write_sheet(scenes, folder / "sheet.png")
     console.print("Scores (1 = clean); mean map inside and outside of the implanted box\n")
     console.print(table)
+    if real is None:
+        console.print(f"\n{MORE}", soft_wrap=True)
     console.print(f"\npage   {page}\nsheet  {sheet}", soft_wrap=True)
     return page

@@ -15,7 +15,7 @@ from finpercep.engine.files import score_image
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
 
-__all__ = ["Case", "Scene", "make_scene", "most_different_box", "score_scene"]
+__all__ = ["Case", "Scene", "implant", "make_scene", "most_different_box", "score_scene"]
 
 BOX_SIDE = 0.34  # of the photo's sides: large enough to see, small enough that most of the photo stays clean
 
@@ -57,8 +57,12 @@ class Scene(NamedTuple):
 
 
 def make_scene(name: str, photo: Tensor, source: str, note: str = "", seed: int = 0) -> Scene:
-    """Make the super-resolved version and implant its most different box into the photo. Not scored yet."""
-    rebuilt = synthetic_source(source, photo, torch.Generator().manual_seed(seed))
+    """Make the super-resolved version by a synthetic source and implant its faults. Not scored yet."""
+    return implant(name, photo, synthetic_source(source, photo, torch.Generator().manual_seed(seed)), source, note)
+
+
+def implant(name: str, photo: Tensor, rebuilt: Tensor, source: str, note: str = "") -> Scene:
+    """A scene of a photo and its super-resolved version (3,H,W), whose most different box is put into the photo."""
     left, top, right, bottom = box = most_different_box(photo, rebuilt)
     mask = torch.zeros_like(photo[:1], dtype=torch.bool)
     mask[:, top:bottom, left:right] = True

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from finpercep.cli.main import app
 from finpercep.data.demo_photos import PHOTOS, load_photo
+from finpercep.demo import real_faults
 from finpercep.demo.page import write_page, write_sheet
 from finpercep.demo.run import FAULTS
 from finpercep.demo.scenes import Scene, make_scene, most_different_box, score_scene
@@ -116,12 +118,37 @@ def test_photos_come_with_scikit_image(tmp_path: Path, monkeypatch: pytest.Monke
         assert 0.8 < photo.max() <= 1
 
 
+def test_a_real_gan_is_shown_where_one_is_installed(
+    make_photo: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real network replaced: what it is given, and where its result goes."""
+    monkeypatch.setattr(real_faults.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(real_faults, "packaged_models", lambda: {real_faults.MODEL: Path("x.param")})
+    given = []
+
+    def network(lr: torch.Tensor) -> torch.Tensor:
+        given.append(lr)
+        return torch.nn.functional.interpolate(lr, scale_factor=4.0) * 1.5 - 0.25
+
+    monkeypatch.setattr(real_faults, "NcnnSource", lambda *_, **__: SimpleNamespace(model=network))
+    photo = make_photo(300, 320)
+    scene = real_faults.real_scene("cat", photo)
+    assert scene is not None
+    assert scene.cases[0].image.shape == (3, 256, 256)
+    assert torch.equal(scene.cases[0].image, photo[:, 22:278, 32:288])
+    assert given[0].shape == (1, 3, 64, 64)
+    assert torch.equal(scene.cases[1].image, network(given[0])[0].clamp(0, 1))
+    assert scene.source == "realesrgan-x4plus"
+
+
 @pytest.mark.usefixtures("no_network")
-def test_command(tmp_path: Path, model_folder: Path) -> None:
+def test_command(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
+    monkeypatch.setattr(real_faults, "packaged_models", dict)  # as on a machine without the GAN
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--model", str(model_folder)])
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "sheet.png"]
     for name in FAULTS:
         assert re.search(rf"^{name} +\w+( +[01]\.\d{{3}}){{5}}", result.stdout, flags=re.M)
+    assert real_faults.MORE in result.stdout
     assert str(tmp_path / "index.html") in result.stdout
