@@ -14,6 +14,7 @@ from finpercep.cli.make_dataset import MakeDataset, make_dataset
 from finpercep.cli.output import checked_output
 from finpercep.cli.profile import profile
 from finpercep.cli.score import score
+from finpercep.cli.serve import Serve, serve
 from finpercep.cli.train_reward import TrainReward, train_reward
 from finpercep.cli.train_rl import train_rl
 
@@ -49,6 +50,7 @@ def options(
 app.command()(score)
 app.command()(profile)
 app.command()(export)
+app.command(cls=Serve)(serve)
 app.command()(info)
 app.command()(demo)
 app.command(cls=TrainReward)(train_reward)

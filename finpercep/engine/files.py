@@ -21,7 +21,7 @@ from finpercep.models.scoring import worst_mean
 if TYPE_CHECKING:
     from finpercep.models.reward_model import RewardModel
 
-__all__ = ["FileScore", "map_file_names", "score_files"]
+__all__ = ["FileScore", "figures_of", "map_file_names", "score_files"]
 
 
 class FileScore(NamedTuple):
@@ -47,7 +47,7 @@ def score_image(model: RewardModel, image: Tensor) -> tuple[float, float, float,
     """
     out = model.score([image])
     outcome = Outcome(out.score[0], None if out.map is None else out.map[0])
-    return (*_figures(outcome), outcome.map)
+    return (*figures_of(outcome), outcome.map)
 
 
 def score_files(
@@ -63,7 +63,7 @@ def score_files(
     scorer = model if isinstance(model, Scorer) else Scorer(model)
 
     def finish(image: Tensor, outcome: Outcome, index: int) -> FileScore:
-        figures = _figures(outcome)
+        figures = figures_of(outcome)
         if names is not None and outcome.map is not None:
             save_image(overlay(image, outcome.map), names[index])
         return FileScore(paths[index], *figures)
@@ -76,7 +76,7 @@ def score_files(
             scorer.close()
 
 
-def _figures(outcome: Outcome) -> tuple[float, float, float]:
+def figures_of(outcome: Outcome) -> tuple[float, float, float]:
     """Score, mean of the map, mean of its worst 1 %; the means are NaN without a map.
 
     Raises:

@@ -130,7 +130,7 @@ class Run:
 
 
 def _decoded(item: Item) -> Tensor:
-    image = item.given
+    image = item.given() if callable(item.given) else item.given
     if isinstance(image, Tensor) and image.is_cuda and image.is_floating_point() and image.shape[:1] == (3,):
         return image  # checking its values would wait for the GPU
     return to_tensor(image, name=f"images[{item.index}]")

@@ -170,7 +170,8 @@ class Scorer:
         """Outcomes of images in their order, as soon as they are ready; holds a bounded number of images.
 
         Args:
-            images: paths, PIL images, arrays or tensors; taken as they are needed.
+            images: paths, PIL images, arrays or tensors, or functions that give one, called where images are decoded;
+                taken as they are needed.
             then: gives what is yielded in place of an `Outcome`, from the image (3,H,W), its outcome and its number;
                 runs beside the computation.
             **context: see `score`.

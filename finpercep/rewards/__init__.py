@@ -6,6 +6,7 @@ from finpercep.rewards.consistency import LRConsistency
 from finpercep.rewards.load import load_reward
 from finpercep.rewards.mixture import Mixture
 from finpercep.rewards.protocol import Reward, call_reward
+from finpercep.rewards.remote import RemoteReward
 from finpercep.rewards.stage import StageReward
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LRConsistency",
     "Mixture",
     "PyIQAReward",
+    "RemoteReward",
     "Reward",
     "StageReward",
     "call_reward",

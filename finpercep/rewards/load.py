@@ -12,12 +12,14 @@ from finpercep.io.modules import imported
 from finpercep.models import load_base
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
 from finpercep.rewards.protocol import Reward
+from finpercep.rewards.remote import RemoteReward
 
 
 def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) -> Reward:
     """A reward by its name, without gradients to its weights.
 
     - ``finpercep-tiny``, a folder, or a hub id: a `RewardModel`, or a `CLIPIQA` where the files are one;
+    - ``http://host:port``: what `finpercep serve` serves there, see `RemoteReward`;
     - ``pyiqa:NAME``: a no-reference metric of pyiqa, see `PyIQAReward`;
     - ``module:name``: an object of a module that can be imported. A scoring function (first argument
       `images`) is taken as flow_grpo's, see `FunctionReward`. Any other function is called, with `device=` where it has
@@ -32,6 +34,8 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
         ValueError: a name that names nothing; the nearest known one is suggested.
     """
     kind, colon, rest = str(spec).partition(":")
+    if kind in ("http", "https") and colon:
+        return RemoteReward(str(spec))
     if kind == "pyiqa" and colon:
         return PyIQAReward(rest).requires_grad_(False).to(device)
     if colon and rest and not Path(spec).exists():

@@ -1,0 +1,267 @@
+"""A reward that another process computes: the client of `finpercep serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import io
+import json
+import os
+import random
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finpercep.models import RewardOutput
+from finpercep.models.scoring import as_images
+
+__all__ = ["MAPS", "PNG", "RAW", "SHAPE", "TOKEN", "RemoteReward", "ServiceError"]
+
+PNG, RAW = "image/png", "application/octet-stream"
+SHAPE = "X-Shape"
+TOKEN = "FINPERCEP_TOKEN"
+"""Environment variable that holds the token of a service."""
+MAPS = ("png", "fp16")
+FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts
+_AGAIN = (408, 429, 502, 503, 504)
+
+
+class ServiceError(RuntimeError):
+    """A service that gave no answer in time, refused a request, or serves another reward than before."""
+
+
+class _Reply(NamedTuple):
+    status: int
+    headers: Any
+    body: bytes
+
+
+class RemoteReward:
+    """A reward of the protocol whose answers come from `finpercep serve`.
+
+    Images go as they would into an 8-bit file, uncompressed or as PNG; nothing is lost and nothing is pickled. Requests
+    that meet a busy service, a lost connection or a process that was killed are sent again until `patience` is over.
+    Answers carry no gradients.
+
+    Args:
+        url: "http://host:port", or "https://…". Credentials do not belong into it.
+        token: what the service was started with; None is that of the environment variable FINPERCEP_TOKEN.
+        maps: "fp16" or "png" (8 bits) asks for maps as well; None for scores alone.
+        transport: "raw" or, for slow networks, "png".
+        connections: requests at once.
+        images_per_request: at most.
+        timeout: seconds that one attempt may take.
+        patience: seconds until a request is given up.
+
+    Raises:
+        ValueError: an argument outside of these.
+        ServiceError: there is no such service.
+    """
+
+    lower_better = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        maps: str | None = None,
+        transport: str = "raw",
+        connections: int = 16,
+        images_per_request: int = 4,
+        timeout: float = 60.0,
+        patience: float = 120.0,
+    ) -> None:
+        place = urlsplit(url)
+        if place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
+            raise ValueError(f"url: expected http://host:port, got {url}")
+        if maps is not None and maps not in MAPS:
+            raise ValueError(f"maps: expected None, {' or '.join(MAPS)}, got {maps!r}")
+        if transport not in ("raw", "png"):
+            raise ValueError(f"transport: expected raw or png, got {transport!r}")
+        for name, value in (("connections", connections), ("images_per_request", images_per_request)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.url, self.maps, self.transport = url.rstrip("/"), maps, transport
+        self._place, self._token = place, token or os.environ.get(TOKEN) or None
+        self._most, self._timeout, self._patience = images_per_request, timeout, patience
+        self._pool = ThreadPoolExecutor(connections, "finpercep-remote")
+        self._waiting = ThreadPoolExecutor(connections, "finpercep-remote-score")
+        self._own = threading.local()
+        about = self._json(self._insist("GET", "/info", {}, b""))
+        self.fingerprint: str = about["fingerprint"]
+        self.has_map = bool(about["has_map"]) and maps is not None
+        if maps is not None and not about["has_map"]:
+            raise ValueError(f"maps: expected None of {self.url}, whose reward has no map, got {maps!r}")
+        self._most = min(self._most, int(about["limits"]["images"]))
+        self._most_bytes, self._most_pixels = int(about["limits"]["bytes"]), int(about["limits"]["pixels"])
+
+    def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
+        """Scores, and maps if asked for, of a batch (B,3,H,W), float in [0, 1] or uint8, on its device."""
+        found = self.score(images)
+        degradation = found.map.to(images.device) if isinstance(found.map, Tensor) else None
+        return RewardOutput(found.score.to(images.device), degradation)
+
+    def score(self, images: Any) -> RewardOutput:
+        """Score a batch, one image, or a list of paths, PIL images, arrays and tensors; see `RewardModel.score`.
+
+        Raises:
+            ImageError: an image that cannot be read or used.
+            ServiceError: see there.
+        """
+        items, stacked = as_images(images)
+        answers = [self._pool.submit(self._request, group) for group in self._groups(items)]
+        found = [one for answer in answers for one in answer.result()]
+        scores = torch.tensor([score for score, _ in found], dtype=torch.float32)
+        if not self.has_map:
+            return RewardOutput(scores, None)
+        maps = [degradation for _, degradation in found if degradation is not None]
+        return RewardOutput(scores, torch.stack(maps) if stacked else maps)
+
+    def score_async(self, images: Any) -> Future[RewardOutput]:
+        """`score` in the background; as many calls as there are connections go on at once."""
+        return self._waiting.submit(self.score, images)
+
+    async def ascore(self, images: Any) -> RewardOutput:
+        """`score` for `await`."""
+        return await asyncio.wrap_future(self.score_async(images))
+
+    def close(self) -> None:
+        """Wait for what is asked and end the threads."""
+        self._waiting.shutdown()
+        self._pool.shutdown()
+
+    def _groups(self, items: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Neighbors of one size, as many as one request may hold."""
+        group: list[Tensor] = []
+        for item in items:
+            pixels = item[0].numel()
+            room = min(self._most, self._most_pixels // pixels, self._most_bytes // (3 * pixels))
+            if group and (len(group) >= room or group[0].shape != item.shape):
+                yield group
+                group = []
+            group.append(item)
+        if group:
+            yield group
+
+    def _request(self, images: Sequence[Tensor]) -> list[tuple[float, Tensor | None]]:
+        batch = torch.stack([_eight_bit(image) for image in images]).cpu()
+        path = "/score" if self.maps is None else f"/score?maps={self.maps}"
+        answer = self._json(self._insist("POST", path, *self._body(batch)))
+        results = answer["results"]
+        if answer["fingerprint"] != self.fingerprint:
+            raise ServiceError(
+                f"{self.url}: expected the reward {self.fingerprint} as before, got {answer['fingerprint']}"
+            )
+        if len(results) != len(images):
+            raise ServiceError(f"{self.url}: expected {len(images)} results, got {len(results)}")
+        shape = (1, *batch.shape[-2:])
+        return [(float(one["score"]), _map(one["map"], self.maps, shape) if self.maps else None) for one in results]
+
+    def _body(self, batch: Tensor) -> tuple[dict[str, str], bytes]:
+        if self.transport == "raw":
+            shape = ",".join(str(n) for n in batch.shape)
+            return {"Content-Type": RAW, SHAPE: shape}, batch.numpy().tobytes()
+        boundary = f"finpercep{random.getrandbits(128):032x}"
+        lines = [f'--{boundary}\r\nContent-Disposition: form-data; name="image"\r\n\r\n'.encode(), b"\r\n"]
+        body = b"".join(lines[0] + _png(image) + lines[1] for image in batch) + f"--{boundary}--\r\n".encode()
+        return {"Content-Type": f"multipart/form-data; boundary={boundary}"}, body
+
+    def _insist(self, method: str, path: str, headers: dict[str, str], body: bytes) -> _Reply:
+        """The reply to a request, which is sent again as long as there is hope and patience."""
+        end, pause = time.monotonic() + self._patience, FIRST_WAIT
+        while True:
+            asked = None
+            try:
+                reply = self._send(method, path, headers, body)
+                if reply.status == 200:
+                    return reply
+                reason = _reason(reply)
+                if not _is_passing(reply):
+                    raise ServiceError(f"{self.url}: expected an answer, got {reply.status}: {reason}")
+                asked = reply.headers.get("Retry-After")
+            except (OSError, http.client.HTTPException) as error:
+                self._disconnect()
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    raise ServiceError(f"{self.url}: expected a valid certificate, got {error}") from error
+                reason = str(error) or type(error).__name__
+            wait = float(asked) if asked and asked.isdecimal() else pause
+            wait = min(wait, LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            if time.monotonic() + wait > end:
+                raise ServiceError(f"{self.url}: expected an answer within {self._patience:g} s, got {reason}")
+            time.sleep(wait)
+            pause = min(2 * pause, LONGEST_WAIT)
+
+    def _send(self, method: str, path: str, headers: dict[str, str], body: bytes) -> _Reply:
+        connection = getattr(self._own, "connection", None)
+        if connection is None:
+            made = http.client.HTTPSConnection if self._place.scheme == "https" else http.client.HTTPConnection
+            assert self._place.hostname is not None
+            connection = made(self._place.hostname, self._place.port, timeout=self._timeout)
+            self._own.connection = connection
+        authorization = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        connection.request(method, self._place.path.rstrip("/") + path, body, {**headers, **authorization})
+        answer = connection.getresponse()
+        return _Reply(answer.status, answer.headers, answer.read())
+
+    def _disconnect(self) -> None:
+        connection = getattr(self._own, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._own.connection = None
+
+    def _json(self, reply: _Reply) -> dict[str, Any]:
+        try:
+            found = json.loads(reply.body)
+            found["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServiceError(f"{self.url}: expected a service of finpercep, got another answer") from error
+        return dict(found)
+
+
+def _is_passing(reply: _Reply) -> bool:
+    """Whether another attempt may succeed: busy, or not an answer of the reward itself (whose process has died)."""
+    return reply.status in _AGAIN or (reply.status == 500 and not _is_ours(reply))
+
+
+def _is_ours(reply: _Reply) -> bool:
+    return str(reply.headers.get("Content-Type", "")).startswith("application/json")
+
+
+def _reason(reply: _Reply) -> str:
+    try:
+        return str(json.loads(reply.body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {reply.status}"
+
+
+def _eight_bit(image: Tensor) -> Tensor:
+    image = image.detach()
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _png(image: Tensor) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _map(text: str, kind: str | None, shape: tuple[int, ...]) -> Tensor:
+    data = base64.b64decode(text)
+    if kind == "png":
+        from PIL import Image
+
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return torch.from_numpy(np.array(image)).view(shape).float() / 255
+    return torch.frombuffer(bytearray(data), dtype=torch.float16).view(shape).float()

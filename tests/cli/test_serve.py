@@ -1,0 +1,82 @@
+"""``finpercep serve``: what it refuses before anything starts, and what it starts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from finpercep.cli.main import app
+from finpercep.engine.serve import on_ray
+from finpercep.engine.serve.settings import ServeSettings
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> Any:
+    return CliRunner().invoke(app, ["serve", *arguments], env={"FINPERCEP_TOKEN": "", **(env or {})})
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What would have been served."""
+    calls: list[Any] = []
+
+    @contextmanager
+    def serving(model: str, settings: ServeSettings, **given: Any) -> Iterator[str]:
+        calls.append((model, settings, given))
+        yield f"http://{settings.host}:{settings.port}"
+
+    monkeypatch.setattr(on_ray, "serving", serving)
+    monkeypatch.setattr(on_ray, "wait_for_the_end", lambda: None)
+    return calls
+
+
+def test_options_become_settings(started: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    options = ["--port", "9000", "--replicas", "2", "--queue-images", "128", "--dtype", "bf16", "--deterministic"]
+    result = run("--model", "m", "--threads", "3", "--device", "cpu", "--token-file", str(tmp_path / "token"), *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "m: http://127.0.0.1:9000/score; metrics on port 8001; Ctrl-C ends\n"
+    ((model, settings, given),) = started
+    assert (model, given) == ("m", {"device": "cpu", "cores": 3, "token": "secret", "address": None})
+    assert settings == ServeSettings(port=9000, replicas=2, queue_images=128, dtype="bf16", deterministic=True)
+
+
+def test_the_token_of_the_environment(started: list[Any]) -> None:
+    run("--device", "cpu", env={"FINPERCEP_TOKEN": "secret"})
+    run("--device", "cpu")
+    assert [given["token"] for _, _, given in started] == ["secret", None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "host: expected 127.0.0.1, or a token for 0.0.0.0, which others reach\n"),
+        (["--dtype", "fp8"], "dtype: expected fp32, bf16, fp16, got 'fp8'\n"),
+        (["--queue-images", "1"], "queue_images: expected at least request_images, 64, got 1\n"),
+        (["--token-file", "gone"], "gone: No such file or directory\n"),
+        (["--device", "nowhere"], "--device: expected a device of this machine, got nowhere: "),
+    ],
+)
+def test_refused(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+
+
+def test_an_empty_token_is_none(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+    result = run("--token-file", str(tmp_path / "token"))
+    assert (result.exit_code, result.stderr) == (2, f"{tmp_path / 'token'}: expected a token, got an empty file\n")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run("--device", "cpu")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("serve needs Ray (")
+    assert result.stderr.endswith("pip install 'finpercep[serve]'\n")
