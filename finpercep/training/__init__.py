@@ -1,4 +1,4 @@
-"""Training the reward model (supplement, section 5.1): settings, losses, trainer."""
+"""Training the reward model (supplement, section 5.1): settings, losses, trainer, calibration."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from finpercep._lazy import lazy
 
 __all__ = [
     "LossWeights",
+    "MapCalibration",
     "RewardTrainConfig",
     "RewardTrainer",
     "align_loss",
+    "apply_calibration",
     "entropy_loss",
+    "fit_calibration",
     "level_loss",
     "map_loss",
     "rank_loss",
@@ -20,6 +23,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from finpercep.training.calibration import MapCalibration, apply_calibration, fit_calibration
     from finpercep.training.config import RewardTrainConfig
     from finpercep.training.losses import (
         LossWeights,
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     )
     from finpercep.training.trainer import RewardTrainer, train
 
+_CALIBRATION = ("MapCalibration", "apply_calibration", "fit_calibration")
 _LOSSES = ("LossWeights", "align_loss", "entropy_loss", "level_loss", "map_loss", "rank_loss", "total_loss")
 __getattr__, __dir__ = lazy(
     __name__,
@@ -39,6 +44,7 @@ __getattr__, __dir__ = lazy(
         "RewardTrainConfig": "finpercep.training.config",
         "RewardTrainer": "finpercep.training.trainer",
         "train": "finpercep.training.trainer",
+        **dict.fromkeys(_CALIBRATION, "finpercep.training.calibration"),
         **dict.fromkeys(_LOSSES, "finpercep.training.losses"),
     },
 )
