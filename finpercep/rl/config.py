@@ -50,6 +50,7 @@ class RLConfig:
         degraded: share of the low-resolution images that are made on the fly by the degradation pipeline.
         updates: of the weights for each collection; its rows are divided among them.
         max_norm: to which the gradient is limited.
+        max_skipped: steps in a row that are skipped because no group's rewards differ; so many are an error.
         ema: decay of the moving average of the weights, which is what is measured and saved; 0 is none.
         keep: checkpoints that are kept, the last ones.
         dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
@@ -74,6 +75,7 @@ class RLConfig:
     updates: int = 1
     weight_decay: float = 1e-4
     max_norm: float = 1.0
+    max_skipped: int = 10
     ema: float = 0.0
     keep: int = 2
     save_every: int = 50
@@ -85,7 +87,16 @@ class RLConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps"):
+        for name in (
+            "batch",
+            "updates",
+            "keep",
+            "save_every",
+            "eval_every",
+            "eval_photos",
+            "eval_steps",
+            "max_skipped",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.dev_every == 1 or self.dev_every < 0:

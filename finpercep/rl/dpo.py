@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finpercep.data.randomness import seeded
+from finpercep.data.randomness import seeded, uniform
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import mix, per_sample, placed
-from finpercep.rl.experience import Experience
+from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
 from finpercep.rl.scores import group_scores
@@ -56,7 +56,7 @@ class DPO:
         """Sample groups, and make a pair of the best and the worst of each; ties are dropped.
 
         Raises:
-            ValueError: all rewards are tied.
+            DeadGroups: all rewards are tied.
         """
         config, generator = self.config, self.generator
         groups = batch.repeat(config.group_size)
@@ -66,20 +66,25 @@ class DPO:
         by_image = scores.view(len(batch), config.group_size)
         high, low = by_image.max(1), by_image.min(1)
         rows = torch.nonzero(high.values > low.values).flatten()
-        if not len(rows):
-            raise ValueError(
-                f"reward: all {len(batch)} images have equal rewards for all their results, so that there is no pair; "
-                "raise group_size, or use a reward that is not saturated on these images"
-            )
-        draw = seeded(self.seed, "dpo", step)
-        top = generator.steps(config.steps).s[0]  # no model is asked about more noise than it knows
-        s = placed(top * torch.rand(len(rows), generator=draw, dtype=torch.float64), x0)
-        epsilon = placed(torch.randn(len(rows), *x0.shape[1:], generator=draw, dtype=torch.float64), x0)
-        samples = x0.unflatten(0, by_image.shape)
-        pairs = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
         figures = {"reward_avg": scores.mean(), "reward_gap": (high.values - low.values).mean()}
         figures["zero_std_ratio"] = (high.values == low.values).float().mean()
-        return Experience(batch[rows], {**pairs, "s": s, "epsilon": epsilon}, figures)
+        if not len(rows):
+            raise DeadGroups(
+                f"reward: all {len(batch)} images have equal rewards for all their results, so that there is no pair; "
+                "raise group_size, or use a reward that is not saturated on these images",
+                figures,
+            )
+        samples, pairs = x0.unflatten(0, by_image.shape), batch[rows]
+        tensors = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
+        return Experience(pairs, {**tensors, **self._noise(pairs, x0, step)}, figures)
+
+    def _noise(self, batch: Batch, like: Tensor, step: int) -> dict[str, Tensor]:
+        """A level s (B,) and ε (B,C,h,w) for each pair: a function of its image and of the step."""
+        top = self.generator.steps(self.config.steps).s[0]  # no model is asked about more noise than it knows
+        draws = [seeded(self.seed, "dpo", step, image) for image in batch.ids.tolist()]
+        s = torch.tensor([uniform(0, top, draw) for draw in draws], dtype=torch.float64)
+        epsilon = [torch.randn(like.shape[1:], generator=draw, dtype=torch.float64) for draw in draws]
+        return {"s": placed(s, like), "epsilon": placed(torch.stack(epsilon), like)}
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """Eq. 3 to minimize: the log-sigmoid of each pair, then their mean; and how often the pair is ordered right."""

@@ -11,6 +11,18 @@ from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 
 
+class DeadGroups(ValueError):
+    """Not one group has rewards that differ, so that there is nothing to learn; says what to do.
+
+    Attributes:
+        figures: name -> () on the device, for the log.
+    """
+
+    def __init__(self, message: str, figures: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.figures = figures
+
+
 @dataclass(frozen=True)
 class Experience:
     """Rows to learn from, in the order in which they are trained.
@@ -21,6 +33,7 @@ class Experience:
         figures: name -> () on the device, for the log.
         reward: for losses that go through it.
         fresh: no update has been made since it was collected.
+        hint: where there are no rows, why, and what to do.
     """
 
     batch: Batch
@@ -28,6 +41,7 @@ class Experience:
     figures: dict[str, Tensor] = field(default_factory=dict)
     reward: Reward | None = None
     fresh: bool = True
+    hint: str = ""
 
     def __len__(self) -> int:
         return len(self.batch)

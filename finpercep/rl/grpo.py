@@ -15,7 +15,7 @@ from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import initial_noise, sample_generators
-from finpercep.rl.scores import group_advantages, group_scores
+from finpercep.rl.scores import alive, group_advantages, group_scores
 
 RATIO_TOLERANCE = 1e-5
 
@@ -77,10 +77,13 @@ class GRPO:
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
-        """Sample and score the groups. One row is one trained step of one sample.
+        """Sample and score the groups. One row is one trained step of one sample; dead groups are left out.
 
         Old log-probabilities are those of the micro-batches that train: a forward pass in low precision depends on the
         shape of its batch, and then the ratio would not begin at 1.
+
+        Raises:
+            DeadGroups: no group whose rewards differ.
         """
         config = self.config
         groups = batch.repeat(config.group_size)
@@ -88,9 +91,10 @@ class GRPO:
         scores = group_scores(reward, images, groups)
         advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
         count = config.trained[1] - config.trained[0]
-        rows = {name: torch.stack(values, 1).flatten(0, 1) for name, values in taken.items()}
-        rows["advantage"] = advantages.repeat_interleave(count)
-        experience = Experience(groups.repeat(count), rows, figures)
+        keep = alive(advantages, config.group_size)
+        rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
+        rows["advantage"] = advantages[keep].repeat_interleave(count)
+        experience = Experience(groups[keep].repeat(count), rows, figures)
         old = [self._transition(part).log_prob for part in experience.parts(config.micro_batch)]
         return replace(experience, tensors={**rows, "old_log_prob": torch.cat(old)})
 

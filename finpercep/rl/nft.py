@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finpercep.data.randomness import integer, seeded
+from finpercep.data.randomness import integer
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import group_advantages, group_scores
+from finpercep.rl.scores import alive, group_advantages, group_scores
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,27 @@ class NFT:
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
-        """Sample and score groups, noise each result to one of the sampler's levels, and keep v_old there."""
+        """Sample and score groups, noise each result to one of the sampler's levels, and keep v_old there.
+
+        Raises:
+            DeadGroups: no group whose rewards differ; those with equal rewards are left out.
+        """
         config, generator = self.config, self.generator
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
         x0, condition = sample(generator, groups, config.steps, draws), generator.condition(groups)
         scores = group_scores(reward, generator.decode(x0, condition), groups)
         advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
-        draw, levels = seeded(self.seed, "nft", step), generator.steps(config.steps).s
-        drawn = [levels[integer(0, config.steps - 1, draw)] for _ in range(len(groups))]
+        levels = generator.steps(config.steps).s
+        draws = sample_generators(groups.ids, self.seed, "nft", step)
+        drawn = [levels[integer(0, config.steps - 1, draw)] for draw in draws]
+        epsilon = [torch.randn(x0.shape[1:], generator=draw, dtype=torch.float64) for draw in draws]
         s = placed(torch.tensor(drawn, dtype=torch.float64), x0)
-        x = mix(x0, placed(torch.randn(x0.shape, generator=draw, dtype=torch.float64), x0), s)
-        rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition)}
-        share = 0.5 + (advantages / config.advantage_clip) / 2
-        return Experience(groups, {**rows, "share": share.to(x0.dtype)}, figures)
+        x = mix(x0, placed(torch.stack(epsilon), x0), s)
+        share = (0.5 + (advantages / config.advantage_clip) / 2).to(x0.dtype)
+        rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition), "share": share}
+        keep = alive(advantages, config.group_size)
+        return Experience(groups[keep], {name: row[keep] for name, row in rows.items()}, figures)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """c/β·mean(r·L⁺ + (1-r)·L⁻), and the distance to the reference."""

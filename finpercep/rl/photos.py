@@ -92,6 +92,28 @@ class Crops:
         return lr, photo
 
 
+def split_pairs(
+    roots: Sequence[str], scale: int, *, dev_every: int = 0, held: int = 16
+) -> tuple[list[Pair], list[Pair]]:
+    """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
+
+    Raises:
+        ValueError: no folder, or nothing to hold out; see `load_pairs`.
+    """
+    if not roots:
+        raise ValueError("data: expected at least one folder, got none")
+    fit = load_pairs(roots, "train", scale)
+    if dev_every:
+        out = fit[dev_every - 1 :: dev_every]
+        del fit[dev_every - 1 :: dev_every]
+        if not out:
+            raise ValueError(f"dev_every: expected at most the {len(fit)} photos there are, got {dev_every}")
+    else:
+        out = load_pairs(roots, "val", scale)
+    # Every n-th, so that all sets are among them.
+    return fit, out[:: max(1, len(out) // held)][:held]
+
+
 def _mirrored(image: Tensor) -> Tensor:
     return image.flip(-1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finpercep.data.randomness import integer, seeded
+from finpercep.data.randomness import integer, seed_of, seeded
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import clean
@@ -64,7 +64,8 @@ class ReFL:
         draws = sample_generators(batch.ids, self.seed, "noise", step)
         x = sample(self.generator, batch, self.config.steps, draws, stop=at)
         s = self.generator.steps(self.config.steps).s[at]
-        seeds = torch.randint(2**62, (len(batch),), generator=draw)  # of the pre-training term
+        # Of the pre-training term, for each row: it does not depend on the micro-batch or the process it is in.
+        seeds = torch.tensor([seed_of(self.seed, "pretrain", step, image) for image in batch.ids.tolist()])
         levels = torch.full((len(x),), s, device=x.device, dtype=x.dtype)
         return Experience(batch, {"x": x, "s": levels, "seed": seeds}, reward=reward)
 
@@ -89,7 +90,7 @@ class ReFL:
         terms = {"policy_loss": weighted.mean(), "reward_avg": rewards.detach().mean()}
         loss = config.weight * terms["policy_loss"]
         if config.pretrain:
-            draw = torch.Generator().manual_seed(int(part.tensors["seed"][0]))
-            terms["pretrain_loss"] = flow_matching_loss(generator, part.batch, draw)
+            draws = [torch.Generator().manual_seed(seed) for seed in part.tensors["seed"].tolist()]
+            terms["pretrain_loss"] = flow_matching_loss(generator, part.batch, draws)
             loss = loss + terms["pretrain_loss"]
         return {"loss": loss, **terms}

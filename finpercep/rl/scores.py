@@ -10,6 +10,7 @@ from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture, Reward, call_reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.clock import timed
+from finpercep.rl.experience import DeadGroups
 
 
 def as_file(images: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ def group_advantages(
         Advantages (N,) within [-clip, clip], and figures for the log under flow_grpo's names.
 
     Raises:
-        ValueError: a group of one, or no group whose rewards differ: there is nothing to learn from.
+        ValueError: a group of one.
+        DeadGroups: no group whose rewards differ.
     """
     where = ids.to(scores["avg"].device)
     advantages, stats = ops.group_advantage(scores["avg"], group_ids=where)
@@ -74,11 +76,21 @@ def group_advantages(
         dead = min(int(one.zero_variance) for one in by_part.values())
     else:
         dead = int(stats.zero_variance)
-    if dead == int(stats.groups):
-        raise ValueError(
-            f"reward: all {dead} groups have equal rewards, so that nothing can be learned; raise noise_level or "
-            "group_size, or use a reward that is not saturated on these images"
-        )
     figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
     figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
+    if dead == int(stats.groups):
+        raise DeadGroups(
+            f"reward: all {dead} groups have equal rewards, so that nothing can be learned; raise noise_level or "
+            "group_size, or use a reward that is not saturated on these images",
+            figures,
+        )
     return advantages.clamp(-clip, clip), figures
+
+
+def alive(advantages: Tensor, group_size: int) -> Tensor:
+    """Numbers of the rows (N,) whose group has an advantage that is not 0; groups lie side by side.
+
+    The others would teach nothing, but would have a share in every mean.
+    """
+    groups = (advantages != 0).view(-1, group_size).any(1)
+    return torch.nonzero(groups.repeat_interleave(group_size)).flatten()

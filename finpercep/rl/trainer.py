@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finpercep.io.pictures import save_image
+from finpercep.rewards import Reward
+from finpercep.rl.batch import Batch
 from finpercep.rl.checkpoints import checkpoints, write_checkpoint
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.config import RLConfig, build_algorithm, build_curriculum, build_judge, comparable, load_rewards
 from finpercep.rl.curriculum import Moment
-from finpercep.rl.ema import MovingAverage
-from finpercep.rl.experience import Experience
+from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
+from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.monitors import Alarm
-from finpercep.rl.photos import Crops, Pair, load_pairs
+from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
-from finpercep.rl.ranks import Ranks
 from finpercep.rl.refresh import Refresh
-from finpercep.runs.finite import FiniteGuard
+from finpercep.runs.ema import MovingAverage
+from finpercep.runs.ranks import Ranks
 from finpercep.runs.state import check_settings, read_state
 
-STATE_PARTS = ("step", "generator", "optimizer", "random", "settings", "curriculum", "alarm")
+STATE_PARTS = ("step", "generator", "optimizer", "random", "settings", "curriculum", "alarm", "skipped")
 
 
 class RLTrainer:
@@ -54,7 +52,7 @@ class RLTrainer:
         self.algorithm = build_algorithm(config, self.generator)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
-        fit, held = _photos(config, self.generator.scale)
+        fit, held = split_pairs(config.data, self.generator.scale, dev_every=config.dev_every, held=config.eval_photos)
         keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
@@ -70,7 +68,8 @@ class RLTrainer:
             "reward_fingerprints": list(self.fingerprints),
         }
         self.alarm, self.alarms = Alarm(config.monitors.patience), list[str]()
-        self.guard, self.clock = FiniteGuard(self.device), Clock(self.device)
+        self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
+        self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
         self.done = 0
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -94,8 +93,11 @@ class RLTrainer:
     def step(self) -> dict[str, float]:
         """Collect, and update the weights `updates` times; returns the figures of the step.
 
+        Where no group's rewards differ, of any process, there is no update, and "skipped" counts it.
+
         Raises:
             FloatingPointError: a reward, a loss or a gradient is not finite.
+            ValueError: too many steps in a row were skipped.
             ValueError, RuntimeError: see the algorithms.
         """
         with self.clock.running():
@@ -123,18 +125,14 @@ class RLTrainer:
         batch = self.generator.prepare(self.crops.batch(self.done, config.batch)[self.rows].to(self.device))
         with timed("rollout"):
             # One version of the reward scores all groups of a step, and advantages are normalized inside of them.
-            experience = self.algorithm.collect(batch, moment.reward, self.done)
+            experience = self._collect(batch, moment.reward)
         self.images = config.batch * getattr(config.algorithm, "group_size", 1)
-        parts = list(experience.parts(config.algorithm.micro_batch))
-        terms: dict[str, Tensor] = {}
         with timed("update"):
-            rows = self.ranks.total(len(experience))
-            for number, share in enumerate(_shares(parts, config.updates)):
-                if not (total := self.ranks.total(sum(map(len, share)))):
-                    continue
-                for name, value in self._update(share, total, fresh=number == 0).items():
-                    terms[name] = terms.get(name, 0) + value * total / rows
-            self.guard.check()
+            terms = self.learner.learn(experience, self.optimizer, config.updates, self.done)
+        if terms:
+            self.skips.in_row = 0
+        else:
+            self.skips.note(experience.hint, self.done, tell=self.ranks.first)
         if self.average is not None:
             self.average.update(self.done)
         self.done += 1
@@ -144,23 +142,16 @@ class RLTrainer:
         place = {"stage": moment.number, "version": self.version(moment.number), "lr": moment.rate}
         if moment.before is not None:
             place["blend"] = moment.blend
+        if self.skips.total:
+            place["skipped"] = self.skips.total
         return {**place, **figures, **{name: float(value) for name, value in terms.items()}, **changed}
 
-    def _update(self, parts: Sequence[Experience], rows: int, *, fresh: bool) -> dict[str, Tensor]:
-        """One update by the mean over the rows of `parts`, of all processes; returns the means of their terms."""
-        terms: dict[str, Tensor] = {}
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            found = self.algorithm.loss(replace(part, fresh=fresh))
-            (found["loss"] * (len(part) / rows)).backward()
-            for name, value in found.items():
-                terms[name] = terms.get(name, 0) + value.detach() * (len(part) / rows)
-        parameters = self.generator.trainable_parameters()
-        self.ranks.add([p.grad for p in parameters if p.grad is not None])
-        self.ranks.add(list(terms.values()))
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_norm)
-        self.guard.step(self.optimizer, self.done, terms["loss"], norm)
-        return {**terms, "grad_norm": norm}
+    def _collect(self, batch: Batch, reward: Reward) -> Experience:
+        """What there is to learn from; no rows where all of this process's groups are dead."""
+        try:
+            return self.algorithm.collect(batch, reward, self.done)
+        except DeadGroups as dead:
+            return Experience(batch[:0], {}, dead.figures, hint=str(dead))
 
     def _refresh(self) -> dict[str, float]:
         """Refresh the reward where it is due; returns what that changed."""
@@ -228,6 +219,7 @@ class RLTrainer:
             "curriculum": self.curriculum.state(),
             "alarm": self.alarm.state(),
             "rewards": list(self.fingerprints),
+            "skipped": [self.skips.total, self.skips.in_row],
         }
         if self.average is not None:
             state["average"] = self.average.averages
@@ -259,6 +251,7 @@ class RLTrainer:
         torch.set_rng_state(state["random"])
         self.curriculum.load_state(state["curriculum"])
         self.alarm.load_state(state["alarm"])
+        self.skips.total, self.skips.in_row = state["skipped"]
         if self.average is not None:
             self.average.averages = [tensor.to(self.device) for tensor in state["average"]]
         if self.refresh is not None:
@@ -271,25 +264,3 @@ class RLTrainer:
             )
         self.done = state["step"]
         return True
-
-
-def _photos(config: RLConfig, scale: int) -> tuple[list[Pair], list[Pair]]:
-    """Photos to train on, and a selection of those that are held out."""
-    if not config.data:
-        raise ValueError("data: expected at least one folder, got none")
-    fit = load_pairs(config.data, "train", scale)
-    if config.dev_every:
-        held = fit[config.dev_every - 1 :: config.dev_every]
-        del fit[config.dev_every - 1 :: config.dev_every]
-        if not held:
-            raise ValueError(f"dev_every: expected at most the {len(fit)} photos there are, got {config.dev_every}")
-    else:
-        held = load_pairs(config.data, "val", scale)
-    # Every n-th, so that all sets are among them.
-    return fit, held[:: max(1, math.floor(len(held) / config.eval_photos))][: config.eval_photos]
-
-
-def _shares(parts: list[Experience], count: int) -> list[list[Experience]]:
-    """The micro-batches of each of `count` updates, as evenly as they can be divided; some may be empty."""
-    edges = [i * len(parts) // count for i in range(count + 1)]
-    return [parts[low:high] for low, high in pairwise(edges)]

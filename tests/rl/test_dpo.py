@@ -88,6 +88,14 @@ def test_pairs():
         algorithm.collect(batch(), Given([0.5] * 6), 0)
 
 
+def test_draws_are_those_of_the_image():
+    algorithm = DPO(Toy(), CONFIG)
+    both, alone = (algorithm.collect(given, Red(), 4).tensors for given in (batch(2), batch(2)[1:]))
+    for name in ("s", "epsilon", "win"):
+        torch.testing.assert_close(both[name][1:], alone[name])
+    assert both["s"][0] != both["s"][1]
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         DPOConfig(group_size=1)

@@ -141,6 +141,17 @@ def test_bad_rewards():
         group_advantages(Red(), {"avg": torch.tensor([0.1, 0.2, 0.3])}, torch.tensor([1, 1, 2]), 5.0)
 
 
+def test_dead_groups_are_left_out():
+    """A group whose results have equal rewards would only make every mean smaller."""
+    algorithm = GRPO(Toy(), replace(CONFIG, group_size=2))
+    some = algorithm.collect(batch(), Given([0.5, 0.5, 0.0, 1.0]), 0)
+    assert some.batch.ids.tolist() == [8] * 6
+    assert [round(a) for a in some.tensors["advantage"].tolist()] == [-1] * 3 + [1] * 3
+    everything = algorithm.collect(batch(), Given([0.4, 0.5, 0.0, 1.0]), 0).tensors
+    for name in ("x", "next", "s", "old_log_prob"):
+        torch.testing.assert_close(some.tensors[name], everything[name][6:])
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         GRPOConfig(group_size=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finpercep.rl.experience import Experience
+from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.nft import NFT, NFTConfig
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
@@ -86,6 +86,25 @@ def test_by_hand():
     terms = algorithm.loss(Experience(batch(1), rows))
     assert float(terms["loss"]) == pytest.approx(5 * (0.9 * 1.5 + 0.1 * 0.5))
     assert float(terms["old_deviate"]) == 1.0
+
+
+def test_draws_are_those_of_the_image_and_sample():
+    """Whatever else is in the batch: the rows of one image alone are those that it has among others."""
+    algorithm = NFT(Toy(), CONFIG)
+    both, alone = (algorithm.collect(given, Red(), 4).tensors for given in (batch(2), batch(2)[1:]))
+    for name in ("s", "x", "x0"):
+        torch.testing.assert_close(both[name][3:], alone[name])
+
+
+def test_dead_groups_are_left_out():
+    algorithm = NFT(Toy(), replace(CONFIG, group_size=2))
+    some = algorithm.collect(batch(), Given([0.5, 0.5, 0.2, 0.7]), 0)
+    assert some.batch.ids.tolist() == [8, 8]
+    everything = algorithm.collect(batch(), Given([0.4, 0.5, 0.2, 0.7]), 0).tensors
+    assert torch.equal(some.tensors["x"], everything["x"][2:])
+    assert float(some.figures["zero_std_ratio"]) == 0.5
+    with pytest.raises(DeadGroups, match="all 2 groups have equal rewards"):
+        algorithm.collect(batch(), Given([0.5] * 4), 0)
 
 
 def test_shares_and_levels():

@@ -15,27 +15,42 @@ from pathlib import Path
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
+from finpercep.rl import held_out, scores
 from finpercep.rl.config import StageConfig
 from finpercep.rl.generators import SRTiny
+from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings import as_yaml
 from tests.rl.test_trainer import ALGORITHMS, config, lines  # noqa: F401
 
+BRIGHT = 0.46
 pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
+from finpercep.rl import held_out, scores
 from finpercep.rl.loop import train
 from finpercep.rl.settings import resolve
-train(resolve(sys.argv[1]))
+if "--exact" in sys.argv:
+    held_out.as_file = scores.as_file = lambda images: images
+    sys.argv.remove("--exact")
+for file in sys.argv[1:]:
+    train(resolve(file))
 """
 
 
-def start(settings, file: Path, **environment: str) -> subprocess.Popen[bytes]:
-    file.write_text(as_yaml(settings))
+def start(runs, folder: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+    """A process that makes these runs, one after the other; their settings are written to `folder`."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number}.yaml" for number in range(len(runs))]
+    for settings, file in zip(runs, files, strict=True):
+        file.write_text(as_yaml(settings))
     root = Path(__file__).resolve().parents[2]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(file)], cwd=root, env={**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", PROGRAM, *words, *map(str, files)],
+        cwd=root,
+        env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -45,20 +60,70 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def test_two_processes_are_one(config, tmp_path):  # noqa: F811
-    """Flow-GRPO: the same groups, rewards, losses and weights."""
-    stages = (StageConfig(steps=2, lr=1e-3),)
-    settings = replace(config, algorithm=ALGORITHMS["grpo"], stages=stages, monitors=MonitorConfig(judge=""))
-    two = replace(settings, out=str(tmp_path / "two"))
+class Plain:
+    """How bright results are. Models round what they score to 8 bits, and so make steps of differences in fp32."""
+
+    fingerprint = "plain-1"
+
+    def __call__(self, images: torch.Tensor) -> RewardOutput:
+        return RewardOutput(images.flatten(1).mean(1), None)
+
+
+class Bright:
+    """How bright results are, in images that are bright themselves; the groups of all others are dead."""
+
+    fingerprint = "bright-1"
+    takes = ("lr",)
+
+    def __call__(self, images: torch.Tensor, lr: torch.Tensor) -> RewardOutput:
+        alive = lr.flatten(1).mean(1) > BRIGHT
+        return RewardOutput(images.flatten(1).mean(1) * alive, None)
+
+
+def runs_of(config):  # noqa: F811
+    """Each algorithm, and those that use groups where some are dead; settings for two processes, by name."""
+    monitors = MonitorConfig(judge="")
+    here = "tests.rl.test_processes"
+    for name, algorithm in ALGORITHMS.items():
+        # Adam makes whole steps of small gradients: those of NFT that differ in the last bit have a smaller rate.
+        first, rate = (f"{here}:Plain", 1e-4) if name == "nft" else (StageConfig.reward, 1e-3)
+        for suffix, stage in {"": StageConfig(first, 2, rate), "-dead": StageConfig(f"{here}:Bright", 3, rate)}.items():
+            if name != "refl" or not suffix:
+                yield name + suffix, replace(config, algorithm=algorithm, stages=(stage,), monitors=monitors)
+
+
+@pytest.mark.filterwarnings("ignore:step . is skipped")
+def test_two_processes_are_one(config, tmp_path, monkeypatch):  # noqa: F811
+    """The same groups, draws, rewards, losses and weights; all runs one after the other, in two processes, as in one.
+
+    A process whose groups are all dead takes part in the updates of the other; a step that teaches neither is skipped
+    in both.
+    """
+    runs = {name: replace(settings, out=str(tmp_path / f"{name}-1")) for name, settings in runs_of(config)}
+    two = [replace(settings, out=str(tmp_path / f"{name}-2")) for name, settings in runs.items()]
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    running = [start(two, tmp_path / f"{rank}.yaml", **together, RANK=str(rank)) for rank in range(2)]
-    alone = start(settings, tmp_path / "one.yaml")
-    assert [process.wait(240) for process in (*running, alone)] == [0, 0, 0]
-    for first, second in zip(lines(tmp_path / "run"), lines(tmp_path / "two"), strict=True):
+    running = [start(two, tmp_path / str(rank), "--exact", **together, RANK=str(rank)) for rank in range(2)]
+    for module in (held_out, scores):  # rounding to 8 bits would make steps of what differs in the last bit of fp32
+        monkeypatch.setattr(module, "as_file", lambda images: images)
+    for settings in runs.values():
+        train(settings)
+    assert [process.wait(240) for process in running] == [0, 0]
+    for name in runs:
+        check_alike(tmp_path / f"{name}-1", tmp_path / f"{name}-2")
+        steps = lines(tmp_path / f"{name}-1")[1:]
+        skipped = sum("loss" not in line for line in steps)
+        assert steps[-1].get("skipped", 0) == skipped
+        if name.endswith("dead"):
+            assert {line["zero_std_ratio"] for line in steps} == {0.0, 0.5, 1.0}
+            assert skipped == sum(line["zero_std_ratio"] == 1 for line in steps)
+
+
+def check_alike(one, two):
+    for first, second in zip(lines(one), lines(two), strict=True):
         assert first.keys() == second.keys()
         for name, value in first.items():
-            assert second[name] == pytest.approx(value, abs=1e-5), name
-    weights = [SRTiny.from_pretrained(tmp_path / name / "generator").state_dict() for name in ("run", "two")]
+            assert second[name] == pytest.approx(value, abs=1e-5), (one.name, name)
+    weights = [SRTiny.from_pretrained(folder / "generator").state_dict() for folder in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4)
 
@@ -71,7 +136,7 @@ def test_killed_at_random_moments(config, tmp_path):  # noqa: F811
     broken = replace(settings, out=str(tmp_path / "broken"))
     draw = random.Random(0)
     for _ in range(5):
-        process = start(broken, tmp_path / "broken.yaml")
+        process = start([broken], tmp_path / "files")
         begun = len(log(tmp_path / "broken"))
         deadline = time.monotonic() + 60
         while len(log(tmp_path / "broken")) <= begun and process.poll() is None and time.monotonic() < deadline:
@@ -79,8 +144,8 @@ def test_killed_at_random_moments(config, tmp_path):  # noqa: F811
         time.sleep(draw.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert start(broken, tmp_path / "broken.yaml").wait(240) == 0
-    assert start(settings, tmp_path / "whole.yaml").wait(240) == 0
+    assert start([broken], tmp_path / "files").wait(240) == 0
+    assert start([settings], tmp_path / "files").wait(240) == 0
     assert lines(tmp_path / "run") == lines(tmp_path / "broken")
     files = [(tmp_path / name / "generator" / "model.safetensors").read_bytes() for name in ("run", "broken")]
     assert files[0] == files[1]

@@ -39,14 +39,24 @@ def test_value(exact_images):
     policy = torch.relu(0.7 - image[:, 0].flatten(1).mean(1)).mean()
     torch.testing.assert_close(terms["policy_loss"], policy)
 
-    draw = torch.Generator().manual_seed(int(experience.tensors["seed"][0]))
-    at = 64 * torch.rand(2, generator=draw, dtype=torch.float64)
-    epsilon = torch.randn(2, 3, 6, 6, generator=draw, dtype=torch.float64)
+    draws = [torch.Generator().manual_seed(seed) for seed in experience.tensors["seed"].tolist()]
+    at = 64 * torch.cat([torch.rand(1, generator=draw, dtype=torch.float64) for draw in draws])
+    epsilon = torch.stack([torch.randn(3, 6, 6, generator=draw, dtype=torch.float64) for draw in draws])
     level, x0 = 1 - at / 64, torch.logit(given.photo, 0.01)
     noisy = (1 - level.view(2, 1, 1, 1)) * x0 + level.view(2, 1, 1, 1) * epsilon
     pretrain = (generator.velocity(noisy, level, condition) - epsilon + x0).square().mean()
     torch.testing.assert_close(terms["pretrain_loss"], pretrain)
     torch.testing.assert_close(terms["loss"], 2 * policy + pretrain)
+
+
+def test_draws_are_those_of_the_image(exact_images):
+    """The loss of two images is the mean of the losses of each alone: levels and noise do not depend on the batch."""
+    algorithm, given = ReFL(Toy(), ReFLConfig()), batch()
+    both = algorithm.loss(algorithm.collect(given, Red(), 4))
+    alone = [algorithm.loss(algorithm.collect(given[i : i + 1], Red(), 4)) for i in range(2)]
+    for name in ("policy_loss", "pretrain_loss"):
+        torch.testing.assert_close(both[name], (alone[0][name] + alone[1][name]) / 2)
+    assert abs(float(alone[0]["pretrain_loss"] - alone[1]["pretrain_loss"])) > 1e-3
 
 
 def test_late_steps_alone_are_drawn():

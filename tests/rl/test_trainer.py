@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
 from finpercep.rl import curriculum
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
@@ -186,6 +187,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(config, monkeypat
     with pytest.raises(FloatingPointError, match="loss at step 0 is nan"):
         trainer.step()
     assert trainer.generator.fingerprint == before
+
+
+class Constant:
+    """A reward that is saturated."""
+
+    fingerprint = "constant-1"
+
+    def __call__(self, images):
+        return RewardOutput(torch.full((len(images),), 0.5), None)
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo", "nft"])
+def test_steps_that_teach_nothing_are_skipped_and_end_the_run_in_the_end(config, tmp_path, name):
+    stages = (StageConfig("tests.rl.test_trainer:Constant", steps=5),)
+    config = replace(config, algorithm=ALGORITHMS[name], stages=stages, max_skipped=3, monitors=MonitorConfig(judge=""))
+    with (
+        pytest.warns(UserWarning, match="step 1 is skipped: reward: all 2 .* group_size, or use a reward"),
+        pytest.raises(ValueError, match=r"not saturated on these images; 3 steps in a row taught nothing"),
+    ):
+        train(replace(config, save_every=1))
+    log = lines(tmp_path / "run")
+    assert [line.get("skipped") for line in log] == [None, 1, 2]
+    assert not any("loss" in line for line in log)
+    with pytest.raises(ValueError, match="3 steps in a row"):  # resumed after the second
+        train(replace(config, save_every=1))
 
 
 def test_refl_raises_its_reward(config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ class PretrainConfig:
     seed: int = 0
 
 
-def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator) -> Tensor:
+def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator | Sequence[torch.Generator]) -> Tensor:
     """E|v_θ(x, s) - (ε - x0)|² on photos: the second term of Eq. 2 in flow coordinates, and pre-training.
 
     s is distributed as the sampler's steps are: what is used is what is trained.
 
     Args:
         batch: with photos.
-        seed: of s and ε, on the CPU.
+        seed: of s and ε, on the CPU: one for the batch, or one for each row, which then do not depend on the batch.
 
     Raises:
         ValueError: a batch without photos.
@@ -70,8 +70,13 @@ def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator
     condition = generator.condition(batch)
     with torch.no_grad():
         x0 = generator.encode(batch.photo, condition)
-        s = placed(draw_levels(generator, len(x0), seed), x0)
-        epsilon = placed(torch.randn(x0.shape, generator=seed, dtype=torch.float64), x0)
+        if isinstance(seed, torch.Generator):
+            drawn = draw_levels(generator, len(x0), seed), torch.randn(x0.shape, generator=seed, dtype=torch.float64)
+        else:
+            parts = [draw_levels(generator, 1, one) for one in seed]
+            noises = [torch.randn(x0.shape[1:], generator=one, dtype=torch.float64) for one in seed]
+            drawn = torch.cat(parts), torch.stack(noises)
+        s, epsilon = (placed(values, x0) for values in drawn)
     return (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square().mean()
 
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class MovingAverage:
     """Averages of parameters; the share that an update leaves is min(decay, (1 + t)/(10 + t)), as in flow_grpo.
 
     Args:
-        parameters: what is averaged.
+        parameters: what is averaged: floating-point tensors, buffers too.
         decay: in [0, 1); 0 follows the parameters.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay = list(parameters), decay
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
@@ -37,6 +37,10 @@ class MovingAverage:
             yield
         finally:
             self._set(own)
+
+    def adopt(self) -> None:
+        """Make the parameters the averages, for good."""
+        self._set(self.averages)
 
     @torch.no_grad()
     def _set(self, values: Sequence[Tensor]) -> None:

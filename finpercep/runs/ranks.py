@@ -50,13 +50,30 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def gathered(self, value: T) -> list[T]:
+        """Each process's value, in all of them."""
+        if self.size == 1:
+            return [value]
+        found = [value] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def joined(self, own: Tensor, rows: Tensor, total: int) -> Tensor:
+        """The `total` rows of all processes, in one order everywhere; this process's are `own` (N,...) at `rows` (N,).
+
+        Own rows alone carry a gradient: a loss of all rows is the same in every process, and its gradients add up to
+        those that one process alone would have. With one process, `own` itself.
+        """
+        if self.size == 1:
+            return own
+        whole = own.new_zeros(total, *own.shape[1:])
+        whole[rows] = own.detach()
+        dist.all_reduce(whole)
+        return whole.index_copy(0, rows, own)
+
     def total(self, number: int) -> int:
         """The sum of a number over the processes."""
-        if self.size == 1:
-            return number
-        found: list[int] = [0] * self.size
-        dist.all_gather_object(found, number)
-        return sum(found)
+        return sum(self.gathered(number))
 
     def agreed(self, value: T) -> T:
         """The first process's value, in all of them."""
