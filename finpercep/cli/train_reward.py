@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,8 +61,9 @@ def train_reward(
     """Train a reward model on photos and super-resolved versions of them.
 
     First train RM_0, which only gives a score (no --anchor); then the full model with its map, anchored to RM_0. With
-    CLIP, RM_0 is CLIP-IQA and needs no training: --anchor finpercep-vit-b-16 --init finpercep-vit-b-16. The same
-    command with the same --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
+    CLIP, RM_0 is CLIP-IQA and needs no training: --anchor finpercep-vit-b-16 --init finpercep-vit-b-16. With --init
+    finpercep-vit-l-14, the paper's model, the defaults are the paper's: --batch 64 --epochs 50. The same command with
+    the same --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
     """
     from finpercep.data.triplets import TripletConfig
     from finpercep.runs.progress import Screen
@@ -75,16 +76,16 @@ def train_reward(
     set_threads(threads)
     device = check_device(device)
     loss = LossWeights(**given(ctx, LossWeights))
-    config = RewardTrainConfig(
-        data=tuple(map(str, data)),
-        out=str(out),
-        **given(ctx, RewardTrainConfig),
-        triplets=TripletConfig(**given(ctx, TripletConfig)),
-        loss=dataclasses.replace(loss, margin_syn=loss.margin_sr),  # --margin is both
-        climb=ClimbConfig(**given(ctx, ClimbConfig)),
-        device=device,
-    )
     with one_line_errors(2, ValueError):
+        config = RewardTrainConfig(
+            data=tuple(map(str, data)),
+            out=str(out),
+            **_settings(given(ctx, RewardTrainConfig)),
+            triplets=TripletConfig(**given(ctx, TripletConfig)),
+            loss=dataclasses.replace(loss, margin_syn=loss.margin_sr),  # --margin is both
+            climb=ClimbConfig(**given(ctx, ClimbConfig)),
+            device=device,
+        )
         _refuse_unused(config, width=width, gate=gate)
     if width is not None:
         config.decoder["width"] = int(width) if width.isdecimal() else width
@@ -98,12 +99,32 @@ def train_reward(
         raise typer.Exit(130) from None
 
 
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, over the paper's settings where it is the paper's model that is trained.
+
+    Raises:
+        ValueError: --steps and --epochs were given.
+    """
+    from finpercep.training.config import paper_settings
+
+    if {"steps", "epochs"} <= given.keys():
+        raise ValueError(f"--epochs: expected without --steps, got both ({given['epochs']} and {given['steps']})")
+    settings = paper_settings(given.get("init")) | given
+    if "steps" in given:
+        settings.pop("epochs", None)
+    return settings
+
+
 def _refuse_unused(config: RewardTrainConfig, *, width: str | None, gate: str | None) -> None:
     """Refuse what the run would not use.
 
     Raises:
         ValueError: --width or --gate was given, and the model does not take it.
     """
+    from finpercep.models.presets import PRESETS
+
+    if config.init in PRESETS:  # its decoder and head are new
+        return
     for name, value in (("width", width), ("gate", gate)):
         if value is not None and config.init is not None:
             raise ValueError(f"--{name}: expected without --init, whose model keeps its own, got both")

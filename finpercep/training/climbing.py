@@ -6,7 +6,7 @@ the climbed image must not pass that of the image it came from, and its map must
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.inputs import as_stored
 
-__all__ = ["ClimbConfig", "climb_images", "climb_loss", "climbed_target"]
+__all__ = ["ClimbConfig", "Climbs", "climb_by", "climb_images", "climb_loss", "climbed_target", "draw_climbs"]
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,51 @@ class ClimbConfig:
     climb_smooth: float = 0.35
 
 
+@dataclass(frozen=True)
+class Climbs:
+    """How some images are climbed, drawn before it is known who does it.
+
+    Attributes:
+        steps: number of steps, of all.
+        sizes: (N,) of one step, in [0, 1].
+        sigma: of the blur of the steps in pixels, 0 for none.
+    """
+
+    steps: int
+    sizes: Tensor
+    sigma: float
+
+    def __getitem__(self, rows: Tensor) -> Climbs:
+        return replace(self, sizes=self.sizes[rows])
+
+
+def draw_climbs(config: ClimbConfig, count: int, generator: torch.Generator) -> Climbs:
+    """Climbs of `count` images."""
+    steps = integer(*config.climb_steps, generator)
+    low, high = (torch.tensor(reach).log2().item() for reach in config.climb_reach)
+    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 / steps for _ in range(count)])
+    sigma = uniform(0.7, 4.0, generator) if chance(config.climb_smooth, generator) else 0.0
+    return Climbs(steps, sizes, sigma)
+
+
 def climb_images(model: RewardModel, images: Tensor, config: ClimbConfig, generator: torch.Generator) -> Tensor:
     """Images (B,3,H,W) in [0, 1] moved up the score of the model as it is; (B,3,H,W) as 8-bit files hold them.
 
     Each step is the sign of the gradient, or the gradient blurred and brought to the same size; the gradient's
     strength plays no part, as in Adam's first steps.
     """
-    steps = integer(*config.climb_steps, generator)
-    low, high = (torch.tensor(reach).log2().item() for reach in config.climb_reach)
-    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 / steps for _ in images])
-    sizes = sizes.to(images).view(-1, 1, 1, 1)
-    sigma = uniform(0.7, 4.0, generator) if chance(config.climb_smooth, generator) else 0.0
+    return climb_by(model, images, draw_climbs(config, len(images), generator))
+
+
+def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
+    """`climb_images`, each image by its climb."""
+    sizes = climbs.sizes.to(images).view(-1, 1, 1, 1)
     judge, x = evaluation_view(model), images
-    for _ in range(steps):
+    for _ in range(climbs.steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(_logit(judge(x).score).sum(), x)
-        x = (x + sizes * _direction(gradient, sigma)).clamp(0, 1)
+        x = (x + sizes * _direction(gradient, climbs.sigma)).clamp(0, 1)
     return as_stored(x.detach())
 
 

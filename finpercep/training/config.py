@@ -11,6 +11,18 @@ from finpercep.data.triplets import TripletConfig
 from finpercep.training.climbing import ClimbConfig
 from finpercep.training.losses import LossWeights
 
+PRECISIONS = ("fp32", "bf16")
+PAPER_MODEL = "finpercep-vit-l-14"
+
+
+def paper_settings(init: str | None) -> dict[str, Any]:
+    """Where the paper (supplement, section 5.1) differs from the defaults, which have its rates and its three weights.
+
+    Args:
+        init: what is trained; nothing but the paper's own model has settings of its own.
+    """
+    return {"batch": 64, "epochs": 50} if init == PAPER_MODEL else {}
+
 
 def _option(default: Any, help: str, **more: Any) -> Any:
     """A field that `finpercep train-reward` has an option for."""
@@ -28,11 +40,20 @@ class RewardTrainConfig:
             decoder is added. Nothing can grow from a CLIP-IQA, so that one needs `init`. None trains RM_0 itself (no
             map), or goes on with `init`; L_level takes the place of L_align.
         init: a model to go on from, in a new run with its own schedule: what `RewardModel.from_pretrained` takes; its
-            architecture wins over `encoder`, `decoder` and `head`.
+            architecture wins over `encoder`, `decoder` and `head`. Of a preset around CLIP, decoder and head are new:
+            they have the width of `decoder` and the gate of `head`.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
         leave_out: SR sources not to train on.
-        batch: triplets in a step.
+        steps: updates.
+        epochs: takes the place of `steps`: so many times as many triplets as there are pairs of photo and result, or
+            stored samples.
+        batch: triplets in a step, of all processes.
+        precision: "fp32", or "bf16": autocast of what comes behind the pixels' first features.
+        checkpointing: layers of a vision transformer are computed again in the backward pass: same result, less memory.
+        ema: decay of the moving average of the weights, which then is what is measured and saved; 0 for none.
         dev_every: n > 0 keeps every n-th training scene out, to choose recipes on (`split_dev`).
+        evaluate_every: n > 0 measures the model on scenes that `dev_every` keeps out, every n steps.
+        evaluate_scenes: at most so many of these scenes.
         device: of the model; triplets are made on the CPU.
     """
 
@@ -47,14 +68,20 @@ class RewardTrainConfig:
     init: str | None = _option(
         None,
         "Model to continue from, with a new schedule: a name, a folder or a Hugging Face Hub id. It keeps its decoder "
-        "width and gate.",
+        "width and gate, except for the new ones of finpercep-vit-b-16 and finpercep-vit-l-14.",
     )
     steps: int = _option(3000, "Total number of updates.", min=1)
+    epochs: int | None = _option(None, "Passes over all pairs of photo and result, in place of --steps.", min=1)
     batch: int = _option(8, "Triplets per step.", min=1)
     lr_encoder: float = _option(1e-5, "Peak learning rate of the encoder.")
     lr_new: float = _option(1e-4, "Peak learning rate of everything else.")
     weight_decay: float = 1e-4
     warmup: int = _option(100, "Steps over which the learning rates rise to their peaks.", min=0)
+    precision: str = _option("fp32", "fp32, or bf16 for autocast: faster on a GPU.")
+    checkpointing: bool = _option(
+        False, "Compute the layers of a vision transformer again in the backward pass: less memory, more time."
+    )
+    ema: float = _option(0.0, "Decay of a moving average of the weights, which is then what is saved. 0: none.")
     seed: int = _option(0, "Seed for the weights and the triplets.")
     leave_out: list[str] = field(
         default_factory=list,
@@ -70,7 +97,19 @@ class RewardTrainConfig:
     log_every: int = 25
     workers: int = _option(1, "Number of processes that prepare triplets.", min=0)
     dev_every: int = _option(0, "Hold out every N-th training scene (0: none), to choose settings on.", min=0)
+    evaluate_every: int = _option(
+        0,
+        "Steps between evaluations on the scenes that --dev-every holds out (0: none); the best model is kept.",
+        min=0,
+    )
+    evaluate_scenes: int = _option(24, "Number of held-out scenes in an evaluation, at most.", min=1)
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a decay from 0 to below 1, got {self.ema}")
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -83,7 +122,8 @@ def comparable(config: RewardTrainConfig) -> dict[str, Any]:
 
     Folders may have moved; of what is in them, the run stores fingerprints.
     """
-    ignored = ("out", "data", "anchor", "init", "workers", "log_every", "save_every", "device")
+    ignored = {"out", "data", "anchor", "init", "workers", "log_every", "save_every", "device", "evaluate_every"}
+    ignored.add("checkpointing")  # the same result
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
 
 

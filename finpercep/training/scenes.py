@@ -1,0 +1,48 @@
+"""The scenes of a training run: what is trained on, what is held out, and how long an epoch is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from finpercep.data.dataset.stored import StoredScene
+from finpercep.data.loading import load_scenes
+from finpercep.data.scenes import Scene, split_dev
+from finpercep.training.config import RewardTrainConfig
+
+
+def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]]:
+    """The scenes of all folders that are trained on, and those that `dev_every` holds out.
+
+    Raises:
+        ValueError: a source to leave out that none of the folders has; and see `load_scenes`.
+    """
+    known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
+    unknown = set(config.leave_out).difference(*known.values())
+    if unknown:
+        every = sorted(set().union(*known.values()))
+        raise ValueError(f"leave_out: expected some of the sources {every}, got {sorted(unknown)}")
+    fit: list[Scene] = []
+    dev: list[Scene] = []
+    for folder, sources in known.items():
+        found = load_scenes(folder, "train", leave_out=[name for name in config.leave_out if name in sources])
+        parts = split_dev(found, config.dev_every)
+        fit, dev = fit + parts[0], dev + parts[1]
+    return fit, dev
+
+
+def with_steps(config: RewardTrainConfig, scenes: Sequence[Scene]) -> RewardTrainConfig:
+    """The settings with the steps that `epochs` come to; each pair of photo and result, or stored sample, counts."""
+    if config.epochs is None:
+        return config
+    return replace(config, steps=math.ceil(config.epochs * sum(map(_samples, scenes)) / config.batch))
+
+
+def _samples(scene: Scene) -> int:
+    rows = scene.rows.values() if isinstance(scene, StoredScene) else [[name] for name in scene.sources]
+    return max(1, sum(map(len, rows)))
+
+
+def _sources(scenes: Sequence[Scene]) -> set[str]:
+    return {source for scene in scenes for source in scene.sources}
