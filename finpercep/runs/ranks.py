@@ -13,6 +13,16 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def own_device(name: str) -> torch.device:
+    """The device of this process: "cuda" without a number is the GPU of its place on the machine (LOCAL_RANK)."""
+    device = torch.device(name)
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)  # what NCCL and new tensors go by
+    return device
+
+
 class Ranks:
     """The processes of a run; one alone, where no launcher says otherwise.
 

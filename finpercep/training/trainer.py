@@ -21,7 +21,7 @@ from finpercep.runs.finite import FiniteGuard
 from finpercep.runs.interruption import Interruption, ignore_interrupts
 from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
-from finpercep.runs.ranks import Ranks
+from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.schedule import cosine
 from finpercep.runs.state import check_settings, read_state, write_state
 from finpercep.training.build import new_model, parameter_groups
@@ -44,7 +44,7 @@ class RewardTrainer:
     def __init__(self, config: RewardTrainConfig) -> None:
         check_folders(config)
         torch.manual_seed(config.seed)
-        self.device = torch.device(config.device)
+        self.device = own_device(config.device)
         self.ranks = Ranks(self.device)
         self.part = self.ranks.rows(config.batch)
         self.base = None if config.anchor is None else load_base(config.anchor).to(self.device)

@@ -73,6 +73,34 @@ def test_train_reward_passes_every_option_on(seen: list[RewardTrainConfig]) -> N
     assert (config.loss.margin_sr, config.loss.margin_syn) == (0.2, 0.2)
 
 
+def test_the_papers_model_has_the_papers_settings(seen: list[RewardTrainConfig]) -> None:
+    paper = "d --out o --device cpu --anchor finpercep-vit-l-14 --init finpercep-vit-l-14"
+    for more in (
+        "--gate degradation --width full",
+        "--batch 8 --epochs 2",
+        "--steps 7",
+        "--precision bf16 --checkpointing",
+    ):
+        result = CliRunner().invoke(app, ["train-reward", *paper.split(), *more.split()])
+        assert result.exit_code == 0, result.output
+    assert [(config.batch, config.epochs) for config in seen] == [(64, 50), (8, 2), (64, None), (64, 50)]
+    assert (seen[0].head, seen[0].decoder["width"]) == ({"gate": "degradation"}, "full")
+    assert seen[2].steps == 7
+    assert (seen[3].precision, seen[3].checkpointing) == ("bf16", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--steps 3 --epochs 2", "--epochs: expected without --steps, got both (2 and 3)"),
+        ("--precision half", "precision: expected fp32 or bf16, got 'half'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(words: str, message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train-reward", "d", "--out", str(tmp_path / "o"), *words.split()])
+    assert (result.exit_code, result.stderr) == (2, message + "\n")
+
+
 def test_missing_data_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train-reward", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2

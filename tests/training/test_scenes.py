@@ -1,0 +1,38 @@
+import dataclasses
+
+import pytest
+
+from finpercep.training.config import RewardTrainConfig
+from finpercep.training.scenes import training_scenes, with_steps
+from tests.data.conftest import write_scenes
+from tests.data.fgr import make
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_scenes(tmp_path / "one", 4)
+    write_scenes(tmp_path / "two", 2, sources=("c",))
+    return RewardTrainConfig(data=(str(tmp_path / "one"), str(tmp_path / "two")), out="", batch=3)
+
+
+def test_what_is_held_out_is_not_trained_on(config):
+    fit, dev = training_scenes(dataclasses.replace(config, dev_every=2))
+    assert [scene.id for scene in fit] == ["scene0", "scene2", "scene0"]
+    assert [scene.id for scene in dev] == ["scene1", "scene3", "scene1"]
+    fit, dev = training_scenes(config)
+    assert (len(fit), dev) == (6, [])
+
+
+def test_an_epoch_is_every_pair_once(config):
+    fit, _ = training_scenes(config)
+    assert with_steps(config, fit) == config
+    assert with_steps(dataclasses.replace(config, epochs=5), fit).steps == 17  # 5 · (4·2 + 2·1) pairs in batches of 3
+
+
+def test_an_epoch_of_a_data_set_is_every_sample_once(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    make(tmp_path / "photos", tmp_path / "fgr")
+    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="", batch=1, epochs=2)
+    samples = sum(parquet.read_metadata(file).num_rows for file in (tmp_path / "fgr").rglob("train*.parquet"))
+    assert samples > 0
+    assert with_steps(config, training_scenes(config)[0]).steps == 2 * samples
