@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,11 +57,15 @@ class Executor:
         if compile is not None:
             self._call = torch.compile(self._view, dynamic=True, mode=None if compile == "default" else compile)
         self._compiles = threading.Lock() if compile is not None else None  # until the first call is through
-        if graphs:
-            self._call = Graphs(self._call)
+        self._alone: Any = Graphs(self._call) if graphs else self._call  # for images without context
+        # inductor's own graphs answer in memory that their next call takes
+        self._reused = device.type == "cuda" and compile in ("reduce-overhead", "max-autotune")
         self.padded = graphs or (deterministic and device.type == "cuda")
-        self._bytes_per_pixel = 0.0
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._bytes_per_pixel, self._measured = 0.0, 0  # what a batch of so many pixels took
+        self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
+        self._streams: tuple[torch.cuda.Stream, ...] | None = None  # uploads, computation, downloads
+        if device.type == "cuda":
+            self._streams = tuple(torch.cuda.Stream(device) for _ in range(3))
 
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
@@ -76,14 +80,16 @@ class Executor:
     @torch.no_grad()
     def batch(self, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
         """The reward of a batch (B,3,H,W) on its device, as float in [0, 1] or uint8; does not wait for a GPU."""
-        images = as_float(images.to(self.device, non_blocking=True), self.dtype)
+        images = as_float(images.to(self.device, non_blocking=self.device.type == "cuda"), self.dtype)
         count = len(images)
         if self.padded and not context:
             images = padded_to(images, padded_count(count, max(count, self.batch_size), full=self.deterministic))
         with self._kernels():
             output = self._answer(images, context)
-        found = output.map
-        return RewardOutput(output.score[:count], found[:count] if isinstance(found, Tensor) else None)
+        score, found = output.score[:count], output.map[:count] if isinstance(output.map, Tensor) else None
+        if self._reused:
+            score, found = score.clone(), None if found is None else found.clone()
+        return RewardOutput(score, found)
 
     @torch.no_grad()
     def outcomes(
@@ -105,49 +111,100 @@ class Executor:
     ) -> list[Outcome]:
         images = [image for image, _ in pairs]
         if self.side is not None and max(images[0].shape[-2:]) > self.side:
-            return [Outcome(*score_tiled(self._view, image, self.side)) for image in images]
+            with self.own_stream(after), self._kernels():
+                return [Outcome(*score_tiled(self._view, image, self.side)) for image in images]
         contexts = [context for _, context in pairs]
-        if self._stream is not None:
-            return self._on_stream(images, contexts, after)
+        if self._streams is not None:
+            return self._on_streams(images, contexts, after)
         output = self.batch(_stacked(images), _joined(contexts))
         return _split(output.score.float().cpu(), output.map.float().cpu() if isinstance(output.map, Tensor) else None)
 
-    def _on_stream(
+    def _on_streams(
         self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: torch.cuda.Event | None
     ) -> list[Outcome]:
-        """Upload, compute and download on a stream of our own, and wait for that alone."""
-        assert self._stream is not None
-        if after is not None:
-            self._stream.wait_event(after)
-        before = torch.cuda.memory_allocated(self.device)
-        if not self._bytes_per_pixel:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with torch.cuda.stream(self._stream):
-            stacked = _stacked(images)
-            stacked = stacked if stacked.is_cuda else stacked.pin_memory()
-            output = self.batch(stacked, _joined(contexts))
+        """Upload, compute and download on streams of our own, beside the batches before and behind; waits for this one.
+
+        Whatever one stream made and another reads stays referenced until then, and so is what the caller gave.
+        """
+        assert self._streams is not None
+        uploads, compute, downloads = self._streams
+        given = None
+        if not images[0].is_cuda:
+            pinned = _stacked(images).pin_memory()
+            with torch.cuda.stream(uploads):
+                given = pinned.to(self.device, non_blocking=True)
+                uploaded = uploads.record_event()
+        with self.own_stream(after):
+            if given is not None:
+                compute.wait_event(uploaded)
+            with self._measuring(len(images) * images[0][0].numel()):
+                output = self.batch(_stacked(images) if given is None else given, _joined(contexts))
+            computed = compute.record_event()
+        with torch.cuda.stream(downloads):
+            downloads.wait_event(computed)
             score = output.score.float().to("cpu", non_blocking=True)
             found = output.map.float().to("cpu", non_blocking=True) if isinstance(output.map, Tensor) else None
-            done = self._stream.record_event()
-        if not self._bytes_per_pixel:
-            self._bytes_per_pixel = (torch.cuda.max_memory_allocated(self.device) - before) / stacked[:, 0].numel()
-        done.synchronize()
-        return _split(score, found)
+            downloaded = downloads.record_event()
+        downloaded.synchronize()
+        # copies: what came is pinned, of the whole batch, and for as long as anyone keeps one of its maps
+        return _split(score.clone(), None if found is None else [one.clone() for one in found])
+
+    @contextmanager
+    def own_stream(self, after: torch.cuda.Event | None = None) -> Iterator[None]:
+        """On a GPU: compute on our stream, behind `after`, launched by one thread at a time. Nothing on a CPU."""
+        if self._streams is None:
+            yield
+            return
+        compute = self._streams[1]
+        with self._launching, torch.cuda.stream(compute):
+            if after is not None:
+                compute.wait_event(after)
+            yield
+
+    @contextmanager
+    def _measuring(self, pixels: int) -> Iterator[None]:
+        """See what a batch takes, if it is much larger than those before: small ones are mostly what all have."""
+        if pixels <= 2 * self._measured:
+            yield
+            return
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        self._bytes_per_pixel = (torch.cuda.max_memory_allocated(self.device) - before) / pixels
+        self._measured = pixels
 
     def _shrink(self, count: int) -> None:
         self.batch_size = max(1, min(self.batch_size, count))
 
-    def _kernels(self) -> AbstractContextManager[Any]:
-        if self.device.type != "cuda" or not self.deterministic:
-            return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """On a GPU: its device is the current one, and deterministic mode takes cuDNN's deterministic algorithms."""
+        with ExitStack() as inside:
+            if self.device.type == "cuda":
+                inside.enter_context(torch.cuda.device(self.device))
+                if self.deterministic:
+                    inside.enter_context(self._launching)
+                    inside.enter_context(_deterministic_cudnn())
+            yield
 
     def _answer(self, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
         compiles = self._compiles
         with compiles or nullcontext():
-            answer = call_reward(self._call, images, context) if context else self._call(images)
+            answer = call_reward(self._call, images, context) if context else self._alone(images)
         self._compiles = None
         return answer
+
+
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    """These two settings and no other: `torch.backends.cudnn.flags` would set TF32 as well."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _floats(reward: Any) -> list[Tensor]:
@@ -180,5 +237,5 @@ def _stacked(images: Sequence[Tensor]) -> Tensor:
     return images[0][None] if len(images) == 1 else torch.stack(list(images))
 
 
-def _split(scores: Tensor, maps: Tensor | None) -> list[Outcome]:
+def _split(scores: Tensor, maps: Tensor | Sequence[Tensor] | None) -> list[Outcome]:
     return [Outcome(score, None if maps is None else maps[i]) for i, score in enumerate(scores)]

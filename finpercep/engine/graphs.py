@@ -31,7 +31,8 @@ class Graphs:
         self, reward: Callable[[Tensor], RewardOutput], *, keep: int = 16, capture: Callable[..., Replay] | None = None
     ) -> None:
         self.reward, self.keep = reward, keep
-        self._capture = capture or globals()["capture"]
+        self._pools: dict[Any, Any] = {}  # graphs of one stream run one after the other, in the same memory
+        self._capture = capture or self._with_pool
         self._replays: OrderedDict[Any, Replay] = OrderedDict()
         self._lock = threading.Lock()  # a graph has one input
 
@@ -41,14 +42,26 @@ class Graphs:
         with self._lock:
             if key not in self._replays:
                 if len(self._replays) >= self.keep:
+                    if images.is_cuda:
+                        torch.cuda.synchronize(images.device)  # it may still run
                     self._replays.popitem(last=False)
                 self._replays[key] = self._capture(self.reward, images)
             self._replays.move_to_end(key)
             return self._replays[key](images)
 
+    def _with_pool(self, reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Replay:
+        stream = torch.cuda.current_stream(example.device)
+        if stream not in self._pools:
+            self._pools[stream] = torch.cuda.graph_pool_handle()
+        return capture(reward, example, self._pools[stream])
 
-def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Replay:
-    """A CUDA graph of `reward` for batches like `example`; its answers are copies, which later replays leave alone."""
+
+def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor, pool: Any = None) -> Replay:
+    """A CUDA graph of `reward` for batches like `example`; its answers are copies, which later replays leave alone.
+
+    Args:
+        pool: of `torch.cuda.graph_pool_handle`: memory that it shares with graphs that never run at the same time.
+    """
     given = example.clone()
     stream = torch.cuda.Stream(example.device)
     stream.wait_stream(torch.cuda.current_stream(example.device))
@@ -57,7 +70,8 @@ def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Replay
             reward(given)
     torch.cuda.current_stream(example.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads decode and upload meanwhile
+    # Other threads decode and upload meanwhile. The stream is ours: torch's own is of the device that was first.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         answer = reward(given)
 
     def replay(images: Tensor) -> RewardOutput:

@@ -72,13 +72,23 @@ class Run:
 
     def _read(self, item: Item) -> None:
         try:
-            item.image = _decoded(item)
+            item.image = self._decoded(item)
             group = self._joined(item, item.image)
         except Exception as error:
             item.done.set_result(error)
             return
         if group:
             self._begin(group)
+
+    def _decoded(self, item: Item) -> Tensor:
+        image = item.given() if callable(item.given) else item.given
+        name = f"images[{item.index}]"
+        if not (isinstance(image, Tensor) and image.is_cuda):
+            return to_tensor(image, name=name)
+        if image.is_floating_point() and image.shape[:1] == (3,):
+            return image  # checking its values would wait for the GPU
+        with self.executor.own_stream(self.after):  # what is made of it is made where it will be read
+            return to_tensor(image, name=name)
 
     def _joined(self, item: Item, image: Tensor) -> list[Item]:
         """The group that `item` completes, or nothing while it is not full."""
@@ -127,13 +137,6 @@ class Run:
             except Exception as error:
                 item.done.set_result(error)
             item.image = item.given = None  # an outcome that waits for its turn holds no image
-
-
-def _decoded(item: Item) -> Tensor:
-    image = item.given() if callable(item.given) else item.given
-    if isinstance(image, Tensor) and image.is_cuda and image.is_floating_point() and image.shape[:1] == (3,):
-        return image  # checking its values would wait for the GPU
-    return to_tensor(image, name=f"images[{item.index}]")
 
 
 def _pixels(image: Any) -> int:

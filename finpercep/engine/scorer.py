@@ -248,8 +248,11 @@ def _items(images: Any) -> tuple[Sequence[Any], bool]:
     """Separate images, and whether maps are to be stacked."""
     if isinstance(images, (list, tuple)):
         return images, False
-    if isinstance(images, Tensor) and images.is_cuda and images.is_floating_point() and images.shape[1:2] == (3,):
-        return (list(images) if images.dim() == 4 else [images]), True  # reading values would wait for the GPU
+    if isinstance(images, Tensor) and images.is_cuda and images.dim() in (3, 4) and len(images):
+        if images.dim() == 3:
+            return [images], True
+        rows = images.permute(0, 3, 1, 2) if images.shape[1] != 3 and images.shape[3] == 3 else images
+        return list(rows), True  # views: what computes here would do so on the caller's stream, behind our event
     return as_images(images)
 
 

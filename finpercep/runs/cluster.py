@@ -8,8 +8,9 @@ from typing import Any
 
 __all__ = ["connect"]
 
-# Ray's own processes give up after 30 s, which a machine that works cannot always keep.
-_PATIENT = {"RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0"}
+# Ray gives up on its own processes after 30 s, which a machine that works cannot always keep, and by default lets its
+# workers (niceness 15) wait for everything else that runs.
+_DEFAULTS = {"RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 ATTEMPTS = 2
 
 
@@ -35,7 +36,7 @@ def connect(what: str, extra: str, *, address: str | None = None, **options: Any
         return ray
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        for name, value in _PATIENT.items():
+        for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
     given = {"address": "local", "include_dashboard": False, **options} if address is None else {"address": address}
     for attempt in range(1, ATTEMPTS + 1):

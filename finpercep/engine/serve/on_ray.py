@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from finpercep.engine.executor import DTYPES
 from finpercep.engine.scorer import Scorer
 from finpercep.engine.serve.service import Request, Service, digest
@@ -24,7 +26,8 @@ SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 class Replica:
     """A copy of the reward in a process of its own."""
 
-    def __init__(self, model: str, settings: ServeSettings, device: str, token: bytes | None) -> None:
+    def __init__(self, model: str, settings: ServeSettings, device: str, cores: int, token: bytes | None) -> None:
+        torch.set_num_threads(cores)  # Ray sets it too, unless the environment has OMP_NUM_THREADS
         scorer = Scorer(model, device=device, dtype=settings.dtype, deterministic=settings.deterministic)
         self.service = Service(scorer, settings, token=token, meter=RayMeter())
 
@@ -82,7 +85,7 @@ def application(model: str, settings: ServeSettings, *, device: str, cores: int,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=20,
     )(Replica)
-    return deployment.bind(model, settings, device, None if token is None else digest(token))
+    return deployment.bind(model, settings, device, cores, None if token is None else digest(token))
 
 
 @contextmanager

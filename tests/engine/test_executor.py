@@ -1,0 +1,126 @@
+"""What `Executor` does on a GPU, as far as it goes without one: streams that only note what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finpercep import RewardModel, RewardOutput
+from finpercep.engine import executor as executor_module
+from finpercep.engine.executor import Executor
+
+
+def make(reward: Any, **options: Any) -> Executor:
+    defaults = {"dtype": None, "compile": None, "graphs": False, "deterministic": False, "batch_size": 8, "tile": None}
+    return Executor(reward, device=torch.device("cpu"), **{**defaults, **options})
+
+
+class Stream:
+    """Notes the events that it waits for and records."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def record_event(self) -> Event:
+        self.notes.append(f"{self.name} done")
+        return Event(self.name, self.notes)
+
+    def wait_event(self, event: Event) -> None:
+        self.notes.append(f"{self.name} waits for {event.name}")
+
+
+class Event:
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def synchronize(self) -> None:
+        self.notes.append(f"host waits for {self.name}")
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+
+    @contextmanager
+    def stream(which: Stream) -> Iterator[None]:
+        found.append(f"on {which.name}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    for name, value in {"memory_allocated": 100, "max_memory_allocated": 100 + 64 * 2 * 24 * 32}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *_: found.append("measured"))
+    return found
+
+
+def test_each_batch_goes_through_three_streams_in_order(
+    small_model: RewardModel, make_photo: Callable[..., Tensor], notes: list[str]
+) -> None:
+    executor = make(small_model)
+    executor._streams = tuple(Stream(name, notes) for name in ("uploads", "compute", "downloads"))  # type: ignore[misc]
+    images = [make_photo(24, 32, i) for i in range(2)]
+    found = executor.outcomes(images, [{}, {}], Event("caller", notes))  # type: ignore[arg-type]
+    assert notes == [
+        *("on uploads", "uploads done"),
+        *("on compute", "compute waits for caller", "compute waits for uploads", "measured", "compute done"),
+        *("on downloads", "downloads waits for compute", "downloads done", "host waits for downloads"),
+    ]
+    expected = small_model.score(images)
+    for one, score, degradation in zip(found, expected.score, expected.map, strict=True):
+        torch.testing.assert_close(one.score, score, rtol=0, atol=2e-6)
+        torch.testing.assert_close(one.map, degradation, rtol=0, atol=2e-6)
+        assert one.map.untyped_storage().nbytes() == 4 * 24 * 32  # its own memory: not that of the pinned batch
+
+
+def test_memory_is_measured_again_for_larger_batches_alone(small_model: RewardModel, notes: list[str]) -> None:
+    executor = make(small_model)
+    for pixels, measured in ((768, 1), (768, 1), (1536, 1), (1537, 2), (3000, 2), (4000, 3)):
+        with executor._measuring(pixels):
+            pass
+        assert notes.count("measured") == measured
+    assert executor._bytes_per_pixel == 64 * 2 * 24 * 32 / 4000
+
+
+def test_deterministic_mode_leaves_tf32_and_comes_back() -> None:
+    cudnn = torch.backends.cudnn
+    before = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+    try:
+        cudnn.allow_tf32, cudnn.benchmark = False, True
+        with executor_module._deterministic_cudnn():
+            assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == (True, False, False)
+        assert (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32) == (before[0], True, False)
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
+
+
+def test_graphs_do_not_swallow_what_a_reward_takes(photo: Tensor) -> None:
+    class WithPrompts:
+        fingerprint = "prompts-1"
+        takes = ("prompts",)
+
+        def __call__(self, images: Tensor, *, prompts: list[str]) -> RewardOutput:
+            return RewardOutput(torch.tensor([float(len(p)) for p in prompts]), None)
+
+    executor = make(WithPrompts(), graphs=True)
+    assert executor.batch(photo[None], {"prompts": ["three"]}).score.tolist() == [5.0]
+
+
+@pytest.mark.parametrize(("mode", "copied"), [("reduce-overhead", True), ("max-autotune", True), ("default", False)])
+def test_answers_of_inductors_graphs_are_copied(
+    small_model: RewardModel, photo: Tensor, monkeypatch: pytest.MonkeyPatch, mode: str, copied: bool
+) -> None:
+    """Their memory is taken again by the next call."""
+    held = RewardOutput(torch.tensor([0.5]), torch.zeros(1, 1, *photo.shape[-2:]))
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda images: held)
+    executor = make(small_model, compile=mode)
+    assert not executor._reused  # on a CPU there are none
+    executor._reused = copied
+    found = executor.batch(photo[None], {})
+    assert (found.score.data_ptr() != held.score.data_ptr()) == copied
+    assert (found.map.data_ptr() != held.map.data_ptr()) == copied
