@@ -1,4 +1,4 @@
-"""Diffusion-DPO: Eq. 3, on pairs that the reward has labelled."""
+"""Diffusion-DPO: Eq. 3, on pairs that the reward has labelled, or on given ones."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from finpercep.rl.rollout import sample, sample_generators
 from finpercep.rl.scores import group_scores
 
 ERRORS = ("velocity", "epsilon")
+PAIRS = ("reward", "given")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class DPOConfig:
         steps: of the sampler.
         group_size: results of each image, at least 2: the best and the worst become a pair.
         beta: β of Eq. 3.
+        pairs: "reward": the generator samples, and the reward labels; "given": results that were labelled beforehand,
+            which `pairs.jsonl` names beside each low-resolution image, as DP2O-SR trains. Rewards then measure alone.
         error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
         micro_batch: pairs in a forward pass of training.
     """
@@ -35,14 +38,16 @@ class DPOConfig:
     steps: int = 3
     group_size: int = 8
     beta: float = 2000.0
+    pairs: str = "reward"
     error: str = "velocity"
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
-        if self.error not in ERRORS:
-            raise ValueError(f"error: expected one of {', '.join(ERRORS)}, got {self.error!r}")
+        for name, values in (("error", ERRORS), ("pairs", PAIRS)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
 
 
 class DPO:
@@ -59,6 +64,8 @@ class DPO:
             DeadGroups: all rewards are tied.
         """
         config, generator = self.config, self.generator
+        if config.pairs == "given":
+            return self._given(batch, step)
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
         x0 = sample(generator, groups, config.steps, draws)
@@ -77,6 +84,16 @@ class DPO:
         samples, pairs = x0.unflatten(0, by_image.shape), batch[rows]
         tensors = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
         return Experience(pairs, {**tensors, **self._noise(pairs, x0, step)}, figures)
+
+    def _given(self, batch: Batch, step: int) -> Experience:
+        """The pairs that the batch brings."""
+        if missing := {"chosen", "rejected"} - batch.extras.keys():
+            raise ValueError(
+                f"pairs: expected {' and '.join(sorted(missing))} beside every low-resolution image, got none"
+            )
+        condition = self.generator.condition(batch)
+        win, lose = (self.generator.encode(batch.extras[name], condition) for name in ("chosen", "rejected"))
+        return Experience(batch, {"win": win, "lose": lose, **self._noise(batch, win, step)})
 
     def _noise(self, batch: Batch, like: Tensor, step: int) -> dict[str, Tensor]:
         """A level s (B,) and ε (B,C,h,w) for each pair: a function of its image and of the step."""

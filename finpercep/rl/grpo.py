@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +17,12 @@ from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
-from finpercep.rl.rollout import initial_noise, sample_generators
-from finpercep.rl.scores import alive, group_advantages, group_scores
+from finpercep.rl.generators.pretrain import flow_matching_loss
+from finpercep.rl.rollout import initial_noise, row_seeds, sample_generators
+from finpercep.rl.scores import alive, group_advantages, scores_and_map
+from finpercep.rl.spatial import position_log_prob, spatial_advantages
+from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
+from finpercep.rl.window import check_window, window_at
 
 RATIO_TOLERANCE = 1e-5
 
@@ -35,8 +42,21 @@ class GRPOConfig:
         noise_level, kind: of `ops.sde_step`. Log-probabilities of "cps" lack the division by the variance; at little
             noise their gradients are then next to nothing.
         clip: the ratio is limited to [1 - clip, 1 + clip]. Log-probabilities are means over pixels, so it is small.
+            Where there is spatial credit, those of positions vary by √positions more, and so much wider is the limit.
+        limit: "clip"; "guard": the ratio of GRPO-Guard is clipped instead; "dppo": updates are masked beyond
+            `divergence`, and nothing is clipped. Formulas in `rl.trust`.
+        divergence: of "dppo": mean|μ - μ_old|²/(2σ²) from which on.
+        sliding: how many steps of `window` are random and trained in a step of training, 0 for all of it.
+        slide, slide_every: where they are: "forward" goes on by one every `slide_every` steps of training (MixGRPO),
+            "random" is drawn for each; with `window` the first half of the sampler, that is Flow-GRPO-Fast.
+        std_weight: multiply advantages by std_t/mean(std_t), of `SDEStep.std` over the trained steps (TempFlow-GRPO).
+        map_weight: γ of spatial credit, see `spatial_advantages`; it needs a reward with a map. 0 is one advantage for
+            all positions.
         advantage_clip: largest advantage.
         beta: weight of the divergence from the reference.
+        norm_weight: weight of `norm_hinge`, against velocities that become longer than the reference's.
+        photo_weight: weight of the pre-training term on photos, E|v_θ - (ε - x0)|²: the divergence from the photos'
+            distribution, as DDRL adds it (arXiv 2512.04332).
         micro_batch: rows, each one step of one sample, in a forward pass of training.
     """
 
@@ -47,8 +67,17 @@ class GRPOConfig:
     noise_level: float = 0.7
     kind: str = "flow"
     clip: float = 1e-4
+    limit: str = "clip"
+    divergence: float = 1e-5
+    sliding: int = 0
+    slide: str = "forward"
+    slide_every: int = 25
+    std_weight: bool = False
+    map_weight: float = 0.0
     advantage_clip: float = 5.0
     beta: float = 0.0
+    norm_weight: float = 0.0
+    photo_weight: float = 0.0
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
@@ -56,17 +85,38 @@ class GRPOConfig:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
-        first, end = self.trained
-        if not 0 <= first < end <= self.steps - 1:
+        check_window(self.trained, self.steps, self.sliding, self.slide, self.slide_every)
+        if self.limit not in LIMITS:
+            raise ValueError(f"limit: expected one of {', '.join(LIMITS)}, got {self.limit!r}")
+        if self.limit == "guard" and self.kind == "cps":
             raise ValueError(
-                f"window: expected steps within 0 to {self.steps - 1}, without the last one, whose noise would stay in "
-                f"the image, got {(first, end)}"
+                "limit: expected clip or dppo with kind cps, whose log-probability is no density, got guard"
             )
+        if self.map_weight and self.limit != "clip":
+            raise ValueError(f"map_weight: expected limit clip with spatial credit, got {self.limit}")
+        for name in ("map_weight", "norm_weight", "photo_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     @property
     def trained(self) -> tuple[int, int]:
-        """First and behind-last trained step."""
+        """First and behind-last step of the window."""
         return self.window or (0, self.steps - 1)
+
+    def window_at(self, step: int, seed: int) -> tuple[int, int]:
+        """First and behind-last step of the sampler that is trained in a step of training."""
+        return window_at(step, self.trained, self.sliding, self.slide, self.slide_every, seed)
+
+
+class Transition(NamedTuple):
+    """What the model says of taken steps: log-probability (N,), or (N,P) at positions; μ, σ (N,), KL (N,), and v."""
+
+    log_prob: Tensor
+    mean: Tensor | None
+    sigma: Tensor
+    kl: Tensor | None
+    velocity: Tensor
+    reference: Tensor | None
 
 
 class GRPO:
@@ -84,30 +134,56 @@ class GRPO:
 
         Raises:
             DeadGroups: no group whose rewards differ.
+            ValueError: spatial credit with a reward without map, or the term on photos without photos.
         """
         config = self.config
+        if config.photo_weight and batch.photo is None:
+            raise ValueError("photo_weight: expected photos beside the low-resolution images, got none")
         groups = batch.repeat(config.group_size)
         taken, images = self._rollout(groups, step)
-        scores = group_scores(reward, images, groups)
-        advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
-        count = config.trained[1] - config.trained[0]
-        keep = alive(advantages, config.group_size)
+        advantages, figures = self._advantages(reward, images, groups, taken["x"][0].shape[-2:])
+        keep, count = alive(advantages, config.group_size), len(taken["x"])
         rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
-        rows["advantage"] = advantages[keep].repeat_interleave(count)
-        experience = Experience(groups[keep].repeat(count), rows, figures)
-        old = [self._transition(part).log_prob for part in experience.parts(config.micro_batch)]
-        return replace(experience, tensors={**rows, "old_log_prob": torch.cat(old)})
+        std = rows.pop("std").unflatten(0, (-1, count))
+        rows["advantage"] = advantages[keep].repeat_interleave(count, 0)
+        if config.std_weight:
+            weight = (std / std.mean(1, keepdim=True)).flatten().to(rows["advantage"])
+            rows["advantage"] = rows["advantage"] * (weight[:, None] if config.map_weight else weight)
+        whole = groups[keep].repeat(count)
+        if config.photo_weight:
+            rows["seed"] = torch.tensor(row_seeds(whole.ids, self.seed, "photo", step))
+        experience = Experience(whole, rows, figures)
+        old = [self._transition(part) for part in experience.parts(config.micro_batch)]
+        rows["old_log_prob"] = torch.cat([one.log_prob for one in old])
+        if config.limit != "clip":
+            rows["old_mean"] = torch.cat([one.mean for one in old if one.mean is not None])
+        return replace(experience, tensors=rows)
+
+    def _advantages(
+        self, reward: Reward, images: Tensor, groups: Batch, grid: torch.Size
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 5 (N,), with spatial credit (N,P), and figures for the log."""
+        config = self.config
+        scores, faults = scores_and_map(reward, images, groups)
+        advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
+        if not config.map_weight:
+            return advantages, figures
+        if faults is None:
+            raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
+        height, width = grid
+        spatial = spatial_advantages(advantages, faults, config.group_size, (height, width), config.map_weight)
+        return spatial.clamp(-config.advantage_clip, config.advantage_clip), figures
 
     def _rollout(self, batch: Batch, step: int) -> tuple[dict[str, list[Tensor]], Tensor]:
-        """For each trained step x (B,C,h,w), what it became, and its levels (B,); and the images."""
+        """For each trained step x (B,C,h,w), what it became, its levels and std (B,); and the images."""
         config, generator = self.config, self.generator
         condition, levels = generator.condition(batch), generator.steps(config.steps).s
         draws = sample_generators(batch.ids, self.seed, "noise", step)
         x = initial_noise(generator, batch, draws, levels[0])
         if config.shared_noise:
             x = x[:: config.group_size].repeat_interleave(config.group_size, 0)
-        first, end = config.trained
-        taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": []}
+        first, end = config.window_at(step, self.seed)
+        taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": [], "std": []}
         for at, (s, s_next) in enumerate(pairwise(levels)):
             s_rows, next_rows = (torch.full((len(x),), level, device=x.device, dtype=x.dtype) for level in (s, s_next))
             v = generator.velocity(x, s_rows, condition)
@@ -117,28 +193,35 @@ class GRPO:
             noise = placed(torch.stack([torch.randn(x.shape[1:], generator=draw) for draw in draws]), x)
             after = ops.sde_step(
                 v, x, s, s_next, noise_level=config.noise_level, noise=noise, kind=config.kind, return_mean=False
-            ).next_sample
-            for name, value in zip(taken, (x, after, s_rows, next_rows), strict=True):
+            )
+            for name, value in zip(taken, (x, after.next_sample, s_rows, next_rows, after.std), strict=True):
                 taken[name].append(value)
-            x = after
+            x = after.next_sample
         return taken, generator.decode(x, condition)
 
-    def _transition(self, part: Experience, *, reference: bool = False) -> ops.SDEStep:
-        """Log-probability of the taken steps, and their divergence from the reference."""
+    def _transition(self, part: Experience, *, reference: bool = False) -> Transition:
+        """How likely the taken steps are, and their divergence from the reference."""
         config, rows = self.config, part.tensors
         condition = self.generator.condition(part.batch)
-        at = (rows["x"], rows["s"], condition)
-        return ops.sde_step(
-            self.generator.velocity(*at),
+        given = rows["x"], rows["s"], condition
+        v = self.generator.velocity(*given)
+        other = self.generator.reference_velocity(*given) if reference else None
+        step = ops.sde_step(
+            v,
             rows["x"],
             rows["s"],
             rows["s_next"],
             noise_level=config.noise_level,
             next_sample=rows["next"],
             kind=config.kind,
-            reference_velocity=self.generator.reference_velocity(*at) if reference else None,
-            return_mean=False,
+            reference_velocity=other,
+            return_mean=config.limit != "clip" or config.map_weight > 0,
         )
+        sigma, log_prob = spread(config.kind, step.std, rows["s"], rows["s_next"]), step.log_prob
+        if config.map_weight:
+            assert step.mean is not None
+            log_prob = position_log_prob(rows["next"], step.mean, sigma, config.kind)
+        return Transition(log_prob, step.mean, sigma, step.kl, v, other)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """Eq. 6 to minimize, with its statistics under flow_grpo's names.
@@ -146,27 +229,42 @@ class GRPO:
         Raises:
             RuntimeError: before the first update a ratio is not 1.
         """
-        config = self.config
-        transition = self._transition(part, reference=config.beta > 0)
-        loss, stats = ops.grpo_loss(
-            transition.log_prob,
-            part.tensors["old_log_prob"],
-            part.tensors["advantage"],
-            clip_low=config.clip,
-            clip_high=config.clip,
-            kl=transition.kl,
+        config, rows = self.config, part.tensors
+        found = self._transition(part, reference=config.beta > 0 or config.norm_weight > 0)
+        positions = found.log_prob.shape[1] if config.map_weight else 1
+        loss, stats = limited_loss(
+            config.limit,
+            found.log_prob,
+            rows["old_log_prob"],
+            rows["advantage"],
+            gap(found.mean, rows["old_mean"]) if config.limit != "clip" and found.mean is not None else None,
+            found.sigma,
+            clip=min(1.0, config.clip * math.sqrt(positions)),
+            bound=config.divergence,
+            kl=found.kl if found.kl is None or not config.map_weight else found.kl[:, None].expand(-1, positions),
             beta=config.beta,
         )
         if part.fresh:
             _check_ratio(stats)
-        return {
-            "loss": loss,
+        terms = {
             "policy_loss": stats.policy_loss,
             "kl_loss": stats.kl_loss,
             "approx_kl": stats.approx_kl,
             "clipfrac": stats.clip_low + stats.clip_high,
             "ratio": stats.ratio_mean,
         }
+        for name, weight, term in self._beside(part, found):
+            loss, terms[name] = loss + weight * term, term.detach()
+        return {"loss": loss, **terms}
+
+    def _beside(self, part: Experience, found: Transition) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of the terms beside Eq. 6."""
+        config = self.config
+        if config.norm_weight and found.reference is not None:
+            yield "norm_loss", config.norm_weight, norm_hinge(found.velocity, found.reference)
+        if config.photo_weight:
+            draws = [torch.Generator().manual_seed(seed) for seed in part.tensors["seed"].tolist()]
+            yield "photo_loss", config.photo_weight, flow_matching_loss(self.generator, part.batch, draws)
 
 
 def _check_ratio(stats: ops.GRPOStats) -> None:

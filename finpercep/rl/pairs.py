@@ -1,4 +1,4 @@
-"""Photos and low-resolution images of five kinds of sets, read when they are asked for."""
+"""Photos and low-resolution images of six kinds of sets, read when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from finpercep.rl.batch import check_pair
 
 MEMORY = 2**31
 """Images stay in memory where all of them together are no larger, in bytes."""
+CHOICES = "pairs.jsonl"
 VAL = 10
 """Of folders of photos without splits, one photo in so many is held out, by its name."""
 
@@ -39,6 +41,7 @@ class Pair:
         read: low-resolution image and photo.
         has_photo: whether there is a photo.
         extras: what belongs to the image besides, see `Batch`; "latent_lr" binds it to the whole image.
+        results: name -> results (3,H,W), uint8, of the low-resolution image as it is: "chosen" and "rejected".
         keep: the images stay in memory.
     """
 
@@ -47,6 +50,7 @@ class Pair:
     read: Callable[[], Images] = field(repr=False)
     has_photo: bool = True
     extras: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     keep: bool = True
     _images: Images | None = field(default=None, repr=False)
 
@@ -77,6 +81,8 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
 
     - a folder with an `index.jsonl` whose lines have split, id, gt and, if they are known, lr: `<root>/<split>/<id>/`;
     - a data set that `make_dataset` made;
+    - a folder with a `pairs.jsonl` whose lines have lr, chosen and rejected, files in the folder, and gt where it is
+      known; those with split "val" need lr and gt;
     - a folder as DiT4SR's training has it: sr_bicubic, prompt_embeds, pooled_prompt_embeds, latent_lr, and gt where it
       is known; all of it is `train`;
     - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name;
@@ -109,32 +115,71 @@ def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
     folder = Path(root)
     if is_stored(folder):
         return (_of_scene(scene, scale) for scene in stored_scenes(folder, split))
+    if (folder / CHOICES).is_file():
+        return _of_choices(folder, split, scale)
     if (folder / "latent_lr").is_dir():
         return _with_latents(folder, scale) if split == "train" else iter(())
     if not (folder / "index.jsonl").is_file():
         raise FileNotFoundError(
-            f"{folder / 'index.jsonl'}: not found; expected a folder with index.jsonl, a data set that make-dataset "
-            "made, photos:DIR or lr:DIR"
+            f"{folder / 'index.jsonl'}: not found; expected a folder with index.jsonl or pairs.jsonl, a data set that "
+            "make-dataset made, photos:DIR or lr:DIR"
         )
     return _of_index(folder, split, scale)
 
 
 def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
     index = root / "index.jsonl"
-    for number, line in enumerate(index.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            missing = {"split", "id", "gt"} - row.keys()
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{index}:{number}: expected a scene, got {one_line(error)}") from error
-        if missing:
+    for number, row in _rows(index):
+        if missing := {"split", "id", "gt"} - row.keys():
             raise ValueError(f"{index}:{number}: expected split, id and gt, got none of {sorted(missing)}")
         check_inside(index, number, [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)])
         if row["split"] == split:
             folder = root / split / row["id"]
             yield _of_files(folder / row["gt"], folder / row["lr"] if row.get("lr") else None, scale)
+
+
+def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and contents of each line."""
+    for number, line in enumerate(index.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row.keys()
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{index}:{number}: expected a scene, got {one_line(error)}") from error
+        yield number, row
+
+
+def _of_choices(root: Path, split: str, scale: int) -> Iterator[Pair]:
+    """Labelled results: of two of one low-resolution image, which was chosen."""
+    index = root / CHOICES
+    for number, row in _rows(index):
+        if (part := row.get("split", "train")) != split:
+            continue
+        names = ("lr", "gt") if part == "val" else ("lr", "chosen", "rejected")
+        if missing := [name for name in names if not row.get(name)]:
+            raise ValueError(f"{index}:{number}: expected {', '.join(names)}, got no {', '.join(missing)}")
+        files = {name: str(row[name]) for name in ("lr", "gt", "chosen", "rejected") if row.get(name)}
+        check_inside(index, number, list(files.values()))
+        paths = {name: root / file for name, file in files.items()}
+        if split == "val":
+            yield _of_files(paths["gt"], paths["lr"], scale)
+            continue
+        yield _of_choice(paths, scale)
+
+
+def _of_choice(paths: dict[str, Path], scale: int) -> Pair:
+    low, large = (torch.empty(3, *image_sides(path), device="meta") for path in (paths["lr"], paths["chosen"]))
+    for name in paths.keys() - {"lr"}:
+        _check_scale(low, torch.empty(3, *image_sides(paths[name]), device="meta"), scale, f"{paths['lr']}, {name}")
+    results = {name: partial(load_image, paths[name]) for name in ("chosen", "rejected")}
+
+    def read() -> Images:
+        return load_image(paths["lr"]), load_image(paths["gt"]) if "gt" in paths else None
+
+    height, width = large.shape[1:]
+    return Pair(str(paths["lr"]), (height, width), read, "gt" in paths, results=results)
 
 
 def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:

@@ -12,14 +12,16 @@ from finpercep.data.randomness import integer, seed_of, seeded, uniform
 from finpercep.rl.batch import Batch
 from finpercep.rl.pairs import Pair, load_pairs
 
-__all__ = ["Crops", "Pair", "load_pairs"]
+__all__ = ["Crops", "Pair", "load_pairs", "split_pairs"]
+
+PHOTO = "gt"
 
 
 class Crops:
     """Batches of square crops, each a function of the seed and its number alone.
 
     Where a pair brings latents of its low-resolution image, the crop is the whole image as it is. Batches have photos
-    only where all pairs do.
+    only where all pairs do. Results that all pairs bring are cropped with the photo, into the batch's extras.
 
     Args:
         pairs: the photos and low-resolution images.
@@ -49,56 +51,60 @@ class Crops:
         self.pairs, self.side, self.scale, self.degraded, self.seed = pairs, side, scale, degraded, seed
         self.photos = all(pair.has_photo for pair in pairs)
         self.extras = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
+        self.results = sorted(set.intersection(*(set(pair.results) for pair in pairs)))
 
     def batch(self, number: int, size: int) -> Batch:
         """The batch of that number: photos and low-resolution images in [0, 1], and ids."""
         numbers = range(number * size, (number + 1) * size)
         pairs = [self._pair(i) for i in numbers]
         crops = [self._crop(pair, i) for pair, i in zip(pairs, numbers, strict=True)]
-        lr = torch.stack([lr for lr, _ in crops]).float() / 255
+        lr = _stacked([lr for lr, _ in crops])
         made = [at for at, (pair, i) in enumerate(zip(pairs, numbers, strict=True)) if self._is_degraded(pair, i)]
         if made:
-            photos = torch.stack([photo for at in made if (photo := crops[at][1]) is not None]).float() / 255
+            photos = _stacked([crops[at][1][PHOTO] for at in made])
             lr[made] = degrade(photos, [seed_of(self.seed, "degrade", numbers[at]) for at in made], scale=self.scale)[0]
-        photo = None
-        if self.photos:
-            photo = torch.stack([photo for _, photo in crops if photo is not None]).float() / 255
+        photo = _stacked([large[PHOTO] for _, large in crops]) if self.photos else None
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in self.extras}
+        extras |= {name: _stacked([large[name] for _, large in crops]) for name in self.results}
         return Batch(lr, torch.tensor(list(numbers)), photo, extras)
 
     def _is_degraded(self, pair: Pair, index: int) -> bool:
         share = uniform(0, 1, seeded(self.seed, "own", index))
-        return share < self.degraded and pair.has_photo and not pair.fixed
+        return share < self.degraded and pair.has_photo and not pair.fixed and not pair.results
 
     def _pair(self, index: int) -> Pair:
         return self.pairs[integer(0, len(self.pairs) - 1, seeded(self.seed, "crop", index))]
 
-    def _crop(self, pair: Pair, index: int) -> tuple[Tensor, Tensor | None]:
-        """Low-resolution image (3,h,w) and photo (3,H,W), uint8."""
+    def _crop(self, pair: Pair, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Low-resolution image (3,h,w), and by name the photo and results (3,H,W), uint8."""
+        lr, photo = pair.lr, pair.photo
+        large = {} if photo is None else {PHOTO: photo}
+        large |= {name: pair.results[name]() for name in self.results}
         if pair.fixed:
-            return pair.lr, pair.photo
+            return lr, large
         draw = seeded(self.seed, "crop", index)
         integer(0, len(self.pairs) - 1, draw)  # which pair it is
         low = self.side // self.scale
-        top = integer(0, pair.lr.shape[1] - low, draw)
-        left = integer(0, pair.lr.shape[2] - low, draw)
-        lr, photo = pair.lr[:, top : top + low, left : left + low], pair.photo
-        if photo is not None:
-            rows, columns = top * self.scale, left * self.scale
-            photo = photo[:, rows : rows + self.side, columns : columns + self.side]
+        top = integer(0, lr.shape[1] - low, draw)
+        left = integer(0, lr.shape[2] - low, draw)
+        rows, columns = top * self.scale, left * self.scale
+        lr = lr[:, top : top + low, left : left + low]
+        large = {n: image[:, rows : rows + self.side, columns : columns + self.side] for n, image in large.items()}
         for turn in (_mirrored, _transposed):
             if integer(0, 1, draw):
-                lr, photo = turn(lr), None if photo is None else turn(photo)
-        return lr, photo
+                lr, large = turn(lr), {name: turn(image) for name, image in large.items()}
+        return lr, large
 
 
 def split_pairs(
-    roots: Sequence[str], scale: int, *, dev_every: int = 0, held: int = 16
+    roots: Sequence[str], scale: int, *, dev_every: int = 0, held: int = 16, labelled: bool = False
 ) -> tuple[list[Pair], list[Pair]]:
     """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
 
+    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on.
+
     Raises:
-        ValueError: no folder, or nothing to hold out; see `load_pairs`.
+        ValueError: no folder, nothing to hold out, or nothing labelled; see `load_pairs`.
     """
     if not roots:
         raise ValueError("data: expected at least one folder, got none")
@@ -110,8 +116,18 @@ def split_pairs(
             raise ValueError(f"dev_every: expected at most the {len(fit)} photos there are, got {dev_every}")
     else:
         out = load_pairs(roots, "val", scale)
+    if labelled:
+        fit = [pair for pair in fit if pair.results]
+        if not fit:
+            raise ValueError(
+                f"data: expected a folder with pairs.jsonl, whose results are labelled, got {', '.join(roots)}"
+            )
     # Every n-th, so that all sets are among them.
     return fit, out[:: max(1, len(out) // held)][:held]
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    return torch.stack(images).float() / 255
 
 
 def _mirrored(image: Tensor) -> Tensor:

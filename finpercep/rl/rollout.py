@@ -16,16 +16,18 @@ from finpercep.rl.generators import Generator
 
 
 def sample_generators(ids: Tensor, *names: object) -> list[torch.Generator]:
-    """A CPU generator for every row: a function of its image, of how many rows of that image came before, and `names`.
+    """A CPU generator for every row, of `row_seeds`: a sample's noise does not depend on the batch it is in."""
+    return [torch.Generator().manual_seed(seed) for seed in row_seeds(ids, *names)]
 
-    A sample's noise then does not depend on the batch it is in.
-    """
+
+def row_seeds(ids: Tensor, *names: object) -> list[int]:
+    """A seed for every row: a function of its image, of how many rows of that image came before, and `names`."""
     seen: Counter[int] = Counter()
-    generators = []
+    seeds = []
     for image in ids.tolist():
-        generators.append(torch.Generator().manual_seed(seed_of(0, *names, image, seen[image])))
+        seeds.append(seed_of(0, *names, image, seen[image]))
         seen[image] += 1
-    return generators
+    return seeds
 
 
 def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generator], first: float = 1.0) -> Tensor:

@@ -41,17 +41,27 @@ def group_scores(reward: Reward, images: Tensor, batch: Batch) -> dict[str, Tens
         ValueError: see `score`.
         FloatingPointError: a score is not finite; names the image.
     """
-    scores = {}
+    return scores_and_map(reward, images, batch)[0]
+
+
+@torch.no_grad()
+def scores_and_map(reward: Reward, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
+    """`group_scores`, and the map (B,1,H,W) where the reward has one; of a mixture the last one, the stage's own."""
+    scores: dict[str, Tensor] = {}
     if isinstance(reward, Mixture):
-        scores = {name: score(part, images, batch).score for name, part in reward.parts.items()}
+        outputs = {name: score(part, images, batch) for name, part in reward.parts.items()}
+        scores = {name: output.score for name, output in outputs.items()}
         average = torch.stack([reward.weights[name] * values for name, values in scores.items()]).sum(0)
+        maps = [output.map for output in outputs.values() if isinstance(output.map, Tensor)]
+        faults = maps[-1] if maps else None
     else:
-        average = score(reward, images, batch).score
+        output = score(reward, images, batch)
+        average, faults = output.score, output.map if isinstance(output.map, Tensor) else None
     finite = average.isfinite()
     if not bool(finite.all()):
         bad = batch.ids[~finite.cpu()].unique().tolist()
         raise FloatingPointError(f"reward: expected finite scores, got {average[~finite][0].item()} for image {bad[0]}")
-    return {**scores, "avg": average}
+    return {**scores, "avg": average}, faults
 
 
 def group_advantages(
@@ -88,9 +98,10 @@ def group_advantages(
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:
-    """Numbers of the rows (N,) whose group has an advantage that is not 0; groups lie side by side.
+    """Numbers of the rows (N, ...) whose group has an advantage that is not 0; groups lie side by side.
 
     The others would teach nothing, but would have a share in every mean.
     """
-    groups = (advantages != 0).view(-1, group_size).any(1)
+    groups = (advantages != 0).flatten(1).any(1) if advantages.dim() > 1 else advantages != 0
+    groups = groups.view(-1, group_size).any(1)
     return torch.nonzero(groups.repeat_interleave(group_size)).flatten()

@@ -52,7 +52,13 @@ class RLTrainer:
         self.algorithm = build_algorithm(config, self.generator)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
-        fit, held = split_pairs(config.data, self.generator.scale, dev_every=config.dev_every, held=config.eval_photos)
+        fit, held = split_pairs(
+            config.data,
+            self.generator.scale,
+            dev_every=config.dev_every,
+            held=config.eval_photos,
+            labelled=getattr(config.algorithm, "pairs", "") == "given",
+        )
         keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)

@@ -96,8 +96,22 @@ def test_draws_are_those_of_the_image():
     assert both["s"][0] != both["s"][1]
 
 
+def test_given_pairs():
+    """Chosen and rejected as they are, encoded; the reward is not asked."""
+    generator, given = Toy(), batch()
+    better, worse = given.photo, 1 - given.photo
+    algorithm = DPO(generator, replace(CONFIG, pairs="given"))
+    rows = algorithm.collect(given.with_extras({"chosen": better, "rejected": worse}), Given([]), 0).tensors
+    torch.testing.assert_close(rows["win"], torch.logit(better, 0.01))
+    torch.testing.assert_close(rows["lose"], torch.logit(worse, 0.01))
+    with pytest.raises(ValueError, match="pairs: expected rejected beside every low-resolution image, got none"):
+        algorithm.collect(given.with_extras({"chosen": better}), Given([]), 0)
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         DPOConfig(group_size=1)
     with pytest.raises(ValueError, match="error: expected one of velocity, epsilon"):
         DPOConfig(error="x0")
+    with pytest.raises(ValueError, match="pairs: expected one of reward, given, got 'offline'"):
+        DPOConfig(pairs="offline")

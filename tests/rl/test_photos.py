@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from finpercep.io.images import load_image
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rl.batch import Batch
-from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.photos import Crops, load_pairs, split_pairs
 
 
 def test_crops_match(photo_set):
@@ -175,3 +177,45 @@ def test_names_that_lead_out(photo_set):
     index.write_text('{"split": "train"\n')
     with pytest.raises(ValueError, match=r"index\.jsonl:1: expected a scene, got"):
         load_pairs([photo_set], "train", 4)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Three low-resolution images with a chosen and a rejected result, and one photo to measure on."""
+    draw, root, rows = torch.Generator().manual_seed(1), tmp_path / "labelled", []
+    for number in range(4):
+        photo = F.interpolate(torch.rand(1, 3, 8, 8, generator=draw), (64, 64), mode="bicubic").clamp(0, 1)[0]
+        images = {"lr": F.avg_pool2d(photo, 4), "chosen": 0.9 * photo, "rejected": 0.5 * photo, "gt": photo}
+        row = {name: f"{number}/{name}.png" for name in images if name != "gt" or number == 3}
+        for name, file in row.items():
+            save_image(as_picture(images[name]), root / file)
+        rows.append({**row, "split": "val"} if number == 3 else row)
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_labelled_results(labelled):
+    """Cropped and turned with their low-resolution image, which is never degraded anew."""
+    crops = Crops(load_pairs([labelled], "train", 4), 32, degraded=1.0)
+    found = crops.batch(0, 8)
+    assert found.photo is None
+    assert sorted(found.extras) == ["chosen", "rejected"]
+    for name, factor in (("chosen", 0.9), ("rejected", 0.5)):
+        assert (F.avg_pool2d(found.extras[name], 4) - factor * found.lr).abs().max() < 2 / 255
+    assert load_pairs([labelled], "val", 4)[0].photo.shape == (3, 64, 64)
+
+
+def test_labelled_results_that_do_not_fit(labelled, photo_set):
+    index = labelled / "pairs.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text(lines[0].replace("rejected", "refused", 1))
+    with pytest.raises(ValueError, match=r"pairs.jsonl:1: expected lr, chosen, rejected, got no rejected"):
+        load_pairs([labelled], "train", 4)
+    index.write_text("".join(lines))
+    save_image(as_picture(torch.zeros(3, 64, 60)), labelled / "1" / "rejected.png")
+    with pytest.raises(ValueError, match=r"1/lr.png, rejected: expected a photo whose sides are"):
+        load_pairs([labelled], "train", 4)
+    with pytest.raises(ValueError, match=r"data: expected a folder with pairs.jsonl, whose results are labelled"):
+        split_pairs([str(photo_set)], 4, labelled=True)
+    fit, held = split_pairs([str(photo_set)], 4)
+    assert (len(fit), len(held)) == (3, 2)

@@ -9,6 +9,7 @@ from finpercep.models import RewardOutput
 from finpercep.rl import scores
 from finpercep.rl.generators.pretrain import draw_levels, flow_matching_loss
 from finpercep.rl.refl import ReFL, ReFLConfig
+from finpercep.rl.rollout import initial_noise, sample_generators
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
 
@@ -18,10 +19,12 @@ def exact_images(monkeypatch):
     monkeypatch.setattr(scores, "as_file", lambda images: images)
 
 
+@pytest.mark.parametrize("last", [1, 2, 3])
 @pytest.mark.parametrize("weighting", ["relu", "identity"])
-def test_gradient(exact_images, weighting):
+def test_gradient(exact_images, weighting, last):
+    """Through the last K steps, as DRaFT-K has it."""
     generator = Toy()
-    algorithm = ReFL(generator, ReFLConfig(weighting=weighting, weight=30.0))
+    algorithm = ReFL(generator, ReFLConfig(weighting=weighting, weight=30.0, late=1, last=last))
     experience = algorithm.collect(batch(), Red(), 0)
     check_gradient(generator, lambda: algorithm.loss(experience)["loss"])
 
@@ -47,6 +50,61 @@ def test_value(exact_images):
     pretrain = (generator.velocity(noisy, level, condition) - epsilon + x0).square().mean()
     torch.testing.assert_close(terms["pretrain_loss"], pretrain)
     torch.testing.assert_close(terms["loss"], 2 * policy + pretrain)
+
+
+def test_through_the_whole_sampler(exact_images):
+    """K = steps: the loss is that of the result of the sampler, written out."""
+    generator, given = Toy(), batch()
+    algorithm = ReFL(generator, ReFLConfig(steps=3, late=1, last=3, weighting="identity", pretrain=False))
+    loss = algorithm.loss(algorithm.collect(given, Red(), 1))["loss"]
+    x = initial_noise(generator, given, sample_generators(given.ids, 0, "noise", 1)).requires_grad_()
+    condition, after = generator.condition(given), x
+    for s in (1, 2 / 3, 1 / 3):
+        after = after - generator.velocity(after, torch.tensor([s, s]), condition) / 3
+    torch.testing.assert_close(loss, -torch.sigmoid(after)[:, 0].mean())
+    one = ReFL(generator, ReFLConfig(steps=3, late=1, weighting="identity", pretrain=False))
+    same = one.loss(one.collect(given, Red(), 1))["loss"]
+    torch.testing.assert_close(same, loss)  # the same value, but another gradient
+    gradients = [torch.autograd.grad(value, generator.first.weight)[0] for value in (loss, same)]
+    assert (gradients[0] - gradients[1]).abs().max() > 0.01 * gradients[1].abs().max()
+
+
+class Mapped(Red):
+    """Red, with a map that is 0 on the left half and 0.5 on the right one."""
+
+    def __call__(self, images):
+        faults = torch.zeros_like(images[:, :1])
+        faults[..., images.shape[-1] // 2 :] = 0.5
+        return RewardOutput(super().__call__(images).score, faults)
+
+
+def test_the_map_weighs_the_gradient(exact_images):
+    """M/mean(M) is 0 on the left and 2 on the right: the gradient at γ is (1 - γ) and (1 + γ) times that at 0."""
+    generator, given = Toy(), batch()
+
+    def gradients(weight):
+        config = ReFLConfig(map_weight=weight, weighting="identity", pretrain=False)
+        algorithm = ReFL(generator, config)
+        seen = []
+        decode = generator.decode
+        generator.decode = lambda x0, condition: watched(decode(x0, condition), seen)
+        terms = algorithm.loss(algorithm.collect(given, Mapped(), 0))
+        terms["loss"].backward()
+        del generator.decode
+        return terms["loss"].detach(), seen[0]
+
+    (plain, at_0), (same, at_3) = gradients(0.0), gradients(0.3)
+    assert torch.equal(plain, same)
+    expected = at_0 * torch.tensor([0.7, 0.7, 0.7, 1.3, 1.3, 1.3], dtype=torch.float64)
+    torch.testing.assert_close(at_3, expected)
+    algorithm = ReFL(generator, ReFLConfig(map_weight=0.3))
+    with pytest.raises(ValueError, match="map_weight: expected a reward with a map, got Red without"):
+        algorithm.loss(algorithm.collect(given, Red(), 0))
+
+
+def watched(images, seen):
+    images.register_hook(seen.append)
+    return images
 
 
 def test_draws_are_those_of_the_image(exact_images):
@@ -113,5 +171,9 @@ def test_no_photos():
 def test_options():
     with pytest.raises(ValueError, match="late: expected 1 to 3"):
         ReFLConfig(late=4)
+    with pytest.raises(ValueError, match="last: expected 1 to 2, the steps up to the first one that is drawn, got 3"):
+        ReFLConfig(last=3)
+    with pytest.raises(ValueError, match="map_weight: expected 0 to 1, got 2"):
+        ReFLConfig(map_weight=2)
     with pytest.raises(ValueError, match="weighting: expected one of relu, identity"):
         ReFLConfig(weighting="square")

@@ -1,0 +1,94 @@
+"""Whole runs of pipelines in diffusers' layouts: killed, resumed by the command, adapters loaded by plain diffusers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from finpercep.cli.main import app
+from finpercep.rl.batch import Batch
+from finpercep.rl.config import KINDS, RLConfig, StageConfig
+from finpercep.rl.generators import GeneratorConfig, load_generator
+from finpercep.rl.loop import train
+from finpercep.rl.monitors import MonitorConfig
+from finpercep.rl.settings import as_yaml
+from tests.rl.generators.pipelines import save_flux, save_sd3, save_upscaler
+from tests.rl.test_trainer import lines
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytestmark = pytest.mark.slow
+
+SAVE = {"upscaler": save_upscaler, "sd3": save_sd3, "flux": save_flux}
+SMALL = {
+    "refl": {"steps": 2, "late": 1},
+    "grpo": {"steps": 2, "group_size": 2, "beta": 0.1},
+    "nft": {"steps": 2, "group_size": 2, "reference_weight": 0.1},
+}
+RUNS = [(layout, name) for layout in SAVE for name in ("refl", "grpo")] + [("flux", "nft")]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return {name: save(tmp_path_factory.mktemp(name)) for name, save in SAVE.items()}
+
+
+class Kill:
+    def start(self, *args, **kwargs): ...
+    def close(self): ...
+    def log(self, step, figures):
+        if step == 3:
+            raise KeyError("killed")
+
+
+@pytest.mark.parametrize(("layout", "name"), RUNS)
+def test_run(saved, photo_set, tmp_path, layout, name):
+    config = RLConfig(
+        data=(str(photo_set),),
+        out=str(tmp_path / "run"),
+        generator=str(saved[layout]),
+        generator_options=GeneratorConfig(rank=2, alpha=8),
+        algorithm=KINDS[name](**SMALL[name]),
+        stages=(StageConfig(steps=2, lr=1e-2), StageConfig(steps=2, lr=1e-2, score_weight=1.0, map_weight=0.0)),
+        monitors=MonitorConfig(judge=""),
+        batch=2,
+        side=32,
+        save_every=2,
+        eval_every=4,
+        eval_photos=1,
+        eval_steps=1,
+    )
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [Kill()])
+    (tmp_path / "run.yaml").write_text(as_yaml(config))
+    result = CliRunner().invoke(app, ["train-rl", "--config", str(tmp_path / "run.yaml"), "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert "resumed at step 2" in result.output
+    log = lines(tmp_path / "run")
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in log[1:])
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(saved[layout])
+    pipeline.load_lora_weights(str(tmp_path / "run" / "generator"))
+    fresh = load_generator(saved[layout], GeneratorConfig(train="full"))
+    before = answer(fresh)
+    fresh.denoiser = getattr(pipeline, fresh.part)
+    assert (answer(fresh) - before).abs().max() > 1e-3
+    if name == "grpo":  # the run that was never stopped, to the bit
+        whole = train(replace(config, out=str(tmp_path / "whole")))
+        assert log == lines(tmp_path / "whole")
+        torch.testing.assert_close(answer(fresh), answer(whole), atol=1e-5, rtol=1e-4)
+        adapters = [tmp_path / out / "generator" / "pytorch_lora_weights.safetensors" for out in ("run", "whole")]
+        assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+@torch.no_grad()
+def answer(generator):
+    """A velocity."""
+    draw = torch.Generator().manual_seed(0)
+    given = Batch(torch.rand(1, 3, 8, 8, generator=draw), torch.tensor([3]))
+    x = torch.randn(1, generator.channels, 32 // generator.stride, 32 // generator.stride, generator=draw)
+    return generator.velocity(x, torch.tensor([0.5]), generator.condition(given))

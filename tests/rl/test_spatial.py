@@ -1,0 +1,103 @@
+"""Spatial credit: by hand, against the operator where they must agree, and by finite differences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finpercep import ops
+from finpercep.models import RewardOutput
+from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.spatial import position_log_prob, spatial_advantages
+from tests.rl.toy import Red, Toy, batch, check_gradient
+
+CONFIG = GRPOConfig(steps=3, group_size=3, micro_batch=12, clip=0.05)
+
+
+class Green(Red):
+    """How red; the map is how green."""
+
+    def __call__(self, images):
+        return RewardOutput(super().__call__(images).score, images[:, 1:2])
+
+
+def test_by_hand():
+    """Two results; on the left the first is less degraded by 0.4, on the right both are alike."""
+    left = torch.tensor([0.1, 0.5]).view(2, 1, 1, 1).expand(2, 1, 4, 2)
+    maps = torch.cat([left, torch.full((2, 1, 4, 2), 0.7)], 3)
+    found = spatial_advantages(torch.tensor([1.0, -1.0]), maps, 2, (1, 2), 0.5)
+    unit = 0.2 / (0.2 / 2**0.5 + 1e-4)
+    torch.testing.assert_close(found, torch.tensor([[1 + 0.5 * unit, 1.0], [-1 - 0.5 * unit, -1.0]]))
+
+
+def test_equal_maps_give_the_scalar():
+    maps = torch.rand(1, 1, 8, 8).repeat(4, 1, 1, 1)
+    advantages = torch.tensor([0.5, -0.5, 1.0, -1.0])
+    assert torch.equal(spatial_advantages(advantages, maps, 2, (4, 4), 3.0), advantages[:, None].expand(4, 16))
+
+
+@pytest.mark.parametrize("kind", ["flow", "cps", "dance"])
+def test_positions_make_up_the_whole(kind):
+    """The mean over positions is the operator's log-probability."""
+    draw = torch.Generator().manual_seed(0)
+    v, x, after = (torch.randn(2, 4, 3, 5, generator=draw, dtype=torch.float64) for _ in range(3))
+    s, s_next = (torch.tensor(levels, dtype=torch.float64) for levels in ([0.9, 0.5], [0.6, 0.3]))
+    step = ops.sde_step(v, x, s, s_next, next_sample=after, kind=kind)
+    sigma = step.std * (s - s_next).sqrt() if kind == "flow" else step.std
+    found = position_log_prob(after, step.mean, sigma, kind)
+    assert found.shape == (2, 15)
+    torch.testing.assert_close(found.mean(1), step.log_prob)
+
+
+def test_no_weight_is_the_scalar_case_to_the_bit():
+    """A reward with a map changes nothing; a weight of next to nothing has the same gradient at the first update."""
+    gradients = []
+    for reward, weight in ((Red(), 0.0), (Green(), 0.0), (Green(), 1e-12)):
+        generator = Toy()
+        algorithm = GRPO(generator, replace(CONFIG, map_weight=weight))
+        terms = algorithm.loss(algorithm.collect(batch(), reward, 0))
+        terms["loss"].backward()
+        gradients.append([p.grad for p in generator.parameters()])
+    for scalar, same, near in zip(*gradients, strict=True):
+        assert torch.equal(scalar, same)
+        torch.testing.assert_close(scalar, near)
+
+
+def test_gradient():
+    generator = Toy()
+    algorithm = GRPO(generator, replace(CONFIG, map_weight=0.7, beta=0.1))
+    experience = algorithm.collect(batch(), Green(), 0)
+    assert experience.tensors["advantage"].shape == (12, 36)
+    assert experience.tensors["old_log_prob"].shape == (12, 36)
+    assert float(algorithm.loss(experience)["ratio"]) == 1.0
+    generator.move()
+    moved = replace(experience, fresh=False)
+    check_gradient(generator, lambda: algorithm.loss(moved)["loss"])
+
+
+def test_written_out():
+    """One row: the clipped surrogate of each position, its limit √positions wider, and their mean."""
+    generator = Toy()
+    algorithm = GRPO(generator, replace(CONFIG, map_weight=0.7, clip=0.002))
+    experience = replace(algorithm.collect(batch(), Green(), 0), fresh=False)
+    generator.move(0.05)
+    part = next(experience.parts(1))
+    rows = part.tensors
+    v = generator.velocity(rows["x"], rows["s"], generator.condition(part.batch))
+    s, s_next = float(rows["s"]), float(rows["s_next"])
+    step = ops.sde_step(v, rows["x"], s, s_next, next_sample=rows["next"])
+    log_prob = position_log_prob(rows["next"], step.mean, step.std * (s - s_next) ** 0.5, "flow")
+    ratio = torch.exp(log_prob - rows["old_log_prob"])
+    clipped, advantage = ratio.clamp(1 - 0.012, 1 + 0.012), rows["advantage"]
+    expected = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
+    assert 0 < float((ratio != clipped).double().mean()) < 1
+    torch.testing.assert_close(algorithm.loss(part)["loss"], expected)
+
+
+def test_options():
+    with pytest.raises(ValueError, match="map_weight: expected limit clip with spatial credit, got dppo"):
+        GRPOConfig(map_weight=1.0, limit="dppo")
+    with pytest.raises(ValueError, match="map_weight: expected a reward with a map, got Red without"):
+        GRPO(Toy(), replace(CONFIG, map_weight=1.0)).collect(batch(), Red(), 0)
