@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from finpercep.data.targets import fault_target
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators import Generator
+from finpercep.rl.measures import Measure
 from finpercep.rl.monitors import (
     color_entropy,
     edge_density,
@@ -49,14 +50,19 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(
-        self, images: Tensor, reward: Reward, device: torch.device, judge: Reward | None = None
+        self,
+        images: Tensor,
+        reward: Reward,
+        device: torch.device,
+        judge: Reward | None = None,
+        further: Mapping[str, Measure] | None = None,
     ) -> dict[str, Tensor]:
         """Figures (B,), photo by photo, of results (B,3,H,W).
 
         Returns:
             "reward_avg" and, of a judge, "judge"; "psnr" (dB), "ssim" and "severity" of the true fault map M_gt against
             the photo; and, without the photo, "edges", "high_frequencies", "color_entropy", and "jpeg_loss": what JPEG
-            at quality 75 takes away of the reward.
+            at quality 75 takes away of the reward; and the `further` measures by their names.
         """
         photo = self.batch.photo
         assert photo is not None
@@ -64,6 +70,9 @@ class HeldOut:
         values = {"reward_avg": rewards, "jpeg_loss": rewards - self._scores(recompressed(images), reward, device)}
         if judge is not None:
             values["judge"] = self._scores(images, judge, device)
+        for name, measure in (further or {}).items():
+            found = [measure.function(images[rows].to(device), self.batch[rows].to(device)) for rows in self._rows()]
+            values[name] = torch.cat(found).cpu()
         return {
             **values,
             "psnr": psnr(images, photo),
@@ -80,9 +89,13 @@ class HeldOut:
         return torch.cat([velocity_distance(generator, part, self.steps).cpu() for part in parts])
 
     def _scores(self, images: Tensor, reward: Reward, device: torch.device) -> Tensor:
-        parts = (slice(i, i + self.size) for i in range(0, len(images), self.size))
-        found = [score(reward, images[part].to(device), self.batch[part].to(device)).score.cpu() for part in parts]
+        found = [
+            score(reward, images[rows].to(device), self.batch[rows].to(device)).score.cpu() for rows in self._rows()
+        ]
         return torch.cat(found)
+
+    def _rows(self) -> Iterator[slice]:
+        return (slice(i, i + self.size) for i in range(0, len(self.batch), self.size))
 
 
 def psnr(images: Tensor, photos: Tensor) -> Tensor:

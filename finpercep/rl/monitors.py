@@ -31,6 +31,8 @@ class MonitorConfig:
     Attributes:
         judge: a reward by name that scores the results beside the one that is climbed; left out where it is climbed
             itself. "" is none.
+        metrics: further held-out measures by name: "st-lpips", the distance to the photo (extra `stlpips`), or rewards,
+            such as "pyiqa:niqe", whose sign is turned where lower is better. The alarm looks at them too.
         alarm: "warn": say so in the log and on the screen, "stop": end the run, "off".
         patience: measurements over which the reward rises and a held-out measure gets worse.
 
@@ -39,6 +41,7 @@ class MonitorConfig:
     """
 
     judge: str = "finpercep-small"
+    metrics: tuple[str, ...] = ()
     alarm: str = "warn"
     patience: int = 3
 
@@ -55,10 +58,14 @@ class Alarm:
     The rule: between one measurement and the one `patience` measurements before it, in the same version of the reward,
     the reward has risen and a measure of `BETTER` has become worse, both by more than two standard errors of the paired
     differences, photo by photo.
+
+    Args:
+        patience: see there.
+        further: measures beside those of `BETTER`, name -> 1 where more is better, -1 where less is.
     """
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, patience: int, further: Mapping[str, int] | None = None) -> None:
+        self.patience, self.better = patience, {**BETTER, **(further or {})}
         self.version = ""
         self.measured: list[dict[str, list[float]]] = []
 
@@ -70,7 +77,7 @@ class Alarm:
         """
         if version != self.version:
             self.version, self.measured = version, []
-        watched = [name for name in ("reward_avg", *BETTER) if name in values]
+        watched = [name for name in ("reward_avg", *self.better) if name in values]
         self.measured.append({name: values[name].double().tolist() for name in watched})
         del self.measured[: -1 - self.patience]
         if len(self.measured) <= self.patience:
@@ -80,7 +87,7 @@ class Alarm:
         if not reward.rose:
             return []
         found = []
-        for name, sign in BETTER.items():
+        for name, sign in self.better.items():
             if name not in first or name not in last:
                 continue
             change = paired(first[name], last[name])

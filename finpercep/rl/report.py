@@ -62,14 +62,21 @@ def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurement
 
 def _table(measured: list[dict[str, Any]]) -> str:
     first, last = measured[0], measured[-1]
-    names = [name for name in PANELS if f"eval/{name}" in last]
+    titles = _titles(last)
     rows = "".join(
-        f"<tr><td>{PANELS[name]}</td><td>{first[f'eval/{name}']:.4f}</td><td>{last[f'eval/{name}']:.4f}</td></tr>"
-        for name in names
+        f"<tr><td>{html.escape(title)}</td><td>{first[f'eval/{name}']:.4f}</td><td>{last[f'eval/{name}']:.4f}</td></tr>"
+        for name, title in titles.items()
     )
     note = "" if first["reward"] == last["reward"] else "<p>The climbed reward is not the same at both.</p>"
     head = f"<tr><th>held-out photos</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>"
     return f"<table>{head}{rows}</table>{note}"
+
+
+def _titles(measured: dict[str, Any]) -> dict[str, str]:
+    """Name -> title of what was measured; measures that the run names beside the usual ones are their own titles."""
+    found = [name.removeprefix("eval/") for name in measured if name.startswith("eval/")]
+    known = {name: title for name, title in PANELS.items() if name in found}
+    return known | {name: name for name in found if name not in PANELS and name != "alarms"}
 
 
 def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms: list[tuple[int, str]]) -> str:
@@ -80,23 +87,23 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
         return "<p>Curves need matplotlib: pip install 'finpercep[train]'</p>"
     from PIL import Image
 
-    names = [name for name in PANELS if f"eval/{name}" in measured[-1]]
-    figure = Figure(figsize=(11, 2.3 * -(-len(names) // 3)), layout="constrained")
-    axes = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flatten()
+    titles = _titles(measured[-1])
+    figure = Figure(figsize=(11, 2.3 * -(-len(titles) // 3)), layout="constrained")
+    axes = figure.subplots(-(-len(titles) // 3), 3, squeeze=False).flatten()
     changes = [
         (after["step"] - 0.5, after["stage"] != before["stage"])
         for before, after in pairwise(lines[1:])
         if (after["stage"], after["version"]) != (before["stage"], before["version"])
     ]
-    for axis, name in zip(axes, names, strict=False):
+    for axis, name in zip(axes, titles, strict=False):
         axis.plot([m["step"] for m in measured], [m[f"eval/{name}"] for m in measured], marker=".", color="#2a5db0")
-        axis.set_title(PANELS[name], fontsize=9)
+        axis.set_title(titles[name], fontsize=9)
         axis.tick_params(labelsize=8)
         for step, switch in changes:
             axis.axvline(step, color="#555" if switch else "#bbb", linewidth=1, linestyle="-" if switch else ":")
         for step, _ in alarms:
             axis.axvline(step, color="#b3261e", linewidth=1)
-    for axis in axes[len(names) :]:
+    for axis in axes[len(titles) :]:
         axis.set_visible(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

@@ -20,6 +20,7 @@ from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
+from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
@@ -49,6 +50,7 @@ class RLTrainer:
         self.generator.keep_reference()
         rewards = load_rewards(config)
         self.curriculum, self.judge = build_curriculum(config, rewards), build_judge(config, rewards)
+        self.measures = load_measures(config.monitors.metrics, config.device)
         self.algorithm = build_algorithm(config, self.generator)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
@@ -73,7 +75,8 @@ class RLTrainer:
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.fingerprints),
         }
-        self.alarm, self.alarms = Alarm(config.monitors.patience), list[str]()
+        signs = {name: measure.sign for name, measure in self.measures.items()}
+        self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
         self.done = 0
@@ -191,7 +194,7 @@ class RLTrainer:
         reward = self.curriculum.stages[number].reward
         with self._used():
             images = self.held_out.images(self.generator, self.device)
-            values = self.held_out.measure(images, reward, self.device, self.judge)
+            values = self.held_out.measure(images, reward, self.device, self.judge, self.measures)
             values["velocity_distance"] = self.held_out.distance(self.generator, self.device)
         rows = slice(0, 6)
         sheet = comparison(
