@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo check test sanitize docs bench gpu-check wheel clean
+.PHONY: help demo check test sanitize docs bench gpu-check pack wheel clean
 .DEFAULT_GOAL := help
 
 LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
@@ -40,6 +40,9 @@ bench: .venv/installed-bench  ## measure operators and scoring; table, and bench
 
 gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend in 8 minutes, with $(PYTHON) as it is
 	$(PYTHON) -m benchmarks.gpu
+
+pack: .venv/installed  ## training sets DATA="A B" as one folder OUT of at most LIMIT (40MB), to carry to another machine
+	$(BIN)/finpercep pack $(DATA) --out $(OUT) --limit $(or $(LIMIT),40MB)
 
 wheel: .venv/installed  ## build dist/finpercep-*.whl, with CUDA kernels (and +cu<version>) where nvcc is found
 	FINPERCEP_CUDA_ARCHS=$(WHEEL_ARCHS) FINPERCEP_REQUIRE_CUDA=$(if $(NVCC),1,0) FINPERCEP_NO_CUDA=$(if $(NVCC),0,1) \

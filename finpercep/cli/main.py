@@ -12,6 +12,7 @@ from finpercep.cli.export import export
 from finpercep.cli.info import info
 from finpercep.cli.make_dataset import MakeDataset, make_dataset
 from finpercep.cli.output import checked_output
+from finpercep.cli.pack import pack
 from finpercep.cli.profile import profile
 from finpercep.cli.score import score
 from finpercep.cli.serve import Serve, serve
@@ -56,6 +57,7 @@ app.command()(demo)
 app.command(cls=TrainReward)(train_reward)
 app.command()(evaluate_reward)
 app.command(cls=MakeDataset)(make_dataset)
+app.command()(pack)
 app.command()(train_rl)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finpercep.data.image_ops import gaussian_blur, jpeg, resize
     from finpercep.data.loading import load_scenes
     from finpercep.data.masks.simple import random_blobs, random_boxes
+    from finpercep.data.packing import pack
     from finpercep.data.scenes import Scene, split_dev
     from finpercep.data.scenes_fingerprint import scenes_fingerprint
     from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
@@ -43,6 +44,7 @@ __all__ = [
     "load_scenes",
     "make_dataset",
     "masks",
+    "pack",
     "random_blobs",
     "random_boxes",
     "region_swap",
@@ -75,6 +77,7 @@ __getattr__, __dir__ = lazy(
         "load_scenes": "finpercep.data.loading",
         "make_dataset": "finpercep.data.dataset.make",
         "masks": "finpercep.data.masks",
+        "pack": "finpercep.data.packing",
         "random_blobs": "finpercep.data.masks.simple",
         "random_boxes": "finpercep.data.masks.simple",
         "region_swap": "finpercep.data.swap",

@@ -3,7 +3,9 @@ import torch
 
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.models import RewardModel
-from finpercep.training.climbing import ClimbConfig, climb_images, climb_loss, climbed_target
+from finpercep.runs.ranks import Ranks
+from finpercep.training.climbers import Climbers
+from finpercep.training.climbing import ClimbConfig, climb_images, climbed_target
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +20,13 @@ def images(make_photo):
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_climbing_raises_the_score_within_its_reach(model, images, smooth):
-    config = ClimbConfig(climb_steps=(4, 4), climb_reach=(8.0, 8.0), climb_smooth=smooth)
+    config = ClimbConfig(climb_steps=(4, 4), climb_rate=(0.7, 0.7), climb_smooth=smooth)
     climbed = climb_images(model, images, config, torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, after = model(images).score, model(climbed).score
     assert (after > before).all()
-    assert (climbed - images).abs().max() <= 8.6 / 255  # what is rounded may be half a level further
-    assert torch.equal((climbed * 255).round() / 255, climbed)
+    reach = 4 * 0.7 * (3 if smooth else 1) / 255
+    assert reach / 2 < (climbed - images).abs().max() <= reach + 1e-6
     assert climbed.min() >= 0
     assert climbed.max() <= 1
 
@@ -54,5 +56,45 @@ def test_target_keeps_old_faults_and_adds_new_ones(images):
     assert torch.equal(climbed_target(images, images, old, FilterBank()), old)
 
 
-def test_climb_loss_is_what_was_won():
-    assert climb_loss(torch.tensor([0.2, 0.5]), torch.tensor([0.6, 0.1])).item() == pytest.approx(0.2)
+@pytest.fixture
+def step(images):
+    """What `Climbers.climb` is given of a step: images, targets and weights of one triplet."""
+    return images, torch.stack([torch.full((1, 64, 64), 0.1 * i) for i in range(3)]), torch.ones(3, 1, 1, 1)
+
+
+def test_climbers_go_on_from_where_they_are(model, step):
+    config = ClimbConfig(1.0, climb_steps=(3, 3), climb_rate=(0.5, 0.5), climb_rounds=10**9, climb_smooth=0.0)
+    climbers = Climbers(config, 1, Ranks(torch.device("cpu")))
+    assert climbers.size == 4
+    seen = []
+    for number in range(12):
+        climbed = climbers.climb(model, *step, torch.Generator().manual_seed(number))
+        assert climbed.rows.tolist() == [0]
+        assert any(torch.equal(climbed.before[0], image) for image in step[0])
+        assert torch.equal((climbed.after * 255).round() / 255, climbed.after)
+        seen.append((climbed.after - climbed.before).abs().mean().item())
+    assert max(seen[6:]) > 1.6 * seen[0]  # after three rounds, not one
+    with torch.no_grad():
+        assert model(climbers.pool[1]).score.mean() > model(climbers.pool[0]).score.mean() + 0.02
+
+
+def test_climbers_start_anew(model, step):
+    climbers = Climbers(ClimbConfig(climbed=1.0, climb_rounds=1, climb_steps=(1, 1)), 1, Ranks(torch.device("cpu")))
+    climbers.climb(model, *step, torch.Generator().manual_seed(0))
+    other = tuple(part.flip(0) * 0.5 for part in step)
+    climbed = climbers.climb(model, *other, torch.Generator().manual_seed(1))
+    row = next(i for i in range(3) if torch.equal(climbed.before[0], other[0][i]))
+    assert torch.equal(climbed.target[0], other[1][row])
+    assert climbed.weight.tolist() == [[[[0.5]]]]
+
+
+def test_a_pool_that_was_saved_goes_on_alike(model, step):
+    config, ranks = ClimbConfig(climbed=1.0, climb_rounds=3), Ranks(torch.device("cpu"))
+    first, second = Climbers(config, 1, ranks), Climbers(config, 1, ranks)
+    assert first.state() == []
+    for number in range(2):
+        first.climb(model, *step, torch.Generator().manual_seed(number))
+    second.load([part.clone() for part in first.state()], torch.device("cpu"))
+    for number in range(2, 5):
+        ours, theirs = (c.climb(model, *step, torch.Generator().manual_seed(number)) for c in (first, second))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -119,4 +119,11 @@ def test_losses_of_triplets():
 def test_level_loss():
     target = torch.stack([torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])])
     target[1] = 0.25 * target[1] / 0.5  # a mean of 0.25, whose root is 0.5
-    assert level_loss(torch.tensor([0.9, 0.6]), target).item() == pytest.approx((0 + 0.1) / 2)
+    divergence = 0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.4)
+    assert level_loss(torch.tensor([0.9, 0.6]), target).item() == pytest.approx((0 + divergence) / 2, abs=1e-6)
+
+
+def test_level_loss_pulls_at_saturated_scores():
+    logit = torch.tensor([-9.0], requires_grad=True)
+    level_loss(logit.sigmoid(), torch.zeros(1, 1, 2, 2)).backward()
+    assert logit.grad.item() == pytest.approx(-0.9, abs=0.01)
