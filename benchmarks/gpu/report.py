@@ -73,6 +73,9 @@ def markdown(result: Row) -> str:
         lines += [_line_of(COLUMNS), "|---" * len(COLUMNS) + "|"]
         lines += [_line_of(cells(row, ceiling)) for row in operators]
     lines += [_model(row["seconds"]) for row in result["rows"] if row["operator"] == MODEL and row["seconds"]]
+    if engine := result.get("engine"):
+        lines += ["", "| engine | | holds |", "|---|---|---|"]
+        lines += [_line_of([name, figures(row), _holds(row)]) for name, row in engine.items()]
     notes = [
         f"- {' '.join(row[name] for name in KEY)}, {executor}: {why}"
         for row in result["rows"]
@@ -94,6 +97,19 @@ def _model(seconds: dict[str, float]) -> str:
         for name, value in seconds.items()
     ]
     return f"\n{MODEL}, 16 x 448², bf16, compiled: {', '.join(times)}."
+
+
+def figures(row: Row) -> str:
+    """What a check of the engine found, on one line."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row.items()
+        if name != "ok"
+    )
+
+
+def _holds(row: Row) -> str:
+    return {True: "yes", False: "no", None: ""}[row.get("ok")]
 
 
 def best(row: Row) -> str | None:

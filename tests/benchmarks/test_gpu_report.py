@@ -248,14 +248,15 @@ def test_all_stages_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     started = fake_run(monkeypatch, [1])
     result = run.check(tmp_path / "a.json", time.monotonic())
-    assert [names[0] for names in started] == ["build", "measure operators", "tests of cuda 1/3", "measure all"]
+    stages = ["build", "measure operators", "tests of cuda 1/3", "measure all", "engine"]
+    assert [names[0] for names in started] == stages
     assert started[2][-1] == "compile ahead built"
     checks = {check["name"]: check["result"] for check in result["checks"]}
     assert checks["build"].startswith("failed (1)")
     assert checks["tests of triton 5/5"].startswith("ok")
     assert not any("ahead" in name for name in checks)
     assert json.loads((tmp_path / "a.json").read_text()) == result
-    assert run.BUILT < run.MEASURED < run.CHECKED < run.ENDED < 8 * 60
+    assert run.BUILT < run.MEASURED < run.CHECKED < run.MODEL < run.ENDED < 8 * 60
 
 
 def test_everything_measured_is_compiled_ahead() -> None:

@@ -1,0 +1,66 @@
+"""The engine's checks of a CUDA machine, as far as they go without one, and their place in the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import engine, report
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty result; few and small images."""
+    monkeypatch.setattr(engine, "COUNT", 3)
+    monkeypatch.setattr(engine.photos, "__defaults__", (((32, 48), (64, 40)),))
+    engine.expected.cache_clear()
+    report.write(report.empty({"gpu": "A card"}), tmp_path / "a.json")
+    return tmp_path / "a.json"
+
+
+def test_what_needs_no_gpu_holds_on_a_cpu(path: Path) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        assert engine.main(path, 60, device="cpu")
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    found = report.load(path)["engine"]
+    assert list(found) == list(engine.ANYWHERE)
+    assert all(row["ok"] is True for row in found.values())
+    page = path.with_suffix(".md").read_text()
+    assert "| engine | | holds |" in page
+    assert "| same bits |  | yes |" in page
+
+
+def test_checks_fail_alone_and_without_time_are_not_reached(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str) -> dict[str, Any]:
+        raise RuntimeError("no kernel\nat line 3")
+
+    rows: dict[str, Any] = {
+        "a": lambda device: {"ok": False, "ratio": 1.23456},
+        "b": broken,
+        "c": lambda device: {"ok": True},
+    }
+    monkeypatch.setattr(engine, "checks", lambda device: rows)
+    assert not engine.main(path, 60)
+    found = report.load(path)["engine"]
+    assert found["b"] == {"ok": False, "error": "RuntimeError: no kernel"}
+    assert found["c"] == {"ok": True}
+    assert "| a | ratio 1.235 | no |" in path.with_suffix(".md").read_text()
+    assert engine.main(path, -1)
+    assert report.load(path)["engine"] == {name: {"error": "not reached"} for name in rows}
+    assert "| a | error not reached |  |" in path.with_suffix(".md").read_text()
+
+
+def test_a_wrong_score_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine.expected(3)
+    monkeypatch.setattr(engine, "expected", lambda count: right.flip(0))
+    assert engine.values("cpu")["ok"] is False
+
+
+def test_what_is_covered() -> None:
+    assert engine.covered([(0, 10)], [(2, 4), (3, 5), (9, 20)]) == 4
+    assert engine.covered([(0, 10), (12, 13)], []) == 0
