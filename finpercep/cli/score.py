@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, ThreadsOption, load_model
+from finpercep.cli.common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    load_model,
+    one_line_errors,
+    pick_device,
+)
 from finpercep.cli.output import quiet_libraries
 from finpercep.io.reasons import printable
 
@@ -19,6 +29,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from finpercep.engine.files import FileScore
+    from finpercep.models import RewardModel
+
+
+class Engine(str, Enum):
+    """What scores: this process, or workers on a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 def score(
@@ -35,6 +53,18 @@ def score(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line for each file, and nothing else, on stdout.")
     ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits for an image whatever it is scored with.")
+    ] = False,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            "--engine", help="local, or ray: on the Ray cluster that RAY_ADDRESS names, else on one of this machine."
+        ),
+    ] = Engine.LOCAL,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Of --engine ray, at most; 0 is every core or GPU of the cluster.")
+    ] = 0,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -47,10 +77,11 @@ def score(
     A file that cannot be scored adds one line "path: reason" to stderr (with --json also an object with "path" and
     "error" to stdout, so that every file has its line); the other files are still scored, and the exit status is 1.
     It is 2 for an unknown model, and 130 after Ctrl-C.
+
+    With --engine ray (extra ray) the machines of a cluster share the files, which all of them must see under these
+    names; the results are those of --deterministic, byte for byte.
     """
     from rich.console import Console
-
-    from finpercep.engine.files import score_files
 
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     files, failures = _expand(paths)
@@ -59,10 +90,15 @@ def score(
         print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
         raise typer.Exit(2)
     show = _json_line if as_json else _table_row
-    results = score_files(reward, files, maps=maps) if reward is not None else iter(())
+    results: Iterator[FileScore] = iter(())
+    if reward is not None and engine is Engine.RAY:
+        results = _on_ray(model, files, maps, device, workers)
+    elif reward is not None:
+        results = _in_this_process(reward, files, maps, deterministic)
     done = failed = 0
     try:
-        with quiet_libraries():  # libtiff and Pillow warn: one line per file is ours
+        # libtiff and Pillow warn: one line per file is ours
+        with one_line_errors(2, ImportError), one_line_errors(1, RuntimeError), quiet_libraries():
             for result in _with_progress([*failures], results, len(failures) + len(files), errors):
                 done += 1
                 failed += result.error is not None
@@ -73,6 +109,24 @@ def score(
         print(f"interrupted after {done} of {len(failures) + len(files)} files", file=sys.stderr)
         raise typer.Exit(130) from None
     raise typer.Exit(1 if failed else 0)
+
+
+def _in_this_process(
+    reward: RewardModel, files: list[Path], maps: Path | None, deterministic: bool
+) -> Iterator[FileScore]:
+    from finpercep.engine.files import score_files
+    from finpercep.engine.scorer import Scorer
+
+    scorer = Scorer(reward, deterministic=deterministic)
+    yield from score_files(scorer, files, maps=maps)
+    scorer.close()
+
+
+def _on_ray(model: str, files: list[Path], maps: Path | None, device: str, workers: int) -> Iterator[FileScore]:
+    from finpercep.engine.on_ray import score_files_on_ray
+
+    name = os.path.abspath(model) if os.path.isdir(model) else model
+    return score_files_on_ray(name, files, maps=maps, device=pick_device(device), workers=workers)
 
 
 def _expand(arguments: Iterable[str]) -> tuple[list[Path], list[FileScore]]:

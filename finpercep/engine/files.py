@@ -61,6 +61,15 @@ def score_files(
     """
     names = map_file_names(paths, Path(maps)) if maps is not None else None
     scorer = model if isinstance(model, Scorer) else Scorer(model)
+    try:
+        yield from score_named(scorer, paths, names)
+    finally:
+        if scorer is not model:
+            scorer.close()
+
+
+def score_named(scorer: Scorer, paths: Sequence[Path], names: Sequence[Path] | None) -> Iterator[FileScore]:
+    """`score_files`, where the name of each overlay is given."""
 
     def finish(image: Tensor, outcome: Outcome, index: int) -> FileScore:
         figures = figures_of(outcome)
@@ -68,12 +77,8 @@ def score_files(
             save_image(overlay(image, outcome.map), names[index])
         return FileScore(paths[index], *figures)
 
-    try:
-        for path, found in zip(paths, scorer.stream(paths, then=finish), strict=True):
-            yield _failure(path, found) if isinstance(found, Exception) else found
-    finally:
-        if scorer is not model:
-            scorer.close()
+    for path, found in zip(paths, scorer.stream(paths, then=finish), strict=True):
+        yield _failure(path, found) if isinstance(found, Exception) else found
 
 
 def figures_of(outcome: Outcome) -> tuple[float, float, float]:

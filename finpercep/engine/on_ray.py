@@ -1,0 +1,99 @@
+"""Scores of many files on a Ray cluster: what one process gives in deterministic mode, byte for byte."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finpercep.engine.files import FileScore, map_file_names, score_named
+from finpercep.engine.scorer import Scorer
+from finpercep.runs.cluster import connect
+
+__all__ = ["score_files_on_ray"]
+
+CHUNK = 8
+"""Files that a worker takes at once; on a GPU, some batches of them."""
+CHUNK_GPU = 128
+_NONE = ""
+_FIGURES = ("score", "map_mean", "map_worst")
+
+
+def score_files_on_ray(
+    model: str,
+    paths: Sequence[Path],
+    *,
+    maps: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+) -> Iterator[FileScore]:
+    """As `score_files` with `Scorer(model, deterministic=True)`: the same results in the same order.
+
+    Args:
+        model: what `load_reward` takes, on every machine of the cluster.
+        paths: files that every machine of the cluster reads under these names.
+        maps: folder that every machine of the cluster writes to.
+        device: "cpu", one core for each worker, or "cuda", one GPU for each.
+        workers: at most; 0 is as many as the cluster has cores or GPUs.
+
+    Raises:
+        ImportError: Ray is not installed.
+        RuntimeError: there is no cluster, or a worker cannot begin.
+    """
+    if not paths:
+        return
+    ray = connect("engine ray", "ray")
+    from ray import data
+
+    gpu = device.startswith("cuda")
+    most = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+    if most < 1:
+        raise RuntimeError(f"engine ray: expected {'GPUs' if gpu else 'cores'} in the cluster, got none")
+    chunks = math.ceil(len(paths) / (CHUNK_GPU if gpu else CHUNK))
+    names = map_file_names(paths, Path(os.path.abspath(maps))) if maps is not None else [Path(_NONE)] * len(paths)
+    rows = [
+        {"index": index, "path": os.path.abspath(path), "shown": str(path), "map": str(name)}
+        for index, (path, name) in enumerate(zip(paths, names, strict=True))
+    ]
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    found = data.from_items(rows, override_num_blocks=chunks).map_batches(
+        _Worker,
+        fn_constructor_args=(model, device),
+        batch_size=None,
+        compute=data.ActorPoolStrategy(size=min(workers or most, most, chunks)),
+        num_cpus=1,
+        num_gpus=1 if gpu else 0,
+    )
+    for row in found.iter_rows():
+        path, error = paths[int(row["index"])], str(row["error"])
+        figures = (float(row[name]) for name in _FIGURES)
+        yield FileScore(path, error=error) if error else FileScore(path, *figures)
+
+
+class _Worker:
+    """A Ray actor: holds the model, scores the files that it is handed."""
+
+    def __init__(self, model: str, device: str) -> None:
+        torch.set_num_threads(1)
+        self.scorer = Scorer(model, device=device, deterministic=True, lanes=1)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        paths = [Path(str(path)) for path in batch["path"]]
+        names = [Path(str(name)) for name in batch["map"]]
+        found = list(score_named(self.scorer, paths, names if names[0] != Path(_NONE) else None))
+        return {
+            "index": batch["index"],
+            **{name: [getattr(one, name) for one in found] for name in _FIGURES},
+            "error": [_as_given(one.error, batch, i) for i, one in enumerate(found)],
+        }
+
+
+def _as_given(error: str | None, batch: dict[str, Any], i: int) -> str:
+    """The reason without the absolute path that a worker reads."""
+    return (error or _NONE).replace(str(batch["path"][i]), str(batch["shown"][i]))
