@@ -1,8 +1,11 @@
 """FinPercep as a metric of pyiqa: ``pyiqa.create_metric("finpercep")``.
 
-pyiqa looks its metrics' names up before it loads plug-ins (0.1.16), so call `register` once before `create_metric`. The
-entry point in the group ``pyiqa.archs`` calls it where pyiqa does load plug-ins: when an option file names the
-architecture "FinPercep".
+Call `register` once before. pyiqa (0.1.16) also calls it, by the entry point in the group ``pyiqa.archs``, but only
+when it first makes some metric, and it looks the name up before that: without `register`, "finpercep" is known from the
+second metric on.
+
+With `as_loss=True` pyiqa answers the mean score with its gradient; minimize its negative. Other rewards:
+``create_metric("finpercep", reward="finpercep-small")``.
 """
 
 from __future__ import annotations
