@@ -22,11 +22,16 @@ def demo(
     model: ModelOption = DEFAULT_MODEL,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
+    rl_steps: Annotated[
+        int | None,
+        typer.Option("--rl-steps", min=0, help="Updates of the embedded generator at the end; 0 leaves them out."),
+    ] = None,
 ) -> None:
-    """Score sample photos, super-resolved versions of them, and photos with implanted faults, and write a page that
-    shows the results.
+    """Score sample photos, super-resolved versions of them, and photos with implanted faults, let the embedded
+    generator climb the reward, and write a page that shows the results.
     """
+    from finpercep.demo.climb import STEPS
     from finpercep.demo.run import run_demo
 
     with one_line_errors(2, ImportError, OSError):
-        run_demo(load_model(model, device, threads), out, model)
+        run_demo(load_model(model, device, threads), out, model, STEPS if rl_steps is None else rl_steps)

@@ -51,6 +51,9 @@ dd { margin: 0; font-size: 20px; font-variant-numeric: tabular-nums; }
 dl div:first-child dd { font-weight: 650; }
 .found { grid-column: 1 / -1; font-size: 13.5px; color: #45454a; padding: 8px 0 0 !important; border: 0 !important; }
 .found b { font-variant-numeric: tabular-nums; }
+.climb img { max-width: 100%; } .climb td, .climb th { padding: 2px 16px 2px 0; text-align: right; font-size: 14px; }
+.climb td:first-child, .climb th:first-child { text-align: left; } .climb figure { margin: 16px 0; }
+.climb .alarm { border-left: 4px solid #b3261e; padding: 4px 12px; background: #fbe3df; }
 footer { color: #6a6a70; font-size: 13.5px; padding-top: 6px; padding-bottom: 48px; }
 footer code { font-size: 12.5px; color: #45454a; }
 @media (max-width: 820px) { .cases { grid-template-columns: 1fr; } main, header, footer { padding: 0 16px; }
@@ -58,8 +61,10 @@ footer code { font-size: 12.5px; color: #45454a; }
 """
 
 
-def write_page(scenes: Sequence[Scene], path: Path, model_name: str, fingerprint: str, seconds: float) -> Path:
-    """Write the page with all pictures inside it; `seconds` is the time that scoring took."""
+def write_page(
+    scenes: Sequence[Scene], path: Path, model_name: str, fingerprint: str, seconds: float, training: str = ""
+) -> Path:
+    """Write the page with all pictures inside it; `seconds` is the time that scoring took, `training` more HTML."""
     images = sum(len(scene.cases) for scene in scenes)
     ordered = sum(scene.ordered for scene in scenes)
     colors = ", ".join("#{:02x}{:02x}{:02x}".format(*color) for color in color_table()[::15])
@@ -77,6 +82,7 @@ photos.</p>
 </header>
 <main>
 {"".join(_section(scene) for scene in scenes)}
+{training}
 </main>
 <footer>
 <p>Model <code>{html.escape(model_name)}</code>, fingerprint <code>{html.escape(fingerprint)}</code>.

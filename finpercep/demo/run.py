@@ -1,7 +1,8 @@
 """``finpercep demo``: photos, super-resolved versions of them and implanted faults, scored and mapped on one page.
 
 Needs nothing from outside: the photos come inside scikit-image, the faults are made here from 2 to 4.5 times smaller
-copies by the naive reconstructions of `finpercep.data.sources.synthetic`, and by a real GAN where one is installed.
+copies by the naive reconstructions of `finpercep.data.sources.synthetic`, and by a real GAN where one is installed. At
+the end the embedded generator climbs the reward for a minute or two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finpercep.data.demo_photos import load_photo
+from finpercep.demo.climb import STEPS, climb
 from finpercep.demo.page import write_page, write_sheet
 from finpercep.demo.real_faults import MORE, real_scene
 from finpercep.demo.scenes import make_scene, score_scene
@@ -39,13 +41,14 @@ FAULTS: dict[str, tuple[str, int, str]] = {
 }
 
 
-def run_demo(model: RewardModel, folder: Path, model_name: str) -> Path:
-    """Score every scene, write ``index.html`` and ``sheet.png`` into `folder`, and print a table.
+def run_demo(model: RewardModel, folder: Path, model_name: str, rl_steps: int = STEPS) -> Path:
+    """Score every scene, let a generator climb the reward, write ``index.html`` and ``sheet.png``, and print a table.
 
     Args:
         model: a model with a map.
         folder: made if need be.
         model_name: as it was loaded, for the page.
+        rl_steps: updates of the embedded generator, in ``rl/``; 0 leaves them out.
 
     Returns:
         The page.
@@ -72,11 +75,15 @@ def run_demo(model: RewardModel, folder: Path, model_name: str) -> Path:
         photo, rebuilt, implanted = scenes[-1].cases
         figures = (photo.score, rebuilt.score, implanted.score, *implanted.inside_outside())
         table.add_row(scene.name, scene.source, *(f"{figure:.3f}" for figure in figures))
-    page = write_page(scenes, folder / "index.html", model_name, model.fingerprint, seconds)
     sheet = write_sheet(scenes, folder / "sheet.png")
     console.print("Scores (1 = clean); mean map inside and outside of the implanted box\n")
     console.print(table)
     if real is None:
         console.print(f"\n{MORE}", soft_wrap=True)
+    training = ""
+    if rl_steps:
+        console.print(f"\n{rl_steps} updates of the embedded generator against the reward", soft_wrap=True)
+        training = climb(folder / "rl", rl_steps)
+    page = write_page(scenes, folder / "index.html", model_name, model.fingerprint, seconds, training)
     console.print(f"\npage   {page}\nsheet  {sheet}", soft_wrap=True)
     return page

@@ -121,8 +121,8 @@ def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
         return _with_latents(folder, scale) if split == "train" else iter(())
     if not (folder / "index.jsonl").is_file():
         raise FileNotFoundError(
-            f"{folder / 'index.jsonl'}: not found; expected a folder with index.jsonl or pairs.jsonl, a data set that "
-            "make-dataset made, photos:DIR or lr:DIR"
+            f"{folder / 'index.jsonl'}: not found; expected a folder with index.jsonl, one with pairs.jsonl, a data "
+            "set that make-dataset made, photos:DIR or lr:DIR"
         )
     return _of_index(folder, split, scale)
 

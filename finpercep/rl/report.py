@@ -37,17 +37,24 @@ def write_report(out: Path) -> Path:
     Returns:
         The page.
     """
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    measured = [line for line in lines if "eval/reward_avg" in line]
     settings = json.loads((out / "rl.json").read_text())
-    title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {lines[-1]['step']} steps"
-    alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
-    parts = [f"<h1>{html.escape(title)}</h1>", _alarms(alarms, settings, len(measured)), _table(measured)]
-    parts += [_curves(lines, measured, alarms), _pictures(out, measured)]
+    steps = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {steps} steps"
+    parts = [f"<h1>{html.escape(title)}</h1>", *report_parts(out)]
     path = out / "report.html"
     with atomic_write(path) as file:
         file.write(html_page(title, f"<main>{''.join(parts)}</main>", style=_STYLE).encode())
     return path
+
+
+def report_parts(out: Path) -> list[str]:
+    """HTML of a run: alarms, what was measured at first and at last, curves, and pictures at every measurement."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "eval/reward_avg" in line]
+    settings = json.loads((out / "rl.json").read_text())
+    alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
+    parts = [_alarms(alarms, settings, len(measured)), _table(measured)]
+    return [*parts, _curves(lines, measured, alarms), _pictures(out, measured)]
 
 
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:

@@ -145,7 +145,7 @@ def test_a_real_gan_is_shown_where_one_is_installed(
 def test_command(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
     monkeypatch.setattr(real_faults, "packaged_models", dict)  # as on a machine without the GAN
-    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--model", str(model_folder)])
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--model", str(model_folder), "--rl-steps", "0"])
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.html", "sheet.png"]
     for name in FAULTS:

@@ -1,0 +1,51 @@
+"""The command that compares curricula: every variant runs, results are kept, and what is there is not repeated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import rl_claim
+from benchmarks.rl_claim import main, stages, table
+from tests.rl.conftest import photo_set  # noqa: F401
+
+pytest.importorskip("matplotlib")
+
+
+def test_budgets_are_equal():
+    for variant in rl_claim.VARIANTS:
+        found = stages(variant, ["a", "b", "c"], 90, 1e-4)
+        assert sum(stage["steps"] for stage in found) == 90
+    assert [stage["reward"] for stage in stages("ccl", ["a", "b", "c"], 90, 1e-4)] == ["a", "b", "c"]
+    assert [stage["reward"] for stage in stages("RM_0", ["a", "b", "c"], 90, 1e-4)] == ["a"]
+    assert [stage["reward"] for stage in stages("full", ["a", "b", "c"], 90, 1e-4)] == ["c"]
+
+
+def test_table():
+    """Changes, not levels; their mean and spread over seeds."""
+    curves = [{"0": {"psnr": 20.0}, "3": {"psnr": 20.0 + gain}} for gain in (0.1, 0.3)]
+    runs = [{"algorithm": "dpo", "variant": "ccl", "curve": curve, "alarms": []} for curve in curves]
+    assert "| dpo | ccl | 2 |  | +0.2000 ± 0.1414 |" in table(runs)
+
+
+def test_end_to_end(photo_set, tmp_path, model_folder, capsys, monkeypatch):  # noqa: F811
+    """Three steps of ReFL, in two variants that together have every kind of stage."""
+    common = [str(photo_set), "--stages", "finpercep-tiny", str(model_folder), str(model_folder), "--seeds", "0"]
+    common += ["--algorithms", "refl", "--steps", "3", "--photos", "1", "--runs", str(tmp_path / "runs")]
+    common += ["--results", str(tmp_path / "results")]
+    monkeypatch.setitem(rl_claim.SETTINGS, "refl", ["side=32", "batch=1", "refresh.steps=1", "monitors.judge=''"])
+    main([*common, "--variants", "RM_0"])
+    main([*common, "--variants", "RM_0", "ccl-refresh"])
+    printed = capsys.readouterr().out
+    assert "2/2: refl, ccl-refresh, seed 0" in printed
+    assert "1/2: refl, RM_0" not in printed  # it is there already
+    found = json.loads((tmp_path / "results" / "rl_claim.json").read_text())["runs"]
+    assert [run["variant"] for run in found] == ["RM_0", "ccl-refresh"]
+    for run in found:
+        assert list(run["curve"]) == ["0", "1", "2", "3"]
+        assert {"psnr", "severity", "RM_0", "RM_2"} <= run["curve"]["3"].keys()
+    assert (tmp_path / "results" / "rl_claim.png").stat().st_size > 1000
+    assert "Expected beforehand" in (tmp_path / "results" / "rl_claim.md").read_text()
+    with pytest.raises(SystemExit):
+        main([*common, "--steps", "4"])
