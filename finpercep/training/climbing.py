@@ -1,7 +1,7 @@
 """Climbed images as a source of training: what a generator would do to the score, shown to the model beforehand.
 
-An image is moved up the present model's own score by a few steps. What was won that way is no quality: the score of
-the climbed image must not pass that of the image it came from, and its map must keep the faults that are there.
+An image is moved up the present model's own score. What was won that way is no quality: the climbed image has the level
+of its M_gt, which keeps the faults that were there and adds what climbing did, and so has its map.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.features.filter_bank import FilterBank
@@ -18,9 +17,11 @@ from finpercep.data.randomness import chance, integer, uniform
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
-from finpercep.models.inputs import as_stored
 
-__all__ = ["ClimbConfig", "Climbs", "climb_by", "climb_images", "climb_loss", "climbed_target", "draw_climbs"]
+__all__ = ["ClimbConfig", "Climbs", "climb_by", "climb_images", "climbed_target", "draw_climbs"]
+
+
+SMOOTH = 3.0
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,12 @@ class ClimbConfig:
 
     Attributes:
         climbed: climbed images in a step, as a share of its triplets; each is of a photo, a fault or a whole result.
-        climb_steps: fewest and most steps up the score.
-        climb_reach: least and most that a pixel moves in all, in levels of 255.
-        climb_smooth: share of climbs whose steps are blurred, by up to 4 pixels: what outlives JPEG and a resize.
+        climb_steps: fewest and most steps up the score that an image makes in a training step.
+        climb_rate: least and most that a pixel moves in one of them, in levels of 255. Below a level: longer steps
+            pass over what a climber finds who has time.
+        climb_rounds: training steps that an image climbs in, on average.
+        climb_smooth: share of climbs whose steps are blurred, by up to 4 pixels, and `SMOOTH` times as long: what
+            outlives JPEG and a resize.
     """
 
     climbed: float = field(
@@ -40,9 +44,10 @@ class ClimbConfig:
             "help": "Images moved up the model's own score in each step, as a share of --batch: they win nothing."
         },
     )
-    climb_steps: tuple[int, int] = (1, 8)
-    climb_reach: tuple[float, float] = (0.5, 16.0)
-    climb_smooth: float = 0.35
+    climb_steps: tuple[int, int] = (2, 6)
+    climb_rate: tuple[float, float] = (0.1, 0.6)
+    climb_rounds: int = 8
+    climb_smooth: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,14 @@ class Climbs:
 def draw_climbs(config: ClimbConfig, count: int, generator: torch.Generator) -> Climbs:
     """Climbs of `count` images."""
     steps = integer(*config.climb_steps, generator)
-    low, high = (torch.tensor(reach).log2().item() for reach in config.climb_reach)
-    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 / steps for _ in range(count)])
+    low, high = (torch.tensor(rate).log2().item() for rate in config.climb_rate)
+    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 for _ in range(count)])
     sigma = uniform(0.7, 4.0, generator) if chance(config.climb_smooth, generator) else 0.0
-    return Climbs(steps, sizes, sigma)
+    return Climbs(steps, SMOOTH * sizes if sigma else sizes, sigma)
 
 
 def climb_images(model: RewardModel, images: Tensor, config: ClimbConfig, generator: torch.Generator) -> Tensor:
-    """Images (B,3,H,W) in [0, 1] moved up the score of the model as it is; (B,3,H,W) as 8-bit files hold them.
+    """Images (B,3,H,W) in [0, 1] moved up the score of the model as it is; (B,3,H,W), not rounded.
 
     Each step is the sign of the gradient, or the gradient blurred and brought to the same size; the gradient's
     strength plays no part, as in Adam's first steps.
@@ -90,17 +95,12 @@ def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(_logit(judge(x).score).sum(), x)
         x = (x + sizes * _direction(gradient, climbs.sigma)).clamp(0, 1)
-    return as_stored(x.detach())
+    return x.detach()
 
 
 def climbed_target(before: Tensor, after: Tensor, target: Tensor, bank: FilterBank) -> Tensor:
     """M_gt (B,1,H,W) of climbed images: the faults that were there, and what climbing has added to them."""
     return torch.maximum(target, fault_target(before, after, bank))
-
-
-def climb_loss(before: Tensor, after: Tensor) -> Tensor:
-    """Mean of max(0, S_after - S_before) over scores (B,): climbing wins nothing."""
-    return F.relu(after - before).mean()
 
 
 def _logit(score: Tensor) -> Tensor:

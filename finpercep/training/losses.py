@@ -18,7 +18,7 @@ class LossWeights:
         entropy: weight of `entropy_loss`. [open] L_map alone cannot start a map from nothing; beside it to the end, on
             photos kept out, the map followed M_gt more closely at the same mean on clean photos. 0 is the paper's.
         level: weight of `level_loss`, in place of L_align where there is no RM_0 to align with.
-        climb: weight of `climb_loss`, where images are climbed.
+        climb: weight of `level_loss` of climbed images, where images are climbed.
         restored: weight of the super-resolved images in the losses of the map, beside 1 for photos and implanted
             faults. [open] Their target, M_gt everywhere, teaches the map to see a fault that fills the picture, as in a
             loop that trains a generator; at full weight it teaches that soft photos are such faults, too.
@@ -31,7 +31,7 @@ class LossWeights:
 
     map: float = 1.0
     entropy: float = 0.3
-    level: float = 0.3
+    level: float = 1.0
     climb: float = 1.0
     rank: float = 0.8
     align: float = 0.6
@@ -137,13 +137,15 @@ def distinct_pairs(target_syn: Tensor, target_sr: Tensor, least: float = 2 / 255
 
 
 def level_loss(score: Tensor, target: Tensor) -> Tensor:
-    """Mean of |S - (0.9 - 0.8·√mean(M_gt))| over scores (B,), target M_gt (B,1,H,W).
+    """Mean divergence of scores (B,) from the level 0.9 - 0.8·√mean(M_gt) of target M_gt (B,1,H,W), as probabilities.
 
     [open] What RM_0 learns where no pretrained quality model is at hand. Ranks alone leave the level of the scores
-    free, and hinge gradients through a sigmoid then drift until all scores saturate at 0. The root keeps small faults
-    apart from none.
+    free, and hinge gradients through a sigmoid then drift until all scores saturate at 0. The divergence, cross-entropy
+    less what it is at best, pulls as hard there as anywhere. The root keeps small faults apart from none.
     """
-    return (score - (0.9 - 0.8 * target.mean((1, 2, 3)).sqrt())).abs().mean()
+    level = 0.9 - 0.8 * target.mean((1, 2, 3)).sqrt()
+    wrong = F.binary_cross_entropy(score.clamp(1e-5, 1 - 1e-5), level, reduction="none")
+    return (wrong - F.binary_cross_entropy(level, level, reduction="none")).mean()
 
 
 def align_loss(gt: Tensor, base: Tensor) -> Tensor:

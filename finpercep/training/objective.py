@@ -14,7 +14,8 @@ from finpercep.data.randomness import seeded
 from finpercep.data.triplets import Triplet
 from finpercep.models import CLIPIQA, RewardModel
 from finpercep.runs.ranks import Ranks
-from finpercep.training.climbing import climb_by, climb_loss, climbed_target, draw_climbs
+from finpercep.training.climbers import Climbed, Climbers
+from finpercep.training.climbing import climbed_target
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.losses import align_loss, level_loss, map_losses, order_loss, triplet_targets
 
@@ -45,54 +46,45 @@ class Objective:
         triplets = torch.arange(part.start, part.stop)
         self.own = torch.cat([triplets + kind * config.batch for kind in range(3)])
         """Numbers of this process's images, ascending."""
+        self.climbers = Climbers(config.climb, config.batch, ranks)
         self.bank = FilterBank().to(device)
 
     def terms(self, batch: Triplet, step: int) -> dict[str, Tensor]:
         """The terms, () each, on this process's triplets of a step."""
         size, weights = self.config.batch, self.config.loss
         images = torch.cat([batch.gt, batch.syn, batch.sr])
-        target, _ = triplet_targets(batch.target_syn, batch.target_sr, weights)
-        chosen, mine, climbed, climbed_to = self._climb(images, target, step)
-        own = self.own.to(self.device)
-        join = partial(self.ranks.joined, rows=torch.cat([own, 3 * size + mine]), total=3 * size + len(chosen))
+        target, weight = triplet_targets(batch.target_syn, batch.target_sr, weights)
+        climbed = self._climb(images, target, weight, step)
+        own, count = self.own.to(self.device), self.climbers.count
+        join = partial(self.ranks.joined, rows=torch.cat([own, 3 * size + climbed.rows]), total=3 * size + count)
         with self._autocast():
-            output = self.model(torch.cat([images, climbed]))
+            output = self.model(torch.cat([images, climbed.after]))
         # A map is small beside the gradients: every process takes the losses of the whole batch.
-        score, target = join(output.score), join(torch.cat([target, climbed_to]))
-        *scores, after = score.split([size, size, size, len(chosen)])
-        _, target_syn, target_sr, _ = target.split([size, size, size, len(chosen)])
+        target = torch.cat([target, self._target_after(climbed)])
+        score, target = join(output.score), join(target)
+        *scores, after = score.split([size, size, size, count])
+        _, target_syn, target_sr, climbed_to = target.split([size, size, size, count])
         terms = {"rank": order_loss(scores, target_syn, target_sr, weights)}
-        if len(chosen):
-            terms["climb"] = climb_loss(score[chosen], after)
+        if count:
+            terms["climb"] = level_loss(after, climbed_to)
         if output.map is not None:
-            _, weight = triplet_targets(target_syn, target_sr, weights)
-            terms |= map_losses(join(output.map.float()), target, torch.cat([weight, weight[chosen]]), weights)
+            weight = join(torch.cat([weight, climbed.weight]))
+            terms |= map_losses(join(output.map.float()), target, weight, weights)
         if self.base is None:
-            return terms | {"level": level_loss(score, target)}
+            return terms | {"level": level_loss(score[: 3 * size], target[: 3 * size])}
         with torch.no_grad(), self._autocast():
             base = self.ranks.joined(self.base(batch.gt).score, own[: len(batch.gt)], size)
         return terms | {"align": align_loss(scores[0], base)}
 
-    def _climb(self, images: Tensor, target: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Climb those of this process's images (N,3,H,W) that are climbed in a step.
-
-        Returns:
-            Numbers (K,) of all images of the step that are climbed, whoever has them; which of these K are this
-            process's; and those images and their targets after it.
-        """
-        config = self.config.climb
+    def _climb(self, images: Tensor, target: Tensor, weight: Tensor, step: int) -> Climbed:
         draw = seeded(self.config.seed, "climb", step)
-        count = round(config.climbed * self.config.batch)
-        numbers = torch.randperm(3 * self.config.batch, generator=draw)[:count]
-        mine = torch.isin(numbers, self.own).nonzero().flatten()
-        climbed, climbed_to = images[:0], target[:0]
-        if len(mine):
-            rows = torch.searchsorted(self.own, numbers[mine]).to(self.device)
-            before = images[rows]
-            with self._autocast():
-                climbed = climb_by(self.model, before, draw_climbs(config, count, draw)[mine])
-            climbed_to = climbed_target(before, climbed, target[rows], self.bank)
-        return numbers.to(self.device), mine.to(self.device), climbed, climbed_to
+        with self._autocast():
+            return self.climbers.climb(self.model, images, target, weight, draw)
+
+    def _target_after(self, climbed: Climbed) -> Tensor:
+        if not len(climbed.rows):
+            return climbed.target
+        return climbed_target(climbed.before, climbed.after, climbed.target, self.bank)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -15,6 +15,8 @@ from finpercep.training.config import RewardTrainConfig
 def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]]:
     """The scenes of all folders that are trained on, and those that `dev_every` holds out.
 
+    Scenes all of whose sources are left out are left out, too, where results are needed.
+
     Raises:
         ValueError: a source to leave out that none of the folders has; and see `load_scenes`.
     """
@@ -27,7 +29,9 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
     dev: list[Scene] = []
     for folder, sources in known.items():
         found = load_scenes(folder, "train", leave_out=[name for name in config.leave_out if name in sources])
-        parts = split_dev(found, config.dev_every)
+        parts: tuple[list[Scene], ...] = split_dev(found, config.dev_every)
+        if config.leave_out and config.triplets.synthetic < 1:
+            parts = tuple([scene for scene in part if scene.sources] for part in parts)
         fit, dev = fit + parts[0], dev + parts[1]
     return fit, dev
 

@@ -166,6 +166,7 @@ class RewardTrainer:
             OSError: a full disk, no permission; names the file and the size.
         """
         self.check()
+        climbers = self.objective.climbers.state()
         if not self.ranks.first:
             return
         out = Path(self.config.out)
@@ -179,6 +180,7 @@ class RewardTrainer:
             "schedule": self.schedule.state_dict(),
             "settings": comparable(self.config) | self.fingerprints,
             "best": self.dev.best,
+            "climbers": climbers,
         }
         if self.average is not None:
             state["average"] = self.average.averages
@@ -201,6 +203,7 @@ class RewardTrainer:
         if self.average is not None:
             self.average.averages = [tensor.to(self.device) for tensor in state["average"]]
         self.dev.best = state["best"]
+        self.objective.climbers.load(state["climbers"], self.device)
         self.done = state["step"]
         return True
 

@@ -55,11 +55,12 @@ def runs_of(config: RewardTrainConfig) -> list[RewardTrainConfig]:  # noqa: F811
     """Three steps of a full model each: without normalizations and with climbed images, and with normalizations."""
     config = dataclasses.replace(config, batch=4)
     plain = dataclasses.replace(config, out=config.out + "-plain", encoder={**ENCODER, "norm": False})
-    for one in (config, plain):
+    grown = dataclasses.replace(full(plain), out=plain.out + "-full", decoder={"width": 8})
+    for one in (config, plain, grown):  # a model that has just grown has an L_align of 0, whose gradient is rounding's
         train(one)
     common = {"steps": 3, "log_every": 1, "dev_every": 3}
     more = {"climb": CLIMB, "ema": 0.9, "evaluate_every": 3, "evaluate_scenes": 1}
-    smooth = dataclasses.replace(full(plain), decoder={"width": 8}, **common, **more)
+    smooth = dataclasses.replace(full(plain), init=grown.out, out=plain.out + "-on", **common, **more)
     return [smooth, dataclasses.replace(full(config), **common)]
 
 

@@ -23,6 +23,14 @@ def test_what_is_held_out_is_not_trained_on(config):
     assert (len(fit), dev) == (6, [])
 
 
+def test_scenes_that_lose_all_results_are_left_out(config):
+    fit, dev = training_scenes(dataclasses.replace(config, leave_out=["c"], dev_every=2))
+    assert [scene.sources for scene in fit] == [["a", "b"]] * 2
+    assert [scene.id for scene in dev] == ["scene1", "scene3"]
+    with pytest.raises(ValueError, match=r"^leave_out: expected some of the sources \['a', 'b', 'c'\], got \['d'\]$"):
+        training_scenes(dataclasses.replace(config, leave_out=["d"]))
+
+
 def test_an_epoch_is_every_pair_once(config):
     fit, _ = training_scenes(config)
     assert with_steps(config, fit) == config
