@@ -60,7 +60,8 @@ def fit_calibration(model: RewardModel, scenes: Sequence[Scene], *, clean: float
     """
     if not model.has_map:
         raise ValueError("model: expected one with a map, got RM_0")
-    maps, photos = [], []
+    maps: list[tuple[Tensor, Tensor, Tensor]] = []
+    photos: list[Tensor] = []
     for trial in iterate_trials(scenes):
         logits = [_logits(model, image) for image in (trial.photo, *trial.implanted)]
         photos.append(logits[0])
