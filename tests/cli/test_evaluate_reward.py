@@ -49,7 +49,7 @@ def test_evaluate_reward_passes_every_option_on(
         **{"without": [], "seed": 0, "json_file": None, "device": pick_device("auto")},
         **{"intervals": False, "climb": 0},
     }
-    assert seen[2][1]["name"] == "finpercep-tiny"
+    assert seen[2][1]["name"] == "finpercep-small"
     assert seen[2][1]["metrics"] == []
 
 
