@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from finpercep.cli.bench import bench
 from finpercep.cli.demo import demo
 from finpercep.cli.evaluate_reward import evaluate_reward
 from finpercep.cli.export import export
@@ -51,6 +52,7 @@ def options(
 app.command()(score)
 app.command()(profile)
 app.command()(export)
+app.command()(bench)
 app.command(cls=Serve)(serve)
 app.command()(info)
 app.command()(demo)
