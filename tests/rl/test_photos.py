@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,21 +175,6 @@ def test_names_that_lead_out(photo_set):
     index.write_text('{"split": "train"\n')
     with pytest.raises(ValueError, match=r"index\.jsonl:1: expected a scene, got"):
         load_pairs([photo_set], "train", 4)
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """Three low-resolution images with a chosen and a rejected result, and one photo to measure on."""
-    draw, root, rows = torch.Generator().manual_seed(1), tmp_path / "labelled", []
-    for number in range(4):
-        photo = F.interpolate(torch.rand(1, 3, 8, 8, generator=draw), (64, 64), mode="bicubic").clamp(0, 1)[0]
-        images = {"lr": F.avg_pool2d(photo, 4), "chosen": 0.9 * photo, "rejected": 0.5 * photo, "gt": photo}
-        row = {name: f"{number}/{name}.png" for name in images if name != "gt" or number == 3}
-        for name, file in row.items():
-            save_image(as_picture(images[name]), root / file)
-        rows.append({**row, "split": "val"} if number == 3 else row)
-    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
 
 
 def test_labelled_results(labelled):

@@ -214,6 +214,55 @@ def test_steps_that_teach_nothing_are_skipped_and_end_the_run_in_the_end(config,
         train(replace(config, save_every=1))
 
 
+def test_labelled_results_are_learned_from(config, photo_set, labelled, tmp_path):
+    """Pairs of `pairs.jsonl` alone are trained on; other sets beside them are measured on."""
+    algorithm = DPOConfig(pairs="given", micro_batch=1, beta=200.0)
+    data = (str(labelled), str(photo_set))
+    stages = (StageConfig(steps=8, lr=1e-3),)
+    config = replace(
+        config, data=data, algorithm=algorithm, stages=stages, eval_every=8, monitors=MonitorConfig(judge="")
+    )
+    trainer = RLTrainer(config)
+    assert len(trainer.crops.pairs) == 3
+    train(config)
+    log = lines(tmp_path / "run")
+    assert log[1]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert log[-1]["loss"] < 0.68  # of chosen ones, which are bright, and rejected ones, which are dark
+    assert "reward_avg" not in log[1]
+    assert "eval/reward_avg" in log[-1]
+
+
+OPTIONS = {
+    "refl": ReFLConfig(steps=3, late=1, last=3, map_weight=0.5),
+    "grpo": GRPOConfig(
+        steps=4,
+        group_size=2,
+        sliding=1,
+        slide_every=1,
+        std_weight=True,
+        map_weight=0.5,
+        norm_weight=0.1,
+        photo_weight=0.1,
+    ),
+    "guard": GRPOConfig(steps=3, group_size=2, limit="guard"),
+    "dppo": GRPOConfig(steps=3, group_size=2, limit="dppo"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_algorithms_in_the_loop(config, tmp_path, name):
+    """With the embedded reward, its map, two updates for each collection, and a blend of two stages."""
+    curriculum = CurriculumConfig("blend", blend_steps=2)
+    stages = (StageConfig(steps=1, lr=1e-4, map_weight=0.0), StageConfig(steps=2, lr=1e-4))
+    config = replace(config, algorithm=OPTIONS[name], stages=stages, curriculum=curriculum, updates=2, eval_every=3)
+    train(replace(config, monitors=MonitorConfig(judge="")))
+    log = lines(tmp_path / "run")[1:]
+    assert len(log) == 3
+    for line in log:
+        assert all(isinstance(value, (str, list)) or value - value == 0 for value in line.values())
+        assert line["grad_norm"] > 0
+
+
 def test_refl_raises_its_reward(config):
     """Ten updates on the same images, without the pre-training term, against the embedded reward model."""
     algorithm = replace(ALGORITHMS["refl"], pretrain=False, weighting="identity")
