@@ -21,12 +21,14 @@ from torch import Tensor
 import benchmarks.gpu  # noqa: F401  (finds finpercep.kernels in a tree that nobody installed)
 from benchmarks.gpu import report
 from finpercep import RewardModel, Scorer
+from finpercep.models.attention import ATTENTION
 
 MODEL = "finpercep-tiny"
 SIZES = ((256, 256), (384, 512), (512, 512), (200, 328))
 COUNT = 24
 TOLERANCE = 1e-4  # of scores against the CPU, float32 without TF32
 GRAPH_BAR, SHARE_BAR = 1.2, 0.55
+ATTENTION_TOLERANCE = 5e-3  # of maps, fp16
 CALLS = 50
 
 Check = Callable[[str], dict[str, Any]]
@@ -167,6 +169,35 @@ def large_model(device: str) -> dict[str, Any]:
     return {"p50 ms": 1e3 * p50, "share of a matrix product": share, "ok": share >= SHARE_BAR}
 
 
+def attention(device: str, layers: int = 4, side: int = 448, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+    """A small vision transformer by every attention that is installed: the maps of "sdpa", and how long each takes."""
+    from transformers import CLIPVisionConfig
+
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "patch_size": 14}
+    config = CLIPVisionConfig(**sizes, num_hidden_layers=layers, image_size=224).to_dict()
+    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    found: dict[str, Any] = {}
+    first, worst = None, 0.0
+    for name in ATTENTION:
+        encoder = {
+            "type": "vit",
+            "config": {"model_type": "clip_vision_model", **config},
+            "taps": [layers // 2, layers],
+        }
+        torch.manual_seed(0)
+        try:
+            vit = RewardModel({**encoder, "attn_implementation": name}, {"width": "light"}).eval().to(device, dtype)
+        except ImportError:
+            found[name] = "not installed"
+            continue
+        with torch.no_grad():
+            output = vit(images)
+            found[f"{name} ms"] = 1e3 * timed(partial(vit, images), 15)[0]
+        first = output.map.float() if first is None else first
+        worst = max(worst, float((output.map.float() - first).abs().max()))
+    return {**found, "largest difference": worst, "ok": worst < ATTENTION_TOLERANCE}
+
+
 def overlap(device: str) -> dict[str, Any]:
     """256 images from the host: which part of the copies runs while kernels do. No bar: the host may be slower."""
     scorer, images = Scorer(model(), device=device, batch_size=16), photos(256, ((512, 512),))
@@ -204,12 +235,13 @@ def covered(spans: list[tuple[float, float]], by: list[tuple[float, float]]) -> 
 
 def timed(call: Callable[[], object], calls: int = CALLS) -> tuple[float, float]:
     """Median and 99th percentile of calls that are waited for, in seconds."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
     seconds = []
     for _ in range(5 + calls):
-        torch.cuda.synchronize()
+        wait()
         began = time.perf_counter()
         call()
-        torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[5:]), sorted(seconds[5:])[int(0.99 * calls)]
 
@@ -228,6 +260,7 @@ ON_A_GPU: dict[str, Check] = {
     "graph at batch 1": graph_latency,
     "ViT-L/14, batch 16": large_model,
     "copies and kernels": overlap,
+    "attention": attention,
 }
 
 

@@ -55,6 +55,13 @@ def test_checks_fail_alone_and_without_time_are_not_reached(path: Path, monkeypa
     assert "| a | error not reached |  |" in path.with_suffix(".md").read_text()
 
 
+def test_every_attention_that_is_installed_gives_one_map() -> None:
+    found = engine.attention("cpu", layers=2, side=56, dtype=torch.float32)
+    assert found["ok"] is True
+    assert {"sdpa ms", "eager ms"} <= set(found)
+    assert 0 < found["largest difference"] < 1e-4  # eager is another order of sums
+
+
 def test_a_wrong_score_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = engine.expected(3)
     monkeypatch.setattr(engine, "expected", lambda count: right.flip(0))
