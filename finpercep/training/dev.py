@@ -31,11 +31,14 @@ class DevEvaluation:
     """
 
     def __init__(self, config: RewardTrainConfig, scenes: Sequence[Scene]) -> None:
-        usable, count = [scene for scene in scenes if scene.sources], config.evaluate_scenes
+        usable = [scene for scene in scenes if scene.sources]
+        count = min(config.evaluate_scenes, len(usable))
         if config.evaluate_every and not usable:
             got = f"dev_every={config.dev_every}"
             raise ValueError(f"evaluate_every: expected held-out scenes with results (--dev-every), got {got}")
-        self.scenes = usable[:: max(1, len(usable) // count)][:count]  # spread, so that all sets are among them
+        self.scenes = [
+            usable[i * len(usable) // count] for i in range(count)
+        ]  # spread, so that all sets are among them
         self.best = 0.0
 
     def figures(self, model: RewardModel) -> dict[str, float]:

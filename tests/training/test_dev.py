@@ -58,6 +58,12 @@ def test_scenes_are_spread_and_needed(measured):
     scenes = training_scenes(dataclasses.replace(measured, dev_every=0))[0]
     chosen = DevEvaluation(dataclasses.replace(measured, evaluate_scenes=2), scenes).scenes
     assert [scene.id for scene in chosen] == ["scene0", "scene2"]
+    chosen = DevEvaluation(dataclasses.replace(measured, evaluate_scenes=3), scenes).scenes
+    assert [scene.id for scene in chosen] == ["scene0", "scene1", "scene2"]
+    chosen = DevEvaluation(measured, [*scenes, *scenes[:3]]).scenes
+    assert [scene.id for scene in chosen] == [f"scene{i}" for i in (0, 1, 2, 3, 0, 1, 2)]
+    chosen = DevEvaluation(dataclasses.replace(measured, evaluate_scenes=4), [*scenes, *scenes[:3]]).scenes
+    assert [scene.id for scene in chosen] == ["scene0", "scene1", "scene3", "scene1"]  # not the first four alone
     with pytest.raises(
         ValueError, match=r"^evaluate_every: expected held-out scenes with results .*, got dev_every=0$"
     ):
