@@ -33,7 +33,7 @@ from finpercep.rl.settings import resolve
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "rl_claim"
-STEPS = {"refl": 90, "dpo": 45, "grpo": 30}
+STEPS = {"refl": 120, "dpo": 60, "grpo": 48}
 LR = {"refl": 2e-4, "dpo": 1e-4, "grpo": 1e-4}
 SETTINGS = {
     "refl": ["algorithm.weight=5"],
