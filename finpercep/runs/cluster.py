@@ -11,7 +11,7 @@ __all__ = ["connect"]
 # Ray gives up on its own processes after 30 s, which a machine that works cannot always keep, and by default lets its
 # workers (niceness 15) wait for everything else that runs.
 _DEFAULTS = {"RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-ATTEMPTS = 2
+ATTEMPTS = 3
 
 
 def connect(what: str, extra: str, *, address: str | None = None, **options: Any) -> Any:

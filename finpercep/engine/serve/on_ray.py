@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ __all__ = ["application", "serving", "wait_for_the_end"]
 
 ONGOING = 1024
 """Requests that Ray hands to a replica at once: it is the service that says when it is busy."""
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # a line for each request costs more than it tells
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 
 
@@ -82,6 +84,7 @@ def application(model: str, settings: ServeSettings, *, device: str, cores: int,
         max_ongoing_requests=ONGOING,
         max_queued_requests=ONGOING,
         ray_actor_options={"num_cpus": cores, "num_gpus": 1 if device.startswith("cuda") else 0},
+        logging_config=LOGGING,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=20,
     )(Replica)
@@ -112,6 +115,7 @@ def serving(
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {settings.dtype!r}")
     if not settings.is_local and not token:
         raise ValueError(f"host: expected 127.0.0.1, or a token for {settings.host}, which others reach")
+    joined = getattr(sys.modules.get("ray"), "is_initialized", bool)()
     ray = connect(
         "serve", "serve", address=address, _node_ip_address="127.0.0.1", _metrics_export_port=settings.metrics_port
     )
@@ -120,16 +124,15 @@ def serving(
     except ImportError as error:
         raise ImportError(f"serve needs Ray Serve ({error}); pip install 'finpercep[serve]'") from error
     try:
-        serve.start(http_options={"host": settings.host, "port": settings.port, "location": "HeadOnly"})
+        place = {"host": settings.host, "port": settings.port, "location": "HeadOnly"}
+        serve.start(http_options=place, logging_config=LOGGING)
         app = application(model, settings, device=device, cores=cores, token=token)
         serve.run(app, name="finpercep", route_prefix="/", blocking=False)
         yield f"http://{settings.host}:{settings.port}"
     finally:
-        if address is None:
-            serve.shutdown()
-        else:
-            serve.delete("finpercep")
-        ray.shutdown()
+        serve.delete("finpercep")  # lets what is asked be answered
+        if not joined:
+            ray.shutdown()  # and with it, of a cluster of our own, everything else
 
 
 def wait_for_the_end() -> None:
