@@ -72,8 +72,8 @@ def score_files_on_ray(
     )
     for row in found.iter_rows():
         path, error = paths[int(row["index"])], str(row["error"])
-        figures = (float(row[name]) for name in _FIGURES)
-        yield FileScore(path, error=error) if error else FileScore(path, *figures)
+        score, mean, worst = (float(row[name]) for name in _FIGURES)
+        yield FileScore(path, error=error) if error else FileScore(path, score, mean, worst)
 
 
 class _Worker:
