@@ -12,7 +12,6 @@ from finpercep.data.demo_photos import load_photo
 from finpercep.data.image_ops import resize
 from finpercep.io.files import atomic_write
 from finpercep.io.pictures import as_picture, save_image
-from finpercep.models.checkpoint import FILES, WEIGHTS
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.generators.tiny import SCALE
 from finpercep.rl.loop import train
@@ -58,7 +57,7 @@ def climb(folder: Path, steps: int) -> str:
         keep=1,
     )
     train(config, [RLScreen()])
-    names = ", then ".join(_said(stage) for stage in config.stages)
+    names = ", then ".join(stage.reward for stage in config.stages)
     intro = (
         f"<h2>A generator that climbs it</h2>\n<p>{steps} updates of the embedded ×4 generator by ReFL against "
         f"{names}, on four of these photos; measured on pieces of two others. So few updates show that the loop works; "
@@ -68,21 +67,10 @@ def climb(folder: Path, steps: int) -> str:
 
 
 def stages(steps: int) -> tuple[StageConfig, ...]:
-    """RM_0, RM_1 and RM_2 where the package has them; else the embedded model, first its score and then its map too."""
-    grown = [WEIGHTS / "finpercep-tiny" / str(stage) for stage in range(3)]
-    if all((place / FILES[0]).is_file() for place in grown) and steps >= len(grown):
-        lengths = [steps // 3, steps // 3, steps - 2 * (steps // 3)]
-        return tuple(StageConfig(str(place), length, LR) for place, length in zip(grown, lengths, strict=True))
-    score = StageConfig(steps=max(1, steps // 2), lr=LR, score_weight=1.0, map_weight=0.0)
-    whole = StageConfig(steps=max(1, steps - steps // 2), lr=LR)
-    return score, whole
-
-
-def _said(stage: StageConfig) -> str:
-    place = Path(stage.reward)
-    if place.is_absolute():
-        return f"RM_{place.name}"
-    return f"{place.name}'s score and map" if stage.map_weight else f"{place.name}'s score"
+    """RM_0, RM_1 and RM_2 of the embedded model, a third of the updates each; a stage without updates is left out."""
+    third = steps // 3
+    lengths = enumerate((third, third, steps - 2 * third))
+    return tuple(StageConfig(f"finpercep-tiny/{stage}", length, LR) for stage, length in lengths if length)
 
 
 def write_photo_set(folder: Path) -> None:

@@ -30,8 +30,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def available_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(p.name for p in WEIGHTS.glob("*") if (p / FILES[0]).is_file())
+    """Names of the models that come with the package; `NAME/0` to `NAME/2` are the stages of one's growth."""
+    found = [p.parent for pattern in ("*", "*/*") for p in WEIGHTS.glob(f"{pattern}/{FILES[0]}")]
+    return sorted(folder.relative_to(WEIGHTS).as_posix() for folder in found)
 
 
 def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:

@@ -38,8 +38,20 @@ def test_what_is_pushed_to_the_hub_loads(pushed: Path, photo: torch.Tensor, tmp_
 
 
 def test_embedded_models_load() -> None:
-    for name in available_models():
+    names = available_models()
+    assert [f"finpercep-tiny/{stage}" in names for stage in range(4)] == [True, True, True, False]
+    for name in names:
         assert RewardModel.from_pretrained(name).fingerprint
+
+
+def test_embedded_stages_grow() -> None:
+    base, light, full = (RewardModel.from_pretrained(f"finpercep-tiny/{stage}") for stage in range(3))
+    assert base.config["decoder"] is None
+    assert (light.config["decoder"]["width"], full.config["decoder"]["width"]) == ("light", "full")
+    assert full.config["encoder"] == light.config["encoder"] | {"adapter_rank": 16}
+    frozen = light.encoder.state_dict()
+    grown = {name: tensor for name, tensor in full.encoder.state_dict().items() if name in frozen}
+    assert all(torch.equal(grown[name], frozen[name]) for name in frozen)  # only the adapters have learned
 
 
 def test_unknown_names() -> None:
