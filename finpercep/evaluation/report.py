@@ -18,7 +18,7 @@ from finpercep.evaluation.evaluate import Evaluation, evaluate_all
 from finpercep.evaluation.intervals import interval_figures, interval_table
 from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
-from finpercep.models import RewardModel
+from finpercep.models import RewardModel, available_models
 from finpercep.rewards import load_reward
 from finpercep.runs.progress import progress_bar
 
@@ -151,12 +151,17 @@ def source_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def _short(name: str) -> str:
+    """An embedded model's name as it is, and a folder's last part."""
+    return name if name in available_models() else Path(name).name
+
+
 def _judges(
     model: RewardModel | None, name: str | None, metrics: Sequence[str] | None, device: str
 ) -> dict[str, Judge]:
     judges: dict[str, Judge] = {}
     if model is not None:
-        judges[Path(name or "model").name] = baselines.reward_judge(model)
+        judges[_short(name or "model")] = baselines.reward_judge(model)
     if metrics is None:
         metrics = ["piqe"] if baselines.pyiqa_available() else []
     for metric in metrics:
