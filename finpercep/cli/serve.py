@@ -38,13 +38,14 @@ def serve(
     """Serve scores and maps over HTTP, by Ray Serve (extra serve), until Ctrl-C.
 
     POST /score takes a PNG, several of them as a form, or raw pixels, and answers with JSON; GET /health and /info
-    say how it is. finpercep.RemoteReward is the client. A host that others reach needs a token.
+    say how it is. finpercep.rewards.RemoteReward is the client. A host that others reach needs a token.
     """
     from finpercep.engine.serve.settings import ServeSettings
 
     with one_line_errors(2, ValueError, OSError):
         settings = ServeSettings(**given(ctx, ServeSettings))
         token = _token(token_file)
+        _check_name(model)
     device = check_device(device)
     cores = threads or max(1, (os.cpu_count() or 1) // settings.replicas)
     _hear_ray_only_in_trouble()
@@ -55,6 +56,15 @@ def serve(
             print(f"{model}: {url}/score; metrics on port {settings.metrics_port}; Ctrl-C ends", flush=True)
             wait_for_the_end()
     print("ended", file=sys.stderr)
+
+
+def _check_name(model: str) -> None:
+    """Refuse a name that names nothing before a cluster is started for it."""
+    from finpercep.models.checkpoint import resolve
+    from finpercep.models.presets import PRESETS
+
+    if ":" not in model and model not in PRESETS:
+        resolve(model)
 
 
 def _token(file: Path | None) -> str | None:

@@ -19,7 +19,7 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     """A reward by its name, without gradients to its weights.
 
     - ``finpercep-tiny``, a folder, or a hub id: a `RewardModel`, or a `CLIPIQA` where the files are one;
-    - ``http://host:port``: what `finpercep serve` serves there, see `RemoteReward`;
+    - ``http://host:port``: what `finpercep serve` serves there, with its map if it has one, see `RemoteReward`;
     - ``pyiqa:NAME``: a no-reference metric of pyiqa, see `PyIQAReward`;
     - ``module:name``: an object of a module that can be imported. A scoring function (first argument
       `images`) is taken as flow_grpo's, see `FunctionReward`. Any other function is called, with `device=` where it has
@@ -35,7 +35,7 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     """
     kind, colon, rest = str(spec).partition(":")
     if kind in ("http", "https") and colon:
-        return RemoteReward(str(spec))
+        return RemoteReward(str(spec), maps="auto")
     if kind == "pyiqa" and colon:
         return PyIQAReward(rest).requires_grad_(False).to(device)
     if colon and rest and not Path(spec).exists():

@@ -31,6 +31,7 @@ SHAPE = "X-Shape"
 TOKEN = "FINPERCEP_TOKEN"
 """Environment variable that holds the token of a service."""
 MAPS = ("png", "fp16")
+SCORE = "-score"  # a stage reward of scores alone is another one than with the map
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts
 _AGAIN = (408, 429, 502, 503, 504)
 
@@ -55,7 +56,8 @@ class RemoteReward:
     Args:
         url: "http://host:port", or "https://…". Credentials do not belong into it.
         token: what the service was started with; None is that of the environment variable FINPERCEP_TOKEN.
-        maps: "fp16" or "png" (8 bits) asks for maps as well; None for scores alone.
+        maps: "fp16" or "png" (8 bits) asks for maps as well, "auto" for "fp16" where the reward has a map; None for
+            scores alone, whose fingerprint then ends with "-score".
         transport: "raw" or, for slow networks, "png".
         connections: requests at once.
         images_per_request: at most.
@@ -84,21 +86,24 @@ class RemoteReward:
         place = urlsplit(url)
         if place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
             raise ValueError(f"url: expected http://host:port, got {url}")
-        if maps is not None and maps not in MAPS:
-            raise ValueError(f"maps: expected None, {' or '.join(MAPS)}, got {maps!r}")
+        if maps not in (None, "auto", *MAPS):
+            raise ValueError(f"maps: expected None, auto, {' or '.join(MAPS)}, got {maps!r}")
         if transport not in ("raw", "png"):
             raise ValueError(f"transport: expected raw or png, got {transport!r}")
         for name, value in (("connections", connections), ("images_per_request", images_per_request)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.url, self.maps, self.transport = url.rstrip("/"), maps, transport
+        self.url, self.transport = url.rstrip("/"), transport
         self._place, self._token = place, token or os.environ.get(TOKEN) or None
         self._most, self._timeout, self._patience = images_per_request, timeout, patience
         self._pool = ThreadPoolExecutor(connections, "finpercep-remote")
         self._waiting = ThreadPoolExecutor(connections, "finpercep-remote-score")
         self._own = threading.local()
         about = self._json(self._insist("GET", "/info", {}, b""))
-        self.fingerprint: str = about["fingerprint"]
+        if maps == "auto":
+            maps = "fp16" if about["has_map"] else None
+        self.maps = maps
+        self.fingerprint: str = about["fingerprint"] + (SCORE if about["has_map"] and maps is None else "")
         self.has_map = bool(about["has_map"]) and maps is not None
         if maps is not None and not about["has_map"]:
             raise ValueError(f"maps: expected None of {self.url}, whose reward has no map, got {maps!r}")
@@ -158,10 +163,9 @@ class RemoteReward:
         path = "/score" if self.maps is None else f"/score?maps={self.maps}"
         answer = self._json(self._insist("POST", path, *self._body(batch)))
         results = answer["results"]
-        if answer["fingerprint"] != self.fingerprint:
-            raise ServiceError(
-                f"{self.url}: expected the reward {self.fingerprint} as before, got {answer['fingerprint']}"
-            )
+        served = self.fingerprint.removesuffix(SCORE)
+        if answer["fingerprint"] != served:
+            raise ServiceError(f"{self.url}: expected the reward {served} as before, got {answer['fingerprint']}")
         if len(results) != len(images):
             raise ServiceError(f"{self.url}: expected {len(images)} results, got {len(results)}")
         shape = (1, *batch.shape[-2:])

@@ -17,7 +17,7 @@ from finpercep.io.reasons import one_line
 __all__ = ["STATE", "check_settings", "read_state", "sized_write", "write_state"]
 
 STATE = "state.pt"
-_ADVICE = "; delete it to begin anew, or go on from the saved model with --init in another folder"
+_ADVICE = "; delete it to begin anew, or go on from the saved model in another folder"
 
 
 @contextmanager
@@ -84,5 +84,5 @@ def check_settings(was: dict[str, Any], now: dict[str, Any], folder: Path) -> No
     if changed:
         raise ValueError(
             f"{folder / STATE}: made with {', '.join(changed)}; use the same settings, or another folder "
-            "(with --init to go on from this model)"
+            "(where `init` or `generator` may name this model, to go on from it)"
         )

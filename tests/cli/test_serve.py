@@ -38,11 +38,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_options_become_settings(started: list[Any], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     options = ["--port", "9000", "--replicas", "2", "--queue-images", "128", "--dtype", "bf16", "--deterministic"]
-    result = run("--model", "m", "--threads", "3", "--device", "cpu", "--token-file", str(tmp_path / "token"), *options)
+    options += ["--token-file", str(tmp_path / "token")]
+    result = run("--model", "finpercep-tiny", "--threads", "3", "--device", "cpu", *options)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "m: http://127.0.0.1:9000/score; metrics on port 8001; Ctrl-C ends\n"
+    assert result.stdout == "finpercep-tiny: http://127.0.0.1:9000/score; metrics on port 8001; Ctrl-C ends\n"
     ((model, settings, given),) = started
-    assert (model, given) == ("m", {"device": "cpu", "cores": 3, "token": "secret", "address": None})
+    assert (model, given) == ("finpercep-tiny", {"device": "cpu", "cores": 3, "token": "secret", "address": None})
     assert settings == ServeSettings(port=9000, replicas=2, queue_images=128, dtype="bf16", deterministic=True)
 
 
@@ -56,6 +57,7 @@ def test_the_token_of_the_environment(started: list[Any]) -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "host: expected 127.0.0.1, or a token for 0.0.0.0, which others reach\n"),
+        (["--model", "finpercep-smal"], "finpercep-smal: no such model or folder; did you mean 'finpercep-small'"),
         (["--dtype", "fp8"], "dtype: expected fp32, bf16, fp16, got 'fp8'\n"),
         (["--queue-images", "1"], "queue_images: expected at least request_images, 64, got 1\n"),
         (["--token-file", "gone"], "gone: No such file or directory\n"),

@@ -92,7 +92,7 @@ def test_it_goes_where_rewards_go(url: str, service: Service, photo: Tensor) -> 
     plain = load_reward(url)
     assert isinstance(plain, RemoteReward)
     found = plain(photo[None].requires_grad_())
-    assert found.map is None
+    assert found.map.shape == (1, 1, *photo.shape[1:])
     assert not found.score.requires_grad
     stage = StageReward(RemoteReward(url, maps="fp16"))
     expected = StageReward(service.scorer)(photo[None]).score
@@ -205,7 +205,7 @@ def test_other_servers_are_told_apart(service: Service) -> None:
     [
         ("ftp://host", {}, r"^url: expected http://host:port, got ftp://host$"),
         ("http://me:pw@host", {}, r"^url: expected http://host:port, got http://me:pw@host$"),
-        ("http://host", {"maps": "jpeg"}, r"^maps: expected None, png or fp16, got 'jpeg'$"),
+        ("http://host", {"maps": "jpeg"}, r"^maps: expected None, auto, png or fp16, got 'jpeg'$"),
         ("http://host", {"transport": "jpeg"}, r"^transport: expected raw or png, got 'jpeg'$"),
         ("http://host", {"connections": 0}, r"^connections: expected at least 1, got 0$"),
     ],
@@ -213,6 +213,16 @@ def test_other_servers_are_told_apart(service: Service) -> None:
 def test_refused(place: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RemoteReward(place, **given)
+
+
+def test_by_name_with_its_map(service: Service, photo: Tensor) -> None:
+    with carried(service) as place:
+        named, scores = load_reward(place), RemoteReward(place)
+        assert (named.has_map, named.fingerprint) == (True, service.scorer.fingerprint)
+        assert scores.fingerprint == service.scorer.fingerprint + "-score"
+        here = StageReward(service.scorer.executor.reward)(photo[None]).score
+        torch.testing.assert_close(StageReward(named)(photo[None]).score, here, atol=1e-3, rtol=0)
+        assert StageReward(named).fingerprint != StageReward(scores).fingerprint
 
 
 def test_maps_of_a_reward_without_one_are_refused() -> None:
