@@ -97,6 +97,7 @@ def train_reward(
     except KeyboardInterrupt:
         print(f"interrupted; run the same command again to continue from what was last saved in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
+    print(f"the model is in {out}")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -66,3 +66,4 @@ def train_rl(
         place = settings.out
         print(f"interrupted; run the same command again to go on from what was last saved in {place}", file=sys.stderr)
         raise typer.Exit(130) from None
+    print(f"{Path(settings.out) / 'report.html'}; the generator is in {Path(settings.out) / 'generator'}")

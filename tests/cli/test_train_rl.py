@@ -32,6 +32,7 @@ def test_defaults_are_the_configuration(seen, tmp_path):
     result = invoke("d", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert seen == [(RLConfig(("d",), str(tmp_path)), [RLScreen, TensorBoard])]
+    assert result.stdout == f"{tmp_path / 'report.html'}; the generator is in {tmp_path / 'generator'}\n"
 
 
 def test_every_option_arrives(seen, tmp_path):
