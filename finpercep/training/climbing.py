@@ -18,8 +18,7 @@ from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 
-__all__ = ["ClimbConfig", "Climbs", "climb_by", "climb_images", "climbed_target", "draw_climbs"]
-
+__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs"]
 
 SMOOTH = 3.0
 
@@ -77,17 +76,12 @@ def draw_climbs(config: ClimbConfig, count: int, generator: torch.Generator) -> 
     return Climbs(steps, SMOOTH * sizes if sigma else sizes, sigma)
 
 
-def climb_images(model: RewardModel, images: Tensor, config: ClimbConfig, generator: torch.Generator) -> Tensor:
+def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
     """Images (B,3,H,W) in [0, 1] moved up the score of the model as it is; (B,3,H,W), not rounded.
 
     Each step is the sign of the gradient, or the gradient blurred and brought to the same size; the gradient's
     strength plays no part, as in Adam's first steps.
     """
-    return climb_by(model, images, draw_climbs(config, len(images), generator))
-
-
-def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
-    """`climb_images`, each image by its climb."""
     sizes = climbs.sizes.to(images).view(-1, 1, 1, 1)
     judge, x = evaluation_view(model), images
     for _ in range(climbs.steps):

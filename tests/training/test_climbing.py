@@ -5,7 +5,7 @@ from finpercep.data.features.filter_bank import FilterBank
 from finpercep.models import RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbers
-from finpercep.training.climbing import ClimbConfig, climb_images, climbed_target
+from finpercep.training.climbing import ClimbConfig, climb_by, climbed_target, draw_climbs
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,14 @@ def images(make_photo):
     return torch.stack([make_photo(64, 64, seed=i) for i in range(3)]).mul(255).round().div(255)
 
 
+def climbed_by(model, images, config, seed):
+    return climb_by(model, images, draw_climbs(config, len(images), torch.Generator().manual_seed(seed)))
+
+
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_climbing_raises_the_score_within_its_reach(model, images, smooth):
     config = ClimbConfig(climb_steps=(4, 4), climb_rate=(0.7, 0.7), climb_smooth=smooth)
-    climbed = climb_images(model, images, config, torch.Generator().manual_seed(0))
+    climbed = climbed_by(model, images, config, 0)
     with torch.no_grad():
         before, after = model(images).score, model(climbed).score
     assert (after > before).all()
@@ -32,15 +36,13 @@ def test_climbing_raises_the_score_within_its_reach(model, images, smooth):
 
 
 def test_climbing_leaves_no_gradient_and_no_mode_behind(model, images):
-    climb_images(model, images, ClimbConfig(), torch.Generator().manual_seed(0))
+    climbed_by(model, images, ClimbConfig(), 0)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_same_seed_climbs_alike(model, images):
-    first, second, other = (
-        climb_images(model, images, ClimbConfig(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, second, other = (climbed_by(model, images, ClimbConfig(), seed) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
