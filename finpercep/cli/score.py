@@ -72,7 +72,7 @@ def score(
 
     The score lies in [0, 1]; higher is better. The map lies in [0, 1]; 1 means degraded. The table shows its mean and
     the mean of its worst 1 % of pixels ("-", or null with --json, for a model without a map, such as RM_0). Results
-    are printed in order, as soon as they are ready.
+    are printed in the order of the paths, sorted, as soon as they are ready.
 
     A file that cannot be scored adds one line "path: reason" to stderr (with --json also an object with "path" and
     "error" to stdout, so that every file has its line); the other files are still scored, and the exit status is 1.
