@@ -68,6 +68,10 @@ class Climbers:
             target, weight: their M_gt (3N,1,H,W) and its weights (3N,1,1,1).
             draw: the step's random numbers, the same in all processes.
         """
+        if not self.count:
+            return Climbed(
+                torch.zeros(0, dtype=torch.long, device=images.device), *(images[:0],) * 2, target[:0], weight[:0]
+            )
         everyone = torch.randperm(self.size, generator=draw)[: self.count]
         fresh = torch.rand(self.count, generator=draw) * self.config.climb_rounds < 1
         kinds = torch.tensor([integer(0, 2, draw) for _ in range(self.count)], dtype=torch.long)

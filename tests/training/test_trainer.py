@@ -403,7 +403,7 @@ def test_monitors_are_told_what_happens(config):
     assert start[2:] == (0, 4)
     assert [log[1] for log in logs] == [3, 4]
     assert all(set(log[2]) == {"loss", "rank", "level"} for log in logs)
-    assert logs[0][2]["loss"] == pytest.approx(0.8 * logs[0][2]["rank"] + 0.3 * logs[0][2]["level"])
+    assert logs[0][2]["loss"] == pytest.approx(0.8 * logs[0][2]["rank"] + logs[0][2]["level"])
     assert close == ("close",)
     train(config, [second])
     assert second.told == [
