@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finpercep.models import RewardModel
 
 DEFAULT_MODEL = "finpercep-small"
-"""The embedded model that judges best; finpercep-tiny is several times as fast."""
+"""The embedded model that judges best; finpercep-tiny is faster."""
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, a folder, or a Hugging Face Hub id.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="Number of CPU threads; 0 keeps torch's default.")]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from finpercep.io.images import load_image
 
-__all__ = ["Scene", "StoredSample", "split_dev"]
+__all__ = ["Scene", "StoredSample", "split_dev", "spread"]
+
+T = TypeVar("T")
 
 
 class StoredSample(NamedTuple):
@@ -85,3 +87,9 @@ def split_dev(scenes: Sequence[Scene], every: int) -> tuple[list[Scene], list[Sc
     dev = list(scenes[every - 1 :: every]) if every else []
     held = {scene.id for scene in dev}
     return [scene for scene in scenes if scene.id not in held], dev
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly over all of them: where sets stand one after the other, some of each."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from finpercep.data.degradations.apply import degrade
 from finpercep.data.randomness import integer, seed_of, seeded, uniform
+from finpercep.data.scenes import spread
 from finpercep.rl.batch import Batch
 from finpercep.rl.pairs import Pair, load_pairs
 
@@ -122,8 +123,7 @@ def split_pairs(
             raise ValueError(
                 f"data: expected a folder with pairs.jsonl, whose results are labelled, got {', '.join(roots)}"
             )
-    # Every n-th, so that all sets are among them.
-    return fit, out[:: max(1, len(out) // held)][:held]
+    return fit, spread(out, held)
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

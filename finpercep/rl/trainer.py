@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
 from finpercep.rl.refresh import Refresh
 from finpercep.runs.ema import MovingAverage
-from finpercep.runs.ranks import Ranks
+from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import check_settings, read_state
 
 STATE_PARTS = ("step", "generator", "optimizer", "random", "settings", "curriculum", "alarm", "skipped")
@@ -41,7 +42,8 @@ class RLTrainer:
 
     def __init__(self, config: RLConfig) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device = config, torch.device(config.device)
+        self.device = own_device(config.device)
+        self.config = config = replace(config, device=str(self.device))
         self.ranks = Ranks(self.device)
         self.rows = self.ranks.rows(config.batch)
         self.generator: GeneratorModule = load_generator(

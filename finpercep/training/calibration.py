@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from finpercep.data import Scene
-from finpercep.evaluation.metrics import cc, mean_defined
+from finpercep.evaluation.metrics import cc, iou, mean_defined
 from finpercep.evaluation.trials import iterate_trials
 from finpercep.models import RewardModel
 
@@ -66,13 +67,13 @@ def fit_calibration(model: RewardModel, scenes: Sequence[Scene], *, clean: float
         logits = [_logits(model, image) for image in (trial.photo, *trial.implanted)]
         photos.append(logits[0])
         maps += zip(logits[1:], trial.targets, trial.masks, strict=True)
-    marked = {border: _mean([float((photo >= border).float().mean()) for photo in photos]) for border in BORDERS}
+    marked = {border: fmean(float((photo >= border).float().mean()) for photo in photos) for border in BORDERS}
     allowed = [border for border in BORDERS if marked[border] <= clean]
     if not allowed:
         raise ValueError(
             f"clean: expected a share that some border keeps to, got {clean} below {min(marked.values()):.3f}"
         )
-    overlap = {b: _mean([_iou(logits >= b, mask > 0.5) for logits, _, mask in maps]) for b in allowed}
+    overlap = {b: fmean(iou(logits, mask, b) for logits, _, mask in maps) for b in allowed}
     border = max(allowed, key=lambda b: (overlap[b], b))  # of equal ones the darkest
 
     def follows(slope: float) -> float:
@@ -80,7 +81,7 @@ def fit_calibration(model: RewardModel, scenes: Sequence[Scene], *, clean: float
         return mean_defined(scores) or 0.0
 
     slope = max(SLOPES, key=follows)
-    level = _mean([float(torch.sigmoid(slope * (photo - border)).mean()) for photo in photos])
+    level = fmean(float(torch.sigmoid(slope * (photo - border)).mean()) for photo in photos)
     return MapCalibration(border, slope, overlap[border], follows(slope), level)
 
 
@@ -109,11 +110,3 @@ def _logits(model: RewardModel, image: Tensor) -> Tensor:
     like = next(model.parameters())
     degradation = model(image[None].to(like.device)).map
     return degradation[0, 0].float().cpu().double().logit().clamp(-_LARGEST, _LARGEST).float()
-
-
-def _iou(marked: Tensor, inside: Tensor) -> float:
-    return float((marked & inside).sum() / (marked | inside).sum().clamp_min(1))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -95,7 +95,7 @@ class Climbers:
 
     @staticmethod
     def _from(images: Tensor, target: Tensor, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return images[rows], images[rows].clone(), target[rows], weight[rows]
+        return images[rows], images[rows], target[rows], weight[rows]  # indexed by numbers: two copies
 
     def state(self) -> list[Tensor]:
         """The whole pool, that of all processes, to be saved; nothing before the first step. All must call it."""

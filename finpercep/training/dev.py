@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from finpercep.data.scenes import Scene
+from finpercep.data.scenes import Scene, spread
 from finpercep.evaluation.baselines import reward_judge
 from finpercep.evaluation.evaluate import SCORE_METRICS, evaluate
 from finpercep.models import RewardModel
@@ -32,13 +32,10 @@ class DevEvaluation:
 
     def __init__(self, config: RewardTrainConfig, scenes: Sequence[Scene]) -> None:
         usable = [scene for scene in scenes if scene.sources]
-        count = min(config.evaluate_scenes, len(usable))
         if config.evaluate_every and not usable:
             got = f"dev_every={config.dev_every}"
             raise ValueError(f"evaluate_every: expected held-out scenes with results (--dev-every), got {got}")
-        self.scenes = [
-            usable[i * len(usable) // count] for i in range(count)
-        ]  # spread, so that all sets are among them
+        self.scenes = spread(usable, config.evaluate_scenes)
         self.best = 0.0
 
     def figures(self, model: RewardModel) -> dict[str, float]:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from finpercep.data import load_scenes
-from finpercep.data.scenes import split_dev
+from finpercep.data.scenes import split_dev, spread
 
 
 def write_scene(root, split, name, size=(20, 16), sources=("a", "b")):
@@ -70,3 +70,10 @@ def test_names_stay_inside_the_folder(tmp_path, place, name):
     (tmp_path / "index.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"index\.jsonl:1: expected names inside .*got '{name}'"):
         load_scenes(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("items", "count", "expected"), [("abcdef", 3, "ace"), ("abcdef", 4, "abde"), ("abc", 9, "abc"), ("abc", 0, "")]
+)
+def test_spread_takes_some_of_each_end(items, count, expected):
+    assert "".join(spread(items, count)) == expected

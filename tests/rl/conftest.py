@@ -11,6 +11,19 @@ import torch.nn.functional as F
 from finpercep.io.pictures import as_picture, save_image
 
 
+class Kill:
+    """A monitor that ends a run after a step, as a lost process would."""
+
+    def __init__(self, at=3):
+        self.at = at
+
+    def start(self, *args, **kwargs): ...
+    def close(self): ...
+    def log(self, step, figures):
+        if step == self.at:
+            raise KeyError("killed")
+
+
 @pytest.fixture
 def photo_set(tmp_path):
     """A folder with index.jsonl: three photos to train on and two to hold out."""

@@ -15,6 +15,7 @@ from finpercep.rl.generators import GeneratorConfig, load_generator
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings import as_yaml
+from tests.rl.conftest import Kill
 from tests.rl.generators.pipelines import save_flux, save_sd3, save_upscaler
 from tests.rl.test_trainer import lines
 
@@ -34,14 +35,6 @@ RUNS = [(layout, name) for layout in SAVE for name in ("refl", "grpo")] + [("flu
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     return {name: save(tmp_path_factory.mktemp(name)) for name, save in SAVE.items()}
-
-
-class Kill:
-    def start(self, *args, **kwargs): ...
-    def close(self): ...
-    def log(self, step, figures):
-        if step == 3:
-            raise KeyError("killed")
 
 
 @pytest.mark.parametrize(("layout", "name"), RUNS)

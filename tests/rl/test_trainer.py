@@ -21,6 +21,7 @@ from finpercep.rl.nft import NFTConfig
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
+from tests.rl.conftest import Kill
 
 ALGORITHMS = {
     "refl": ReFLConfig(steps=2, late=1, micro_batch=1),
@@ -62,13 +63,6 @@ def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path, name):
     whole = train(config)
     broken = replace(config, out=str(tmp_path / "broken"))
 
-    class Kill:
-        def start(self, *args, **kwargs): ...
-        def close(self): ...
-        def log(self, step, figures):
-            if step == 3:
-                raise KeyError("killed")
-
     with pytest.raises(KeyError, match="killed"):
         train(broken, [Kill()])
     assert [line["step"] for line in lines(tmp_path / "broken")] == [0, 1, 2, 3]
@@ -100,16 +94,6 @@ def test_a_rich_run_resumes_exactly(rich, tmp_path):
     """Killed after steps 1 and 4, between a refresh and its next save among them."""
     whole = train(rich)
     broken = replace(rich, out=str(tmp_path / "broken"), save_every=2)
-
-    class Kill:
-        def __init__(self, at):
-            self.at = at
-
-        def start(self, *args, **kwargs): ...
-        def close(self): ...
-        def log(self, step, figures):
-            if step == self.at:
-                raise KeyError("killed")
 
     for at in (1, 3, 4):
         with pytest.raises(KeyError, match="killed"):

@@ -16,6 +16,7 @@ from typing import Any
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, make_shard, open_maker
 from finpercep.data.sources.protocol import Photo
+from finpercep.runs.cluster import connect
 
 ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at a shard whose worker was killed, before it is held to be the reason
@@ -129,24 +130,17 @@ class _RayWorker:
 
 def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
     """Ray Data over the shards; Ray starts a killed actor again and hands it the same shard."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImportError(f"engine ray needs Ray ({error}); pip install 'finpercep[ray]'") from error
-    if not ray.is_initialized():
-        try:
-            ray.init(log_to_driver=False, include_dashboard=False)
-        except Exception as error:  # Ray raises just that where its processes do not come up in time
-            raise RuntimeError(f"engine ray: expected a cluster, got {type(error).__name__}: {error}") from error
-    context = ray.data.DataContext.get_current()
+    connect("engine ray", "ray")
+    from ray import data
+
+    context = data.DataContext.get_current()
     context.enable_progress_bars = False
-    rows = ray.data.from_items([{"shard": _shard_to_json(shard)} for shard in shards], override_num_blocks=len(shards))
+    rows = data.from_items([{"shard": _shard_to_json(shard)} for shard in shards], override_num_blocks=len(shards))
     reports = rows.map_batches(
         _RayWorker,
         fn_constructor_args=(job,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+        compute=data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=1,
         num_gpus=1 if job.device.startswith("cuda") else 0,
     )

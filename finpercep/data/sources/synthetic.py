@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,15 +99,23 @@ def reinvented(image: Tensor, generator: torch.Generator) -> Tensor:
     base = gaussian_blur(image, uniform32(0.8, 2.0, generator))
     band = image - base
     local = gaussian_blur(band.square(), 2.0).clamp_min(1e-8).sqrt()
-    spectrum = torch.fft.rfft2(band / local)
-    phase = torch.fft.rfft2(torch.randn(image.shape[-2:], generator=generator))
-    noise = torch.fft.irfft2(spectrum.abs() * phase / phase.abs().clamp_min(1e-8), image.shape[-2:])
+    noise = _other_phases(band / local, torch.randn(image.shape[-2:], generator=generator))
     noise = noise / gaussian_blur(noise.square(), 2.0).clamp_min(1e-8).sqrt()
     kept = uniform32(0.0, 0.6, generator)
     edges = (local.mean(0, keepdim=True) / 0.15).clamp(0, 0.5)
     share = kept + (1 - kept) * edges
     strength = uniform32(0.6, 1.2, generator)
     return (base + share * band + (1 - share.square()).sqrt() * strength * local * noise).clamp(0, 1)
+
+
+def _other_phases(texture: Tensor, noise: Tensor) -> Tensor:
+    """A texture (3,H,W) with the spectrum of the given one and the phases of noise (H,W).
+
+    By NumPy: torch's transforms give other last bits with another number of threads, as loader processes have.
+    """
+    phases = np.fft.rfft2(noise.double().numpy())
+    spectrum = np.abs(np.fft.rfft2(texture.double().numpy())) * phases / np.maximum(np.abs(phases), 1e-8)
+    return torch.from_numpy(np.fft.irfft2(spectrum, noise.shape)).to(texture.dtype)
 
 
 def wobbly(image: Tensor, generator: torch.Generator) -> Tensor:

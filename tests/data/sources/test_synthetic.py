@@ -20,6 +20,20 @@ def test_source_keeps_shape_and_range_and_is_seeded(name, photo):
     assert 0.003 < (first - photo).abs().mean() < 0.3  # a fault, and still the same picture
 
 
+@pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))
+def test_the_number_of_threads_changes_no_bit(name, photo):
+    """Processes that load triplets have one thread; a run that is resumed with others must draw the same."""
+    threads = torch.get_num_threads()
+    try:
+        made = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            made.append(synthetic_source(name, photo[..., :32], torch.Generator().manual_seed(0)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*made)
+
+
 def test_reinvented_texture_is_as_strong_and_another(photo):
     made = synthetic_source("reinvented", photo, torch.Generator().manual_seed(2))
     fine, invented = (image - gaussian_blur(image, 0.8) for image in (photo, made))
