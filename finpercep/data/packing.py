@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from finpercep.data.loading import check_inside
+from finpercep.data.scenes import spread
 from finpercep.io.files import atomic_write, write_json
 from finpercep.io.images import image_sides, load_image
 
@@ -88,8 +89,7 @@ def pack(
     out = Path(out)
     rows = _read(folders, out, splits)
     files = [image for row in rows for image in row.images]
-    count = min(SAMPLE, len(files))
-    sample = _Sample([files[i * len(files) // count][0] for i in range(count)])  # spread over all sets
+    sample = _Sample([path for path, _ in spread(files, SAMPLE)])
     state = {"fingerprint": _fingerprint(rows), "limit": limit, "splits": list(splits)}
     quality = _begun(out, state)
     if quality is None:
