@@ -59,6 +59,10 @@ def evaluate_reward(
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed for the implanted faults.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="Also write best, typical and worst cases of the model to this HTML file."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure a reward model and the baselines on scenes with known faults, and print the tables.
@@ -84,5 +88,6 @@ def evaluate_reward(
             climb=climb,
             seed=seed,
             json_file=json_file,
+            page=page,
             device=device,
         )

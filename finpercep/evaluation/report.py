@@ -13,6 +13,7 @@ from finpercep.data import Scene, load_scenes
 from finpercep.data.scenes_fingerprint import scenes_fingerprint
 from finpercep.evaluation import baselines
 from finpercep.evaluation.baselines import Judge
+from finpercep.evaluation.cases_page import write_cases_page
 from finpercep.evaluation.climb import CLIMB_LEGEND, Climb, climb_all, climb_figures, climb_table, picks
 from finpercep.evaluation.evaluate import Evaluation, evaluate_all
 from finpercep.evaluation.intervals import interval_figures, interval_table
@@ -61,6 +62,7 @@ def run(
     intervals: bool = False,
     climb: int = 0,
     json_file: str | Path | None = None,
+    page: str | Path | None = None,
     device: str = "cpu",
     console: Console | None = None,
 ) -> list[Evaluation]:
@@ -80,6 +82,7 @@ def run(
         climb: number of results of each source that the model's climb test takes; see `finpercep.evaluation.climb`.
         json_file: also write the figures there, as a list of `Evaluation.to_dict()`, with the fingerprints of model
             and scenes.
+        page: also write the model's cases, under the first shift, as an HTML file; see `write_cases_page`.
         device: of the metrics.
 
     Raises:
@@ -90,9 +93,11 @@ def run(
     shifts = _expand_shifts(shifts)
     scenes = load_scenes(data, split)
     _check_sources(without, scenes)
-    _check_json(json_file)
-    if climb and model is None:
-        raise ValueError("climb: expected a model, got none")
+    for file in (json_file, page):
+        _check_folder(file)
+    for argument, value in (("climb", climb), ("page", page)):
+        if value and model is None:
+            raise ValueError(f"{argument}: expected a model, got none")
     judges = _judges(model, name, metrics, device)
     evaluations: list[Evaluation] = []
     for shift in shifts:
@@ -109,6 +114,8 @@ def run(
     if climbs:
         console.print(climb_table(climbs))
         console.print(CLIMB_LEGEND, style="dim", highlight=False)
+    if page is not None:
+        write_cases_page(Path(page), next(iter(judges.values())), evaluations[0], scenes)
     if json_file is not None:
         figures = {
             "data": str(data),
@@ -229,7 +236,7 @@ def _check_sources(without: Sequence[str], scenes: list[Scene]) -> None:
         raise ValueError("without: expected to leave at least one source, got all of them")
 
 
-def _check_json(json_file: str | Path | None) -> None:
+def _check_folder(file: str | Path | None) -> None:
     """Before the work rather than after it."""
-    if json_file is not None and not Path(json_file).resolve().parent.is_dir():
-        raise ValueError(f"{json_file}: expected a file in an existing folder, got no folder there")
+    if file is not None and not Path(file).resolve().parent.is_dir():
+        raise ValueError(f"{file}: expected a file in an existing folder, got no folder there")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from finpercep.io.files import atomic_write
 from finpercep.io.images import to_tensor
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PILImage
 
-__all__ = ["as_picture", "colorize", "overlay", "save_image"]
+__all__ = ["as_picture", "colorize", "outlined", "overlay", "save_image"]
 
 # From clean to degraded. Lightness rises all the way, so it reads in gray and to color-blind eyes too; the hues
 # are those that photos rarely hold in large areas.
 _ANCHORS = ("#2b0b57", "#6a1580", "#b3226f", "#e5484d", "#f98a2c", "#ffc53a", "#fff3a6")
 _STRIP_PIXELS = 2**20
+_OUTLINE = (0, 194, 215)
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +80,19 @@ def as_picture(image: torch.Tensor) -> PILImage.Image:
     from PIL import Image
 
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def outlined(picture: PILImage.Image, mask: torch.Tensor) -> PILImage.Image:
+    """A copy of an RGB picture with the outline of a mask (1,H,W) in [0, 1], drawn at the picture's size."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = torch.from_numpy(np.array(picture))
+    soft = F.interpolate(mask[None].float(), (picture.height, picture.width), mode="area")
+    inside = F.pad((soft > 0.5).float(), [1] * 4, mode="replicate")
+    edge = (F.max_pool2d(inside, 3, 1) != -F.max_pool2d(-inside, 3, 1))[0, 0]
+    pixels[edge] = torch.tensor(_OUTLINE, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
 
 
 def save_image(picture: PILImage.Image, path: str | os.PathLike[str]) -> Path:

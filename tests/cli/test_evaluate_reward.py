@@ -31,7 +31,7 @@ def test_evaluate_reward_passes_every_option_on(
     monkeypatch.setattr(report, "run", lambda data, **options: seen.append((data, options)))
     words = (
         "--split train --shift jpeg75 --shift none --metric niqe --metric musiq --without srgan --seed 4 "
-        "--intervals --climb 2 --json f.json --device cpu --model"
+        "--intervals --climb 2 --json f.json --page p.html --device cpu --model"
     )
     for options in ([*words.split(), str(model_folder)], ["--baselines-only"], ["--metric", "none"]):
         assert CliRunner().invoke(app, ["evaluate-reward", "d", *options]).exit_code == 0
@@ -41,13 +41,13 @@ def test_evaluate_reward_passes_every_option_on(
         {
             **{"name": str(model_folder), "split": "train", "shifts": ["jpeg75", "none"]},
             **{"metrics": ["niqe", "musiq"], "without": ["srgan"], "seed": 4, "json_file": Path("f.json")},
-            **{"device": "cpu", "intervals": True, "climb": 2},
+            **{"device": "cpu", "intervals": True, "climb": 2, "page": Path("p.html")},
         },
     )
     assert seen[1][1] == {
         **{"model": None, "name": None, "split": "val", "shifts": ["none"], "metrics": None},
         **{"without": [], "seed": 0, "json_file": None, "device": pick_device("auto")},
-        **{"intervals": False, "climb": 0},
+        **{"intervals": False, "climb": 0, "page": None},
     }
     assert seen[2][1]["name"] == "finpercep-small"
     assert seen[2][1]["metrics"] == []

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from finpercep.io import pictures as module
-from finpercep.io.pictures import color_table, colorize, overlay, save_image
+from finpercep.io.pictures import color_table, colorize, outlined, overlay, save_image
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
@@ -85,3 +85,15 @@ def test_save_makes_folders_and_keeps_values(tmp_path: Path, photo_u8: torch.Ten
     path = save_image(picture, tmp_path / "a" / "b.png")
     assert torch.equal(pixels(Image.open(path)), photo_u8)
     assert [p.name for p in path.parent.iterdir()] == ["b.png"]
+
+
+def test_the_outline_of_a_mask_is_two_pixels_wide_and_inside_is_untouched() -> None:
+    mask = torch.zeros(1, 16, 20)
+    mask[:, 4:12, 6:16] = 1
+    drawn = pixels(outlined(Image.new("RGB", (20, 16), (9, 9, 9)), mask))
+    changed = (drawn != 9).any(0)
+    expected = torch.zeros(16, 20, dtype=torch.bool)
+    expected[3:13, 5:17] = True
+    expected[5:11, 7:15] = False
+    assert torch.equal(changed, expected)
+    assert drawn[:, 3, 5].tolist() == [0, 194, 215]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.dataset.parquet import require_pyarrow
@@ -18,12 +17,12 @@ from finpercep.data.dataset.stored import StoredScene, stored_scenes
 from finpercep.data.scenes import StoredSample
 from finpercep.io.files import atomic_write
 from finpercep.io.html_page import html_page, inline_jpeg
-from finpercep.io.pictures import overlay, save_image
+from finpercep.io.pictures import outlined, overlay, save_image
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["draw_sheet", "outlined", "pick_samples", "write_card", "write_preview"]
+__all__ = ["draw_sheet", "pick_samples", "write_card", "write_preview"]
 
 SHOWN = 12  # samples on the sheet
 WIDTH = 240  # of a picture, pixels
@@ -34,7 +33,6 @@ TITLES = (
     "target of the implanted",
     "target of the whole result",
 )
-OUTLINE = (0, 194, 215)
 
 STYLE = """main { max-width: 1320px; margin: 0 auto; padding: 40px 28px 60px; }
 h1 { font-size: 32px; letter-spacing: -0.02em; margin: 0 0 6px; } h2 { font-size: 20px; margin: 36px 0 12px; }
@@ -128,28 +126,10 @@ def _pictures(sample: StoredSample) -> list[PILImage.Image]:
     return [
         fit(picture(sample.gt)),
         fit(picture(sample.sr)),
-        outlined(fit(picture(sample.syn)), sample.mask),
+        outlined(fit(picture(sample.syn)), sample.mask.float() / 255),
         fit(overlay(sample.syn, sample.target_syn.float() / 255)),
         fit(overlay(sample.sr, sample.target_sr.float() / 255)),
     ]
-
-
-def outlined(picture: PILImage.Image, mask: Tensor) -> PILImage.Image:
-    """The outline of the mask, drawn at the picture's size."""
-    from PIL import Image
-
-    pixels = torch.from_numpy(_array(picture)).clone()
-    soft = F.interpolate(mask[None].float(), (picture.height, picture.width), mode="area")
-    inside = F.pad((soft > 127).float(), [1] * 4, mode="replicate")
-    edge = (F.max_pool2d(inside, 3, 1) != -F.max_pool2d(-inside, 3, 1))[0, 0]
-    pixels[edge] = torch.tensor(OUTLINE, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
-
-
-def _array(picture: PILImage.Image) -> Any:
-    import numpy as np
-
-    return np.array(picture)
 
 
 def _page(settings: dict[str, Any], manifest: dict[str, Any], rows: dict[str, list[Any]], sheet: PILImage.Image) -> str:
