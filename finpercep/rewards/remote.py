@@ -7,6 +7,7 @@ import base64
 import http.client
 import io
 import json
+import logging
 import os
 import random
 import ssl
@@ -34,6 +35,7 @@ MAPS = ("png", "fp16")
 SCORE = "-score"  # a stage reward of scores alone is another one than with the map
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts
 _AGAIN = (408, 429, 502, 503, 504)
+log = logging.getLogger("finpercep.remote")
 
 
 class ServiceError(RuntimeError):
@@ -202,6 +204,8 @@ class RemoteReward:
             wait = min(wait, LONGEST_WAIT) * random.uniform(0.5, 1.0)
             if time.monotonic() + wait > end:
                 raise ServiceError(f"{self.url}: expected an answer within {self._patience:g} s, got {reason}")
+            if method == "GET" and pause == FIRST_WAIT:  # nobody need wait for a wrong address without knowing it
+                log.warning("%s: no answer yet (%s); trying for another %.0f s", self.url, reason, self._patience)
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_WAIT)
 

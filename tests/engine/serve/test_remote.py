@@ -140,7 +140,7 @@ def test_what_passes_is_waited_for(service: Service, make_photo: Photo, trouble:
     assert next(turn) > 15
 
 
-def test_patience_ends_with_the_last_reason(service: Service, photo: Tensor) -> None:
+def test_patience_ends_with_the_last_reason(service: Service, photo: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     busy = Answer(503, {"Content-Type": "application/json"}, b'{"error": "busy: come back later"}')
     with carried(service, lambda path: busy if path == "/score" else None) as place:
         reward = RemoteReward(place, patience=0.2)
@@ -154,6 +154,9 @@ def test_patience_ends_with_the_last_reason(service: Service, photo: Tensor) -> 
         place = f"http://127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ServiceError, match=rf"^{place}: expected an answer within 0.1 s, got .*refused"):
             RemoteReward(place, patience=0.1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{place}: no answer yet ([Errno 111] Connection refused); trying for another 0 s"
+    ]
 
 
 def test_a_refusal_is_an_error_at_once(service: Service, make_photo: Photo) -> None:
