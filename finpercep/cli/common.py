@@ -16,11 +16,15 @@ from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
     from finpercep.models import RewardModel
+    from finpercep.runs.monitors import Monitor
 
 DEFAULT_MODEL = "finpercep-small"
 """The embedded model that judges best; finpercep-tiny is faster."""
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, a folder, or a Hugging Face Hub id.")]
+WandBOption = Annotated[
+    str | None, typer.Option("--wandb", metavar="PROJECT", help="Also send the figures to this project of W&B.")
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=0, help="Number of CPU threads; 0 keeps torch's default.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: auto, cpu, cuda, cuda:1, …")]
 DataArgument = Annotated[
@@ -80,6 +84,17 @@ def check_device(name: str) -> str:
         print(f"--{error}", file=sys.stderr)
         raise typer.Exit(2) from None
     return device
+
+
+def trackers_of(out: str | Path, project: str | None) -> list[Monitor]:
+    """TensorBoard's events in the run's folder and, with a project, Weights & Biases.
+
+    Raises:
+        ImportError: one of them is not installed.
+    """
+    from finpercep.runs.trackers import TensorBoard, WeightsAndBiases
+
+    return [TensorBoard(out), *([WeightsAndBiases(out, project)] if project else [])]
 
 
 def load_model(name: str, device: str, threads: int) -> RewardModel:

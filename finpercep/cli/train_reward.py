@@ -12,9 +12,11 @@ import typer
 from finpercep.cli.common import (
     DeviceOption,
     ThreadsOption,
+    WandBOption,
     check_device,
     one_line_errors,
     set_threads,
+    trackers_of,
 )
 from finpercep.cli.options import given, settings_command
 
@@ -57,6 +59,7 @@ def train_reward(
     ] = None,
     threads: ThreadsOption = 0,
     device: DeviceOption = "auto",
+    wandb: WandBOption = None,
 ) -> None:
     """Train a reward model on photos and super-resolved versions of them.
 
@@ -67,7 +70,6 @@ def train_reward(
     """
     from finpercep.data.triplets import TripletConfig
     from finpercep.runs.progress import Screen
-    from finpercep.runs.trackers import TensorBoard
     from finpercep.training.climbing import ClimbConfig
     from finpercep.training.config import RewardTrainConfig
     from finpercep.training.losses import LossWeights
@@ -93,7 +95,7 @@ def train_reward(
         config.head["gate"] = gate
     try:
         with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
-            train(config, [Screen(), TensorBoard(out)])
+            train(config, [Screen(), *trackers_of(out, wandb)])
     except KeyboardInterrupt:
         print(f"interrupted; run the same command again to continue from what was last saved in {out}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finpercep.cli.common import ThreadsOption, check_device, one_line_errors, set_threads
+from finpercep.cli.common import ThreadsOption, WandBOption, check_device, one_line_errors, set_threads, trackers_of
 
 
 def train_rl(
@@ -39,6 +39,7 @@ def train_rl(
     device: Annotated[
         str | None, typer.Option("--device", help="Where everything runs: auto, cpu, cuda, cuda:1, … Default: cpu.")
     ] = None,
+    wandb: WandBOption = None,
 ) -> None:
     """Train a super-resolution generator by reinforcement learning against a reward, or a curriculum of rewards.
 
@@ -48,7 +49,6 @@ def train_rl(
     from finpercep.rl.loop import train
     from finpercep.rl.screen import RLScreen
     from finpercep.rl.settings import as_yaml, resolve
-    from finpercep.runs.trackers import TensorBoard
 
     set_threads(threads)
     given: dict[str, Any] = {"data": [str(folder) for folder in data or []], "out": out and str(out)}
@@ -61,7 +61,7 @@ def train_rl(
         return
     try:
         with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
-            train(settings, [RLScreen(), TensorBoard(settings.out)])
+            train(settings, [RLScreen(), *trackers_of(settings.out, wandb)])
     except KeyboardInterrupt:
         place = settings.out
         print(f"interrupted; run the same command again to go on from what was last saved in {place}", file=sys.stderr)

@@ -35,6 +35,8 @@ class MonitorConfig:
             such as "pyiqa:niqe", whose sign is turned where lower is better. The alarm looks at them too.
         alarm: "warn": say so in the log and on the screen, "stop": end the run, "off".
         patience: measurements over which the reward rises and a held-out measure gets worse.
+        best: held-out measure, such as "severity": `<out>/best` is then the generator as it was at the measurement that
+            was best by it, the one before training among them. "" keeps none.
 
     Raises:
         ValueError: an option out of its range.
@@ -44,6 +46,7 @@ class MonitorConfig:
     metrics: tuple[str, ...] = ()
     alarm: str = "warn"
     patience: int = 3
+    best: str = ""
 
     def __post_init__(self) -> None:
         if self.alarm not in ALARMS:

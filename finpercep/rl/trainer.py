@@ -12,6 +12,7 @@ from torch import Tensor
 from finpercep.io.pictures import save_image
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.best import Best
 from finpercep.rl.checkpoints import checkpoints, write_checkpoint
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.config import RLConfig, build_algorithm, build_curriculum, build_judge, comparable, load_rewards
@@ -79,6 +80,7 @@ class RLTrainer:
         }
         signs = {name: measure.sign for name, measure in self.measures.items()}
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
+        self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
         self.done = 0
@@ -175,13 +177,16 @@ class RLTrainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out figures by the reward of the last step's stage, and a picture in `<out>/pictures`.
 
-        Where the reward has flattened, the stage ends here; alarms are added to `alarms`.
+        Where the reward has flattened, the stage ends here; alarms are added to `alarms`; `monitors.best` keeps the
+        best generator so far in `<out>/best`.
         """
         number = self.curriculum.at(max(self.done - 1, 0)).number
         values = self.ranks.agreed(self._measure(number) if self.ranks.first else {})
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found
+        if self.best is not None and self.best.improved(values):
+            self.export("best")
         if self.curriculum.note(self.done, values["reward_avg"].tolist()) or self.done == self._end(number):
             self.curriculum.measured = []  # the next stage's reward is another one
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
@@ -234,16 +239,18 @@ class RLTrainer:
         }
         if self.average is not None:
             state["average"] = self.average.averages
+        if self.best is not None:
+            state["best"] = self.best.value
         if self.refresh is not None:
             state["refresh"] = self.refresh.state()
         with self._used():
             write_checkpoint(Path(self.config.out), self.done, state, self.generator.save_pretrained, self.config.keep)
 
-    def export(self) -> None:
-        """Write `<out>/generator`: the generator as it is measured."""
+    def export(self, name: str = "generator") -> None:
+        """Write `<out>/NAME`: the generator as it is measured."""
         if self.ranks.first:
             with self._used():
-                self.generator.save_pretrained(Path(self.config.out) / "generator")
+                self.generator.save_pretrained(Path(self.config.out) / name)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint in the run's folder, if there is one; the run then is one that never stopped.
@@ -265,6 +272,8 @@ class RLTrainer:
         self.skips.total, self.skips.in_row = state["skipped"]
         if self.average is not None:
             self.average.averages = [tensor.to(self.device) for tensor in state["average"]]
+        if self.best is not None:
+            self.best.value = state["best"]
         if self.refresh is not None:
             self.refresh.load_state(state["refresh"])
         self.fingerprints = list(self.curriculum.fingerprints)

@@ -6,9 +6,14 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["TensorBoard"]
+from finpercep.io.files import atomic_write
+
+__all__ = ["TensorBoard", "WeightsAndBiases"]
+
+RUN_ID = "wandb-id.txt"
 
 
 class TensorBoard:
@@ -56,3 +61,44 @@ class TensorBoard:
         """Keep that thread from printing the error that `_named` raises."""
         if not type(args.thread).__module__.startswith("tensorboard"):
             self._hook(args)
+
+
+class WeightsAndBiases:
+    """A `Monitor` that sends figures to a project of Weights & Biases, each as `<prefix>/<name>`.
+
+    A run that is resumed goes on under the id that its folder keeps in wandb-id.txt; steps that come again after a kill
+    are there twice. Account, server and offline mode are W&B's own settings (`wandb login`, `WANDB_MODE=offline`).
+
+    Args:
+        folder: of the run.
+        project: at W&B.
+        prefix: of the names.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], project: str, prefix: str = "train") -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("wandb is not installed; pip install 'finpercep[wandb]'") from error
+        self._wandb: Any = wandb
+        self.folder, self.project, self.prefix = Path(folder), project, prefix
+
+    def start(self, lines: Sequence[str], *, done: int, total: int) -> None:
+        file = self.folder / RUN_ID
+        known = file.read_text().strip() if file.is_file() else None
+        config = {"about": list(lines), "steps": total}
+        self.run = self._wandb.init(project=self.project, id=known, resume="allow", dir=str(self.folder), config=config)
+        if known is None:
+            with atomic_write(file) as out:
+                out.write(self.run.id.encode())
+        # Its own counter only rises; a resumed run may log a step again.
+        self.run.define_metric(f"{self.prefix}/*", step_metric="step")
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **{f"{self.prefix}/{name}": value for name, value in figures.items()}})
+
+    def close(self) -> None:
+        self.run.finish()

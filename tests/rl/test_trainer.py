@@ -82,7 +82,7 @@ def rich(config):
         algorithm=ALGORITHMS["grpo"],
         refresh=RefreshConfig(every=2, steps=2, batch=2),
         curriculum=CurriculumConfig("blend", blend_steps=3, optimizer="reset"),
-        monitors=MonitorConfig(judge="", patience=1),
+        monitors=MonitorConfig(judge="", patience=1, best="severity"),
         ema=0.5,
         keep=2,
         save_every=1,
@@ -112,9 +112,25 @@ def test_a_rich_run_resumes_exactly(rich, tmp_path):
     averaged = SRTiny.from_pretrained(tmp_path / "run" / "generator")
     assert averaged.fingerprint == SRTiny.from_pretrained(tmp_path / "run" / "checkpoint-5" / "generator").fingerprint
     assert averaged.fingerprint != whole.fingerprint
+    best = [SRTiny.from_pretrained(tmp_path / name / "best").fingerprint for name in ("run", "broken")]
+    assert best[0] == best[1]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "GRPO of" in page
     assert page.count("<img") == 5  # curves, and four measurements
+
+
+def test_the_best_generator_is_that_of_the_best_measurement(config, tmp_path):
+    monitors = MonitorConfig(judge="", best="psnr")
+    train(replace(config, eval_every=1, save_every=1, keep=9, monitors=monitors))
+    found = {line["step"]: line["eval/psnr"] for line in lines(tmp_path / "run")}
+    step = max(found, key=found.get)
+    folder = tmp_path / "run" / f"checkpoint-{step}" / "generator" if step else config.generator
+    best = SRTiny.from_pretrained(tmp_path / "run" / "best").fingerprint
+    assert best == SRTiny.from_pretrained(folder).fingerprint
+    with pytest.raises(ValueError, match=r"^monitors.best: expected one of psnr, ssim, judge, severity, got 'pnsr'$"):
+        RLTrainer(replace(config, monitors=MonitorConfig(judge="", best="pnsr")))
+    with pytest.raises(ValueError, match=r"^monitors.best: expected a measure of this run, got 'judge', which has"):
+        train(replace(config, out=str(tmp_path / "other"), monitors=MonitorConfig(judge="", best="judge")))
 
 
 def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
