@@ -27,6 +27,7 @@ def test_table():
     curves = [{"0": {"psnr": 20.0}, "3": {"psnr": 20.0 + gain}} for gain in (0.1, 0.3)]
     runs = [{"algorithm": "dpo", "variant": "ccl", "curve": curve, "alarms": []} for curve in curves]
     assert "| dpo | ccl | 2 |  | +0.2000 ± 0.1414 |" in table(runs)
+    assert "| dpo | ccl | 1 |  | +0.1000 |" in table(runs[:1])
 
 
 def test_end_to_end(photo_set, tmp_path, model_folder, capsys, monkeypatch):  # noqa: F811
