@@ -179,7 +179,7 @@ def write(found: list[dict[str, Any]], folder: Path) -> str:
     variants = "".join(f"- {name}: {what}\n" for name, what in VARIANTS.items())
     note = (
         "Change from before training to its end on `val` photos, mean ± standard deviation over seeds. Alarms: runs "
-        "with one; it takes four measurements under one reward, which a curriculum of three stages does not have here.\n"
+        "with one; it takes four measurements under one reward, which the stages of a curriculum do not have here.\n"
     )
     (folder / f"{NAME}.md").write_text(f"{EXPECTED}\n\n{note}{variants}\n{text}\n{PAPER}\n")
     draw(found, folder / f"{NAME}.png")
