@@ -18,12 +18,11 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.data import FilterBank, Scene, load_scenes
 from finpercep.data.dataset.config import MakeConfig
-from finpercep.data.dataset.preview import outlined
 from finpercep.data.masks.kinds import open_mask_kind
 from finpercep.data.masks.maker import MaskMaker
 from finpercep.data.randomness import seeded
 from finpercep.data.swap import region_swap
-from finpercep.io.pictures import overlay, save_image
+from finpercep.io.pictures import outlined, overlay, save_image
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FAINT = 13  # of 255: how much of a result is left in an "almost perfect" one, 5 %
@@ -194,7 +193,7 @@ def sheet(made: Sequence[Fault], path: Path) -> None:
         shown = fault.gt if title == "photo" else getattr(fault, which)
         if choice is None:
             small = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy()).resize((SIDE, SIDE), 1)
-            return outlined(small, fault.mask * 255) if title != "photo" and which == "syn" else small
+            return outlined(small, fault.mask) if title != "photo" and which == "syn" else small
         found = target(fault, which, choice)
         if title == "restricted" and which == "syn":
             found = found * fault.mask[0]
