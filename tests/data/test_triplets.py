@@ -43,11 +43,11 @@ def test_syn_lies_between_photo_and_distorted(scenes):
 
 def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
     plain, soft = (
-        Triplets(scenes, TripletConfig(crop=48, soften_range=(1.0, 1.0), **AS_IT_IS | {"softened": share}))[6]
+        Triplets(scenes, TripletConfig(crop=48, soften_range=(1.0, 1.0), **AS_IT_IS | {"softened": share}))[4]
         for share in (0.0, 1.0)
     )
     assert torch.equal(plain.target_syn, soft.target_syn)
-    for a, b in zip(plain[:3], soft[:3], strict=True):  # all three of sample 6 have detail to lose
+    for a, b in zip(plain[:3], soft[:3], strict=True):  # all three of sample 4 have detail to lose
         assert b.diff(dim=-1).abs().mean() < 0.8 * a.diff(dim=-1).abs().mean()
         assert b.mean().item() == pytest.approx(a.mean().item(), abs=0.01)
 

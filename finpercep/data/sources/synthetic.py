@@ -67,6 +67,23 @@ def checkerboard(image: Tensor, generator: torch.Generator) -> Tensor:
     return (base + pattern * (uniform32(0.01, 0.05, generator) + uniform32(0.3, 1.0, generator) * detail)).clamp(0, 1)
 
 
+def patterned(image: Tensor, generator: torch.Generator) -> Tensor:
+    """A periodic pattern, or a flat color, over the image, from faint to nothing else: what a generator finds that
+    climbs a score which has only seen faults of images.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = integer(1, 8, generator), integer(1, 8, generator)
+    gray = chance(0.5, generator)
+    tile = torch.randn(1 if gray else 3, rows, columns, generator=generator)
+    if chance(0.5, generator):  # all on or off: as crisp as pixels can be
+        tile = tile.sign()
+    pattern = tile.repeat(1, height // rows + 1, width // columns + 1)[:, :height, :width]
+    level = uniform32(0.0, 1.0, generator)
+    cover = uniform32(0.0, 1.0, generator) if chance(0.5, generator) else 0.0
+    amplitude = 0.03 * (0.5 / 0.03) ** uniform32(0.0, 1.0, generator)
+    return (image * (1 - cover) + level * cover + amplitude * pattern).clamp(0, 1)
+
+
 def grain(image: Tensor, generator: torch.Generator) -> Tensor:
     """Enlarged, with band-limited noise that follows the detail: invented texture."""
     base = _restore(image, generator, "bicubic")
@@ -143,6 +160,7 @@ SYNTHETIC_SOURCES: dict[str, Synthetic] = {
         compressed,
         reinvented,
         wobbly,
+        patterned,
     )
 }
 

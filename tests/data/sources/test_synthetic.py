@@ -53,6 +53,25 @@ def test_wobbly_lines_are_bent():
     assert 0.3 < (center - straight).std() < 2.5
 
 
+def test_a_pattern_repeats_and_may_be_all_there_is():
+    flat = torch.full((3, 48, 48), 0.5)
+    for seed in range(20):
+        made = synthetic_source("patterned", flat, torch.Generator().manual_seed(seed))
+        assert any(
+            torch.equal(made[:, rows:, columns:], made[:, :-rows, :-columns])
+            for rows in range(1, 9)
+            for columns in range(1, 9)
+        )
+    ramp = torch.linspace(0, 1, 48).expand(3, 48, 48)
+    left = []
+    for seed in range(40):
+        made = synthetic_source("patterned", ramp, torch.Generator().manual_seed(seed))
+        # What is left of the ramp, where nothing clips: both halves have every phase of the pattern.
+        left.append(float(made[..., 24:].mean() - made[..., :24].mean()) / 0.5)
+    assert min(left) < 0.2
+    assert max(left) > 0.95
+
+
 def test_unknown_source(photo):
     with pytest.raises(ValueError, match=r"source: expected one of .*'smooth'.*got 'magic'"):
         synthetic_source("magic", photo, torch.Generator())
