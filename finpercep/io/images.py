@@ -84,16 +84,22 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
 def image_sides(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) of what `load_image` makes of a file, by its header: the pixels are not read.
 
+    A PNG counts as turned by EXIF that stands before its pixels, where writers put it.
+
     Raises:
         ImageError: no image; the message starts with the path.
     """
+    from PIL import Image
+
     name = os.fspath(path)
     with _opened(name) as image:
         try:
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+            # A PNG's own getexif() decodes the pixels to see whether EXIF follows them.
+            turned = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1) >= 5
+            width, height = _stored_size(image)
         except Exception as error:  # as of `_open`
             raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return (width, height) if turned else (height, width)
 
 
 def is_converted(path: str | os.PathLike[str]) -> bool:
@@ -213,6 +219,12 @@ def _open(name: str) -> PILImage.Image:
             return Image.open(name, formats=[f for f in _FORMATS if f in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _stored_size(image: PILImage.Image) -> tuple[int, int]:
+    """Width and height before EXIF turns them; of a TIFF, `size` is turned already in some versions of Pillow."""
+    tags = getattr(image, "tag_v2", None)
+    return (int(tags[256]), int(tags[257])) if image.format == "TIFF" and tags is not None else image.size
 
 
 def _from_pil(image: PILImage.Image, name: str) -> torch.Tensor:

@@ -67,6 +67,29 @@ def test_sides_by_the_header_are_those_of_the_image(tmp_path: Path) -> None:
         one_line(error, tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_sides_by_the_header_where_exif_turns(suffix: str, tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (50, 3)).save(tmp_path / f"a.{suffix}", exif=exif)
+        found = image_sides(tmp_path / f"a.{suffix}")
+        assert found == tuple(load_image(tmp_path / f"a.{suffix}").shape[1:]), orientation
+        assert found == ((50, 3) if orientation >= 5 else (3, 50))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_sides_by_the_header_read_no_pixels(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (50, 3)).save(tmp_path / f"a.{suffix}")
+
+    def refuse(image: Image.Image) -> None:
+        raise AssertionError("pixels were read")
+
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        monkeypatch.setattr(type(image), "load", refuse)
+    assert image_sides(tmp_path / f"a.{suffix}") == (3, 50)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (50, 3), (3, 50)])
 def test_tiny_images(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "a.png")
