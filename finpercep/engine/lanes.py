@@ -22,27 +22,38 @@ class Lanes:
     """A pool of `count` threads in which torch uses `threads` CPU threads; the caller's own number stays as it is."""
 
     def __init__(self, count: int, threads: int, name: str = "finpercep") -> None:
-        self.count, self.threads = count, threads
-        self._pool = ThreadPoolExecutor(count, name)
-        together = threading.Barrier(count)
+        self.count, self.threads, self.name = count, threads, name
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = self._started()
+
+    def _started(self) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(self.count, self.name)
+        together = threading.Barrier(self.count)
 
         def begin() -> None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(self.threads)
             torch.get_num_threads()  # what a thread asks first it would take from the process, later than here
             together.wait()
 
         with _starting:
             before = torch.get_num_threads()
             try:
-                for started in [self._pool.submit(begin) for _ in range(count)]:
+                for started in [pool.submit(begin) for _ in range(self.count)]:
                     started.result()
             finally:
                 torch.set_num_threads(before)
+        return pool
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run `work(*arguments)` in a lane."""
-        return self._pool.submit(work, *arguments)
+        """Run `work(*arguments)` in a lane; threads that were ended are started again."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._started()
+            return self._pool.submit(work, *arguments)
 
     def close(self) -> None:
-        """Wait for what runs; what has not begun is left undone."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the threads, once they have done what was given to them; whoever comes meanwhile waits."""
+        with self._lock:  # all along: the old threads and new ones would call a reward at once that takes one caller
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._pool = None

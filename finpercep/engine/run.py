@@ -116,9 +116,12 @@ class Run:
 
     def _begin(self, group: list[Item]) -> None:
         if self.units is not None:
-            self.units.submit(self._score, group)
-        else:
-            self._score(group)
+            try:
+                self.units.submit(self._score, group)
+                return
+            except RuntimeError:  # closed by another thread meanwhile: this one does it
+                pass
+        self._score(group)
 
     def _score(self, group: list[Item]) -> None:
         images = [item.image for item in group if item.image is not None]

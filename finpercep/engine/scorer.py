@@ -157,7 +157,7 @@ class Scorer:
         with self._lock:
             if self._async_thread is None:
                 self._async_thread = ThreadPoolExecutor(1, "finpercep-async")
-        return self._async_thread.submit(self._score, images, context, self._now())
+            return self._async_thread.submit(self._score, images, context, self._now())
 
     def _now(self) -> torch.cuda.Event | None:
         """What the caller's stream has been given up to now: images on a GPU may still be in the making."""
@@ -234,14 +234,19 @@ class Scorer:
             return self._device_thread
 
     def close(self) -> None:
-        """End the threads. The scorer can be used again; what is in progress is finished first."""
+        """End the threads, once what was given to them is done. The scorer can be used again, and goes on in others."""
+        # Never waits under the lock, which what is in progress takes as well. In the order in which one feeds the next.
         with self._lock:
-            for pool in (self._async_thread, self._device_thread):
-                if pool is not None:
-                    pool.shutdown()
-            if self._lanes is not None:
-                self._lanes.close()
-            self._lanes = self._device_thread = self._async_thread = None
+            calls, self._async_thread = self._async_thread, None
+        if calls is not None:
+            calls.shutdown()
+        with self._lock:
+            lanes, device = self._lanes, self._device_thread
+            self._device_thread = None
+        if lanes is not None:
+            lanes.close()
+        if device is not None:
+            device.shutdown()
 
 
 def _items(images: Any) -> tuple[Sequence[Any], bool]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch._dynamo.testing import CompileCounter
 import finpercep
 from finpercep import RewardModel, RewardOutput, Scorer
 from finpercep.engine import executor as executor_module
+from finpercep.engine.run import Run
 from finpercep.io.images import ImageError
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rewards import load_reward
@@ -198,6 +201,67 @@ def test_threads_may_score_at_once(scorer: Scorer, small_model: RewardModel, mak
         thread.join()
     for i, images in enumerate(lists):
         assert_same(found[i], small_model.score(images))
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def test_closing_answers_what_was_asked_before(small_model: RewardModel, make_photo: Photo) -> None:
+    scorer = Scorer(small_model, lanes=2)
+    given = [make_photo(64, 48, i)[None] for i in range(3)]
+    asked = [scorer.score_async(images) for images in given]
+    closing = threading.Thread(target=scorer.close, daemon=True)
+    closing.start()
+    assert ended(closing)
+    for images, found in zip(given, asked, strict=True):
+        assert_same(found.result(20), small_model.score(images))
+
+
+def test_closing_while_others_score(make_photo: Photo) -> None:
+    begun = threading.Event()
+
+    class Slow:
+        lower_better, fingerprint = False, "slow"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            begun.set()
+            time.sleep(0.05)
+            return RewardOutput(images.mean((1, 2, 3)), None)
+
+    scorer, found = Scorer(Slow()), {}
+    photos = [make_photo(16 + i, 16, i) for i in range(3)]  # of three sizes: they do not go through together
+
+    def score(number: int) -> None:
+        found[number] = scorer.score(photos).score
+
+    threads = [threading.Thread(target=score, args=(i,), daemon=True) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(20)
+    scorer.close()
+    assert all(ended(thread) for thread in threads)
+    for scores in found.values():
+        torch.testing.assert_close(scores, torch.stack([p.mean() for p in photos]))
+    assert len(found) == 3
+    scorer.close()
+
+
+def test_a_run_goes_on_without_the_threads_that_were_ended(small_model: RewardModel, make_photo: Photo) -> None:
+    scorer, photos = Scorer(small_model, lanes=2), [make_photo(24, 24 + i, i) for i in range(40)]
+    stream = scorer.stream(photos)
+    first = next(stream)
+    scorer.close()
+    found = torch.stack([first.score, *(outcome.score for outcome in stream)])
+    torch.testing.assert_close(found, small_model.score(photos).score, rtol=0, atol=2e-6)
+    scorer.close()
+
+    ended_units = ThreadPoolExecutor(1)
+    ended_units.shutdown()
+    run = Run(scorer.executor, None, ended_units, None, None)
+    item = run.start(photos[0], 0, {})
+    assert torch.equal(run.result(item, [item]).score, scorer.score(photos[:1]).score[0])
 
 
 def test_a_bounded_number_of_images_is_held(scorer: Scorer, make_photo: Photo) -> None:
