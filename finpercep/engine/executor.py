@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finpercep.engine.batches import halving, most_images, padded_count, padded_to
 from finpercep.engine.graphs import Graphs
-from finpercep.models.evaluation_view import evaluation_view
+from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_float, score_tiled, tile_side
@@ -51,7 +51,7 @@ class Executor:
         self.device, self.deterministic, self.batch_size = device, deterministic, batch_size
         self.reward = _placed(reward, device, dtype)
         self.dtype = next((p.dtype for p in _floats(self.reward)), torch.float32)
-        self._view: Any = evaluation_view(self.reward) if isinstance(self.reward, nn.Module) else self.reward
+        self._view: Any = lasting_view(self.reward) if isinstance(self.reward, nn.Module) else self.reward
         self.side = tile_side(self._view, tile) if isinstance(self._view, RewardModel) else None
         self._call: Any = self._view
         if compile is not None:

@@ -43,7 +43,8 @@ class Scorer:
     It is a reward itself: called with a batch on the device it answers there, without gradients and without waiting.
 
     Args:
-        reward: a reward, or what `load_reward` takes. What is in training is scored as it would in evaluation.
+        reward: a reward, or what `load_reward` takes. What is in training, now or later, is
+            scored as it would in evaluation; what `torch.compile` made of it before is not used.
         device: where to score; None is where the reward is. A reward elsewhere is copied.
         dtype: "fp32", "bf16", "fp16", or a type; the first layers stay in float32. None is the reward's own.
         compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune". None does not compile. One

@@ -18,6 +18,14 @@ def evaluation_view(module: Module) -> Module:
     """
     if not any(part.training for part in module.modules()):
         return module
+    return lasting_view(module)
+
+
+def lasting_view(module: Module) -> Module:
+    """`evaluation_view` for whoever keeps it: always a second tree, for a module that may be put in training later.
+
+    Parts that are exchanged in the module afterwards stay what they were in the view; new values of tensors are seen.
+    """
     return _view(module, {})
 
 

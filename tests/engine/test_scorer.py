@@ -333,6 +333,23 @@ def test_what_trains_is_scored_as_in_evaluation(photo: Tensor) -> None:
     assert_same(scorer.score([photo]), model.score([photo]))
 
 
+def test_what_trains_later_is_scored_as_in_evaluation(photo: Tensor) -> None:
+    torch.manual_seed(0)
+    options: Any = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
+    model = RewardModel(options, {"width": "light", "norm": True}).eval()
+    scorer, expected = Scorer(model), model.score([photo])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    assert_same(scorer.score([photo]), expected)
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name  # statistics of norms among them
+    with torch.no_grad():
+        model.head.mlp[4].bias += 1  # type: ignore[operator]
+    assert_same(scorer.score([photo]), model.score([photo]))
+    assert float(scorer.score([photo]).score) != float(expected.score)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
