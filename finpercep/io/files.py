@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: a full disk, no permission; names `path` and, of a full disk, what is free.
     """
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    # A hash: names may be as long as the file system allows, and differ anywhere. Threads may write the same file.
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file

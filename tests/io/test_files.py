@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,34 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stop()
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_names_of_any_length_and_ending(tmp_path: Path) -> None:
+    names = ["a" + "n" * 110 + ".png", "b" + "n" * 110 + ".png", "\u753b" * 82 + ".png"]  # the last has 250 bytes
+    with ExitStack() as writing:
+        for number, name in enumerate(names):
+            writing.enter_context(atomic_write(tmp_path / name)).write(bytes([number]))
+        left = [path.name for path in tmp_path.iterdir()]
+        assert len(left) == 3
+        assert all(name.startswith(".") and name.endswith(".tmp") for name in left)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict(
+        zip(names, (b"\0", b"\1", b"\2"), strict=True)
+    )
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    path, both = tmp_path / "a.png", threading.Barrier(2)
+
+    def write(value: bytes) -> None:
+        with atomic_write(path) as file:
+            both.wait(20)
+            file.write(value * 1000)
+            both.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, (b"a", b"b")))
+    assert path.read_bytes() in (b"a" * 1000, b"b" * 1000)
     assert list(tmp_path.iterdir()) == [path]
 
 
