@@ -83,10 +83,18 @@ class Scene:
 
 
 def split_dev(scenes: Sequence[Scene], every: int) -> tuple[list[Scene], list[Scene]]:
-    """(fit, dev): every n-th scene is dev, so that a recipe can be chosen without looking at `val`; 0 means none."""
-    dev = list(scenes[every - 1 :: every]) if every else []
-    held = {scene.id for scene in dev}
-    return [scene for scene in scenes if scene.id not in held], dev
+    """(fit, dev): every n-th photo is dev, so that a recipe can be chosen without looking at `val`; 0 means none."""
+    photos = list(dict.fromkeys(photo_of(scene.id) for scene in scenes))
+    held = set(photos[every - 1 :: every]) if every else set()
+    parts: tuple[list[Scene], list[Scene]] = [], []
+    for scene in scenes:
+        parts[photo_of(scene.id) in held].append(scene)
+    return parts
+
+
+def photo_of(scene: str) -> str:
+    """The photo that a scene is of, by its id: crops of one photo in a data set are "PHOTO|TOP,LEFT"."""
+    return scene.rpartition("|")[0] or scene
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from finpercep.rewards import Reward, StageReward, load_reward
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.generators import Generator, GeneratorConfig
@@ -87,18 +88,8 @@ class RLConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch",
-            "updates",
-            "keep",
-            "save_every",
-            "eval_every",
-            "eval_photos",
-            "eval_steps",
-            "max_skipped",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        at_least_one(self, "batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps")
+        at_least_one(self, "max_skipped")
         if self.dev_every == 1 or self.dev_every < 0:
             raise ValueError(f"dev_every: expected 0 or at least 2, got {self.dev_every}")
         if self.curriculum.switch == "auto" and not self.dev_every:
@@ -106,8 +97,41 @@ class RLConfig:
                 "curriculum.switch: auto decides by held-out photos, which must not be those of val: expected dev_every"
                 " of 2 or more, got 0"
             )
+        if self.curriculum.switch == "auto" and 0 < self.refresh.every <= (least := self._least_refresh):
+            raise ValueError(
+                "refresh.every: expected more than the steps over which auto compares one version of the reward, "
+                f"{least}, got {self.refresh.every}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
+
+    @property
+    def _least_refresh(self) -> int:
+        return self.curriculum.patience * self.eval_every
+
+
+def check_updates(config: RLConfig, images: int) -> None:
+    """Refuse more updates of the weights than a step has micro-batches, each of which is learned from once.
+
+    Args:
+        config: of the run.
+        images: of a step, in this process.
+
+    Raises:
+        ValueError: there would be fewer than `updates` says.
+    """
+    options, rows = config.algorithm, images
+    if isinstance(options, (GRPOConfig, NFTConfig)):
+        rows *= options.group_size
+    if isinstance(options, GRPOConfig):
+        first, last = options.trained
+        rows *= options.sliding or last - first
+    parts = -(-rows // options.micro_batch)
+    if config.updates > parts:
+        raise ValueError(
+            f"updates: expected at most {parts}, one for each micro-batch of a step's {rows} rows, got "
+            f"{config.updates}; lower algorithm.micro_batch"
+        )
 
 
 def comparable(config: RLConfig) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Moment:
 class Curriculum:
     """Stages one after the other.
 
-    With "auto" it has a state: what was measured in the present stage, and when the stages began.
+    With "auto" it has a state: what was measured by the present reward, and when the stages began.
 
     Raises:
         ValueError: no stage.
@@ -116,7 +116,8 @@ class Curriculum:
         self.stages, self.config = tuple(stages), config or CurriculumConfig()
         lengths = [stage.steps for stage in self.stages]
         self.begins = [sum(lengths[:number]) for number in range(len(lengths))]
-        self.measured: list[list[float]] = []  # rewards of the held-out photos, in this stage
+        self.measured: list[list[float]] = []  # rewards of the held-out photos, by one version of the reward
+        self.version = ""
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -145,13 +146,20 @@ class Curriculum:
             return Moment(stage, number, within, weight, self.stages[number - 1].reward, rate)
         return Moment(stage, number, within, rate=rate)
 
-    def note(self, done: int, rewards: Sequence[float]) -> bool:
+    def note(self, done: int, rewards: Sequence[float], version: str = "") -> bool:
         """Take a measurement after `done` steps: the stage's reward of each held-out photo.
+
+        Args:
+            done: how many steps of the run there were.
+            rewards: of the same photos each time.
+            version: of the reward; what other versions gave is not compared with.
 
         Returns:
             Whether the stage ends here, because its reward has flattened ("auto").
         """
         number = self.at(max(done - 1, 0)).number
+        if version != self.version:
+            self.measured, self.version = [], version
         self.measured.append([float(value) for value in rewards])
         last = number + 1 == len(self.stages)
         if self.config.switch != "auto" or last or done == self.begins[number + 1]:
@@ -164,11 +172,13 @@ class Curriculum:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` takes back."""
-        return {"begins": list(self.begins), "measured": [list(values) for values in self.measured]}
+        measured = [list(values) for values in self.measured]
+        return {"begins": list(self.begins), "measured": measured, "version": self.version}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was."""
         self.begins, self.measured = list(state["begins"]), [list(values) for values in state["measured"]]
+        self.version = state["version"]
 
 
 def flattened(measured: Sequence[Sequence[float]], patience: int, flat: float) -> bool:

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.randomness import seeded, uniform
+from finpercep.ops.advantage import default_resolution
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import group_scores
+from finpercep.rl.scores import group_scores, ranked_by
 
 ERRORS = ("velocity", "epsilon")
 PAIRS = ("reward", "given")
@@ -43,6 +45,7 @@ class DPOConfig:
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
+        at_least_one(self, "steps", "micro_batch")
         if self.group_size < 2:
             raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
         for name, values in (("error", ERRORS), ("pairs", PAIRS)):
@@ -69,12 +72,15 @@ class DPO:
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
         x0 = sample(generator, groups, config.steps, draws)
-        scores = group_scores(reward, generator.decode(x0, generator.condition(groups)), groups)["avg"]
-        by_image = scores.view(len(batch), config.group_size)
+        scores = group_scores(reward, generator.decode(x0, generator.condition(groups)), groups)
+        by_image = ranked_by(reward, scores, groups.ids).view(len(batch), config.group_size)
         high, low = by_image.max(1), by_image.min(1)
-        rows = torch.nonzero(high.values > low.values).flatten()
-        figures = {"reward_avg": scores.mean(), "reward_gap": (high.values - low.values).mean()}
-        figures["zero_std_ratio"] = (high.values == low.values).float().mean()
+        gap = high.values - low.values
+        # As in Eq. 5: what rounding may have made is no preference.
+        resolution = default_resolution(by_image.dtype) * torch.maximum(high.values.abs(), low.values.abs())
+        rows = torch.nonzero(gap > resolution).flatten()
+        figures = {"reward_avg": scores["avg"].mean(), "reward_gap": gap.mean()}
+        figures["zero_std_ratio"] = (gap <= resolution).float().mean()
         if not len(rows):
             raise DeadGroups(
                 f"reward: all {len(batch)} images have equal rewards for all their results, so that there is no pair; "

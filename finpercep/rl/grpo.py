@@ -14,6 +14,7 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -81,6 +82,10 @@ class GRPOConfig:
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
+        at_least_one(self, "micro_batch")
+        for name in ("noise_level", "advantage_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"

@@ -111,6 +111,9 @@ def severity(images: Tensor, photos: Tensor, bank: FilterBank) -> Tensor:
 def _center(pair: Pair, side: int, scale: int) -> tuple[Tensor, Tensor]:
     if pair.photo is None:
         raise ValueError(f"{pair.name}: expected a photo to measure against, got a low-resolution image alone")
+    if min(pair.sides) < side:
+        height, width = pair.sides
+        raise ValueError(f"{pair.name}: expected sides of at least {side} to measure on, got {width}x{height}")
     low = side // scale
     top, left = ((length - low) // 2 for length in pair.lr.shape[1:])
     rows, columns = slice(top * scale, top * scale + side), slice(left * scale, left * scale + side)

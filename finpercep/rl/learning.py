@@ -41,11 +41,13 @@ class Learner:
         parts = list(experience.parts(self.algorithm.config.micro_batch))
         terms: dict[str, Tensor] = {}
         rows = self.ranks.total(len(experience))
-        for number, share in enumerate(_shares(parts, updates)):
+        fresh = True  # the weights are those that sampled
+        for share in _shares(parts, updates):
             if not (total := self.ranks.total(sum(map(len, share)))):
                 continue
-            for name, value in self._update(share, total, optimizer, step, fresh=number == 0).items():
+            for name, value in self._update(share, total, optimizer, step, fresh=fresh).items():
                 terms[name] = terms.get(name, 0) + value * total / rows
+            fresh = False
         self.guard.check()
         return terms
 

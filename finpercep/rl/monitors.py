@@ -179,7 +179,7 @@ def recompressed(images: Tensor, quality: int = 75) -> Tensor:
 def velocity_distance(generator: Generator, batch: Batch, count: int) -> Tensor:
     """|v - v_ref|² / |v_ref|² (B,), the mean over the `count` steps that the sampler takes by v."""
     steps, condition = generator.steps(count), generator.condition(batch)
-    x = initial_noise(generator, batch, sample_generators(batch.ids, "held out"))
+    x = initial_noise(generator, batch, sample_generators(batch.ids, "held out"), steps.s[0])
     found = []
     for s, s_next in pairwise(steps.s):
         level = torch.full((len(x),), s, device=x.device, dtype=x.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -38,12 +39,14 @@ class NFTConfig:
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
+        at_least_one(self, "steps", "micro_batch")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
-        if not self.mix > 0:
-            raise ValueError(f"mix: expected more than 0, got {self.mix}")
+        for name in ("mix", "advantage_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
 
 class NFT:

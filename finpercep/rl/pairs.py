@@ -18,6 +18,7 @@ from finpercep.data.degradations.apply import degrade
 from finpercep.data.image_ops import to_uint8
 from finpercep.data.loading import check_inside
 from finpercep.data.randomness import seed_of
+from finpercep.data.scenes import photo_of
 from finpercep.io.images import expand_paths, image_sides, load_image
 from finpercep.io.reasons import one_line
 from finpercep.rl.batch import check_pair
@@ -43,6 +44,7 @@ class Pair:
         extras: what belongs to the image besides, see `Batch`; "latent_lr" binds it to the whole image.
         results: name -> results (3,H,W), uint8, of the low-resolution image as it is: "chosen" and "rejected".
         keep: the images stay in memory.
+        of: what pairs of one photo share: other crops of it, other labels; the name where that is all.
     """
 
     name: str
@@ -52,7 +54,11 @@ class Pair:
     extras: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     keep: bool = True
+    of: str = ""
     _images: Images | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.of = self.of or self.name
 
     @property
     def fixed(self) -> bool:
@@ -62,16 +68,16 @@ class Pair:
     @property
     def lr(self) -> Tensor:
         """The low-resolution image."""
-        return self._both()[0]
+        return self.images()[0]
 
     @property
     def photo(self) -> Tensor | None:
         """The photo; None where there is none."""
-        return self._both()[1]
+        return self.images()[1]
 
-    def _both(self) -> Images:
+    def images(self) -> Images:
+        """Low-resolution image and photo; where there is no room for all, each call reads their files."""
         found = self._images or self.read()
-        # Without room for all, the last one: photo and low-resolution image are asked for one after the other.
         self._images = found if self.keep else None
         return found
 
@@ -179,7 +185,7 @@ def _of_choice(paths: dict[str, Path], scale: int) -> Pair:
         return load_image(paths["lr"]), load_image(paths["gt"]) if "gt" in paths else None
 
     height, width = large.shape[1:]
-    return Pair(str(paths["lr"]), (height, width), read, "gt" in paths, results=results)
+    return Pair(str(paths["lr"]), (height, width), read, "gt" in paths, results=results, of=str(paths["lr"]))
 
 
 def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
@@ -240,7 +246,8 @@ def _of_scene(scene: StoredScene, scale: int) -> Pair:
         _check_scale(lr, gt, scale, name)
         return lr, gt
 
-    return Pair(name, (height // scale * scale, width // scale * scale), read)
+    sides = height // scale * scale, width // scale * scale
+    return Pair(name, sides, read, of=f"{scene.gt_path}: {photo_of(scene.id)}")
 
 
 def _with_latents(root: Path, scale: int) -> Iterator[Pair]:

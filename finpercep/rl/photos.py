@@ -78,7 +78,7 @@ class Crops:
 
     def _crop(self, pair: Pair, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Low-resolution image (3,h,w), and by name the photo and results (3,H,W), uint8."""
-        lr, photo = pair.lr, pair.photo
+        lr, photo = pair.images()
         large = {} if photo is None else {PHOTO: photo}
         large |= {name: pair.results[name]() for name in self.results}
         if pair.fixed:
@@ -111,10 +111,12 @@ def split_pairs(
         raise ValueError("data: expected at least one folder, got none")
     fit = load_pairs(roots, "train", scale)
     if dev_every:
-        out = fit[dev_every - 1 :: dev_every]
-        del fit[dev_every - 1 :: dev_every]
-        if not out:
-            raise ValueError(f"dev_every: expected at most the {len(fit)} photos there are, got {dev_every}")
+        names = list(dict.fromkeys(pair.of for pair in fit if pair.has_photo))
+        held_names = set(names[dev_every - 1 :: dev_every])
+        if not held_names:
+            raise ValueError(f"dev_every: expected at most the {len(names)} photos there are, got {dev_every}")
+        out = [pair for pair in fit if pair.of in held_names and pair.has_photo]
+        fit = [pair for pair in fit if pair.of not in held_names]
     else:
         out = load_pairs(roots, "val", scale)
     if labelled:

@@ -11,6 +11,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer, seed_of, seeded
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import clean, euler
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -50,6 +51,7 @@ class ReFLConfig:
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
+        at_least_one(self, "micro_batch")
         if not 1 <= self.late <= self.steps:
             raise ValueError(f"late: expected 1 to {self.steps}, the number of steps, got {self.late}")
         if not 1 <= self.last <= self.steps - self.late + 1:

@@ -117,6 +117,8 @@ class Refresh:
         for name, model in models.items():
             if not isinstance(model, RewardModel):
                 raise ValueError(f"refresh: expected a RewardModel to refresh, got {type(model).__name__} ({name})")
+        if not crops.photos:
+            raise ValueError("refresh: expected photos beside all low-resolution images, got some without")
         self.config, self.models, self.sampler_steps, self.seed = config, models, sampler_steps, seed
         self.anchors = {name: copy.deepcopy(model) for name, model in models.items()}
         self.versions = dict.fromkeys(models, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def report_parts(out: Path) -> list[str]:
     measured = [line for line in lines if "eval/reward_avg" in line]
     settings = json.loads((out / "rl.json").read_text())
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
-    parts = [_alarms(alarms, settings, len(measured)), _table(measured)]
+    comparable = max(len(list(lines)) for _, lines in groupby(measured, lambda line: (line["stage"], line["version"])))
+    parts = [_alarms(alarms, settings, comparable), _table(measured)]
     return [*parts, _curves(lines, measured, alarms), _pictures(out, measured)]
 
 
@@ -61,7 +62,7 @@ def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurement
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
     if not alarms and measurements <= settings["monitors"]["patience"]:
-        return f"<p>{measurements} measurements are too few for the alarm.</p>"
+        return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
     if not alarms:
         return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
     return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)

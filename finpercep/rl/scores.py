@@ -64,6 +64,14 @@ def scores_and_map(reward: Reward, images: Tensor, batch: Batch) -> tuple[dict[s
     return {**scores, "avg": average}, faults
 
 
+def ranked_by(reward: Reward, scores: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """What results (N,) are ranked by in their groups: scores, or of a mixture the sum of its normalized parts."""
+    if not isinstance(reward, Mixture):
+        return scores["avg"]
+    parts = {name: values for name, values in scores.items() if name != "avg"}
+    return reward.advantages(parts, group_ids=ids.to(scores["avg"].device))[0]
+
+
 def group_advantages(
     reward: Reward, scores: dict[str, Tensor], ids: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:

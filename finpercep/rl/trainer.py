@@ -15,7 +15,15 @@ from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
 from finpercep.rl.checkpoints import checkpoints, write_checkpoint
 from finpercep.rl.clock import Clock, timed
-from finpercep.rl.config import RLConfig, build_algorithm, build_curriculum, build_judge, comparable, load_rewards
+from finpercep.rl.config import (
+    RLConfig,
+    build_algorithm,
+    build_curriculum,
+    build_judge,
+    check_updates,
+    comparable,
+    load_rewards,
+)
 from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
@@ -31,7 +39,17 @@ from finpercep.runs.ema import MovingAverage
 from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import check_settings, read_state
 
-STATE_PARTS = ("step", "generator", "optimizer", "random", "settings", "curriculum", "alarm", "skipped")
+STATE_PARTS = (
+    "step",
+    "generator",
+    "optimizer",
+    "random",
+    "random_device",
+    "settings",
+    "curriculum",
+    "alarm",
+    "skipped",
+)
 
 
 class RLTrainer:
@@ -47,6 +65,7 @@ class RLTrainer:
         self.config = config = replace(config, device=str(self.device))
         self.ranks = Ranks(self.device)
         self.rows = self.ranks.rows(config.batch)
+        check_updates(config, self.rows.stop - self.rows.start)
         self.generator: GeneratorModule = load_generator(
             config.generator, config.generator_options, device=config.device
         )
@@ -187,14 +206,9 @@ class RLTrainer:
         self.alarms += found
         if self.best is not None and self.best.improved(values):
             self.export("best")
-        if self.curriculum.note(self.done, values["reward_avg"].tolist()) or self.done == self._end(number):
-            self.curriculum.measured = []  # the next stage's reward is another one
+        self.curriculum.note(self.done, values["reward_avg"].tolist(), version)
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
         return {**figures, "eval/alarms": float(len(found))}
-
-    def _end(self, stage: int) -> int:
-        begins = [*self.curriculum.begins, self.curriculum.steps]
-        return begins[stage + 1]
 
     def _measure(self, number: int) -> dict[str, Tensor]:
         """Figures of the held-out photos, photo by photo, and a picture."""
@@ -231,6 +245,7 @@ class RLTrainer:
             "generator": {name: tensor.clone() for name, tensor in self.generator.trained_state().items()},
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "settings": self.settings,
             "curriculum": self.curriculum.state(),
             "alarm": self.alarm.state(),
@@ -267,6 +282,8 @@ class RLTrainer:
         self.generator.load_trained_state(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_device"] is not None:
+            torch.cuda.set_rng_state(state["random_device"], self.device)
         self.curriculum.load_state(state["curriculum"])
         self.alarm.load_state(state["alarm"])
         self.skips.total, self.skips.in_row = state["skipped"]

@@ -49,6 +49,10 @@ class Climbers:
     def __init__(self, config: ClimbConfig, batch: int, ranks: Ranks) -> None:
         self.config, self.batch, self.ranks = config, batch, ranks
         self.count = round(config.climbed * batch)
+        if config.climbed and not self.count:
+            raise ValueError(
+                f"climbed: expected a share of the {batch} triplets that is an image, got {config.climbed}"
+            )
         self.size = POOL * self.count
         part = ranks.rows(batch)
         triplets = torch.arange(self.size) * batch // max(1, self.size)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,10 @@ def test_split_dev_takes_every_nth(tmp_path):
     assert [s.id for s in dev] == ["s2", "s5"]
     assert [s.id for s in fit] == ["s0", "s1", "s3", "s4", "s6"]
     assert split_dev(scenes, 0) == (scenes, [])
+    crops = [dataclasses.replace(scenes[0], id=name) for name in ("a|0,0", "a|0,8", "b|0,0", "b|8,0", "c|0,0")]
+    fit, dev = split_dev(crops, 2)  # every other photo, with all its crops
+    assert [scene.id for scene in fit] == ["a|0,0", "a|0,8", "c|0,0"]
+    assert [scene.id for scene in dev] == ["b|0,0", "b|8,0"]
 
 
 def test_errors_name_the_file(tmp_path):

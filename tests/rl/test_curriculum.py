@@ -57,6 +57,17 @@ def test_a_stage_ends_when_its_reward_is_flat():
     assert other.measured == curriculum.measured
 
 
+def test_other_versions_of_a_reward_are_not_compared_with():
+    curriculum = Curriculum([Stage(Red(), 100), Stage(Red(), 5)], CurriculumConfig("auto", patience=1))
+    photos = (0.1, 0.5, 0.3)
+    rewards = [(0.0, "0.0"), (1.0, "0.0"), (-3.0, "0.1"), (-2.0, "0.1"), (-2.0, "0.1")]
+    found = [curriculum.note(10 * i, [r + p for p in photos], version) for i, (r, version) in enumerate(rewards)]
+    assert found == [False, False, False, False, True]
+    other = Curriculum([Stage(Red(), 100), Stage(Red(), 5)], CurriculumConfig("auto", patience=1))
+    other.load_state(curriculum.state())
+    assert other.version == "0.1"
+
+
 def test_the_last_stage_keeps_its_steps():
     curriculum = Curriculum([Stage(Red(), 10)], CurriculumConfig("auto", patience=1))
     assert [curriculum.note(step, [1.0, 1.0]) for step in (1, 2, 3)] == [False] * 3

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.rewards import Mixture
 from finpercep.rl.dpo import DPO, DPOConfig
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
@@ -86,6 +87,21 @@ def test_pairs():
     assert torch.equal(turned["win"][0], everything["lose"][0])
     with pytest.raises(ValueError, match="all 2 images have equal rewards for all their results"):
         algorithm.collect(batch(), Given([0.5] * 6), 0)
+
+
+def test_rounding_is_no_preference():
+    scores = [0.5, 0.5 + 2**-52, 0.5, 0.2, 0.7, 0.8]  # the images are float64
+    assert DPO(Toy(), CONFIG).collect(batch(), Given(scores), 0).batch.ids.tolist() == [8]
+
+
+def test_a_blend_ranks_by_rewards_that_are_normalized_in_their_group():
+    """The former reward varies ten times as much: of the plain sum, result 2 would be the best and 0 the worst."""
+    scores = {"before": (Given([0.1, 0.2, 0.3] * 2), 0.3), "stage": (Given([0.59, 0.60, 0.58] * 2), 0.7)}
+    algorithm = DPO(Toy(), CONFIG)
+    found = algorithm.collect(batch(), Mixture(scores), 0).tensors
+    expected = algorithm.collect(batch(), Given([0.5, 0.9, 0.1] * 2), 0).tensors
+    for name in ("win", "lose"):
+        assert torch.equal(found[name], expected[name])
 
 
 def test_draws_are_those_of_the_image():

@@ -23,3 +23,9 @@ def test_values(photo_set):
     assert float(figures["severity"].mean()) > 0
     assert severity(photo, photo, FilterBank()).tolist() == [0.0, 0.0]
     assert psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)).item() == pytest.approx(20.0)
+
+
+def test_photos_that_are_too_small(photo_set):
+    pairs = load_pairs([photo_set], "val", 4)
+    with pytest.raises(ValueError, match=r"lr\.png, gt\.png: expected sides of at least 96 to measure on, got 64x64$"):
+        HeldOut(pairs, 96, 4, 3)

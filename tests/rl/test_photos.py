@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,3 +204,23 @@ def test_labelled_results_that_do_not_fit(labelled, photo_set):
         split_pairs([str(photo_set)], 4, labelled=True)
     fit, held = split_pairs([str(photo_set)], 4)
     assert (len(fit), len(held)) == (3, 2)
+
+
+def test_a_held_out_photo_is_not_trained_on_in_any_form(labelled, photo_set, tmp_path):
+    """Other labels of its low-resolution image, and low-resolution images without a photo, which nobody holds out."""
+    rows = [json.loads(line) for line in (labelled / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**row, "split": "train"} for row in rows if "gt" in row]
+    twice = [row for row in rows for _ in range(2)]
+    for row in twice:
+        row.setdefault("chosen", row["gt"])
+        row.setdefault("rejected", row["gt"])
+    (labelled / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in twice))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    save_image(as_picture(torch.rand(3, 16, 16)), alone / "a.png")
+    roots = [str(labelled), f"lr:{alone}"]
+    fit, out = split_pairs(roots, 4, dev_every=2)
+    assert len(out) == 2  # both labels of the second photo
+    assert {pair.of for pair in out}.isdisjoint(pair.of for pair in fit)
+    assert [pair.has_photo for pair in fit] == [True, True, False]
+    assert all(pair.has_photo for pair in out)

@@ -85,6 +85,13 @@ def test_when(made):
     assert [refresh.due(done) for done in range(5)] == [False, False, True, False, True]
 
 
+def test_photos_are_needed(made):
+    refresh, _ = made
+    refresh.crops.photos = False
+    with pytest.raises(ValueError, match="refresh: expected photos beside all low-resolution images, got some without"):
+        Refresh(refresh.config, refresh.models, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
+
+
 def test_only_reward_models(made):
     refresh, _ = made
     with pytest.raises(ValueError, match="expected a RewardModel to refresh, got Red \\(red\\)"):

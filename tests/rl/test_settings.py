@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -89,3 +90,21 @@ def test_files_that_are_none(tmp_path):
         resolve(file)
     with pytest.raises(FileNotFoundError):
         resolve(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm.name=refl", "algorithm.micro_batch=0"], "micro_batch: expected at least 1, got 0"),
+        (["algorithm.name=dpo", "algorithm.steps=0"], "steps: expected at least 1, got 0"),
+        (["algorithm.name=nft", "algorithm.advantage_clip=0"], "advantage_clip: expected more than 0, got 0"),
+        (["algorithm.name=grpo", "algorithm.noise_level=0"], "noise_level: expected more than 0, got 0"),
+        (
+            ["curriculum.switch=auto", "dev_every=2", "refresh.every=150"],
+            "refresh.every: expected more than the steps over which auto compares one version of the reward, 150",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(None, words)

@@ -254,13 +254,21 @@ def test_options_of_algorithms_in_the_loop(config, tmp_path, name):
     """With the embedded reward, its map, two updates for each collection, and a blend of two stages."""
     curriculum = CurriculumConfig("blend", blend_steps=2)
     stages = (StageConfig(steps=1, lr=1e-4, map_weight=0.0), StageConfig(steps=2, lr=1e-4))
-    config = replace(config, algorithm=OPTIONS[name], stages=stages, curriculum=curriculum, updates=2, eval_every=3)
+    algorithm = replace(OPTIONS[name], micro_batch=1)
+    config = replace(config, algorithm=algorithm, stages=stages, curriculum=curriculum, updates=2, eval_every=3)
     train(replace(config, monitors=MonitorConfig(judge="")))
     log = lines(tmp_path / "run")[1:]
     assert len(log) == 3
     for line in log:
         assert all(isinstance(value, (str, list)) or value - value == 0 for value in line.values())
         assert line["grad_norm"] > 0
+
+
+def test_more_updates_than_micro_batches(config):
+    algorithm = GRPOConfig(steps=3, group_size=2, micro_batch=4)
+    RLTrainer(replace(config, algorithm=algorithm, updates=2))  # 2 images x 2 results x 2 steps
+    with pytest.raises(ValueError, match="at most 2, one for each micro-batch of a step's 8 rows, got 3"):
+        RLTrainer(replace(config, algorithm=algorithm, updates=3))
 
 
 def test_refl_raises_its_reward(config):
