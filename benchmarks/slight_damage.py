@@ -1,7 +1,8 @@
-"""``python -m benchmarks.slight_damage SR_PAIRS``: which damage to a whole photo a score sees.
+"""``python -m benchmarks.slight_damage SR_PAIRS [--models MODEL …]``: which damage to a whole photo a score sees.
 
-Prints and writes `results/slight_damage.json`: of the photos of `val`, the share that scores above its damaged copy and
-the mean change of the score; the range of the photos' scores; and the scores of flat images and noise.
+Prints and writes `results/slight_damage.json`, by model: of the photos of `val`, the share that scores above its
+damaged copy and the mean change of the score; the range of the photos' scores; and the scores of images that are no
+photos. Checkerboards stand for what a generator finds that climbs a score.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,10 +34,23 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
     return gaussian_blur(image, sigma).clamp(0, 1)
 
 
+def _board(side: int, height: int, width: int) -> Tensor:
+    """A checkerboard (1,H,W) of 0 and 1, its squares `side` pixels wide."""
+    rows, columns = torch.arange(height)[:, None] // side, torch.arange(width) // side
+    return ((rows + columns) % 2).float()[None]
+
+
+def _checkered(image: Tensor, side: int, amplitude: float) -> Tensor:
+    return (image + amplitude * (2 * _board(side, *image.shape[1:]) - 1)).clamp(0, 1)
+
+
 DAMAGE: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"JPEG {q}": partial(jpeg, quality=q) for q in (95, 75, 40, 20)},
     **{f"noise of σ {s}/255": partial(_noisy, sigma=s) for s in (2, 5)},
     **{f"blur of σ {s}": partial(_blurred, sigma=s) for s in (1, 2)},
+    **{
+        f"checkerboard of {n} px, ±{a:g}": partial(_checkered, side=n, amplitude=a) for n in (1, 2) for a in (0.05, 0.2)
+    },
 }
 
 
@@ -43,16 +58,10 @@ def scores(model: RewardModel, images: list[Tensor]) -> Tensor:
     return torch.cat([model.score([image]).score for image in images])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder with index.jsonl")
-    parser.add_argument("--model", default="finpercep-tiny")
-    args = parser.parse_args()
-    model = RewardModel.from_pretrained(args.model)
-    photos = [scene.gt.float() / 255 for scene in load_scenes(args.data, "val")]
+def damage_seen(model: RewardModel, photos: list[Tensor]) -> dict[str, Any]:
+    """The figures of one model."""
     clean = scores(model, photos)
-    found: dict[str, object] = {
-        "model": args.model,
+    found: dict[str, Any] = {
         "fingerprint": model.fingerprint,
         "photos": len(photos),
         "clean": {"lowest": clean.min().item(), "median": clean.median().item(), "highest": clean.max().item()},
@@ -67,14 +76,28 @@ def main() -> None:
         }
         print(f"{name}: photo above its copy in {(drop > 0).float().mean():.2f}; mean drop {drop.mean():.3f}")
     generator = torch.Generator().manual_seed(0)
-    flat = {
+    others = {
         "black": torch.zeros(3, SIDE, SIDE),
         "white": torch.ones(3, SIDE, SIDE),
         "uniform noise": torch.rand(3, SIDE, SIDE, generator=generator),
+        **{f"checkerboard of {n} px": _board(n, SIDE, SIDE).expand(3, -1, -1) for n in (1, 2, 4)},
     }
-    found["no photos"] = dict(zip(flat, scores(model, list(flat.values())).tolist(), strict=True))
+    found["no photos"] = dict(zip(others, scores(model, list(others.values())).tolist(), strict=True))
     print(found["no photos"])
-    write_json(RESULTS / "slight_damage.json", found)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="folder with index.jsonl")
+    parser.add_argument("--models", nargs="+", default=["finpercep-tiny", "finpercep-small", "finpercep-small-rl"])
+    args = parser.parse_args()
+    photos = [scene.gt.float() / 255 for scene in load_scenes(args.data, "val")]
+    found = {}
+    for name in args.models:
+        print(name)
+        found[name] = damage_seen(RewardModel.from_pretrained(name), photos)
+        write_json(RESULTS / "slight_damage.json", found)
 
 
 if __name__ == "__main__":
