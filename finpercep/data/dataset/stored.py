@@ -72,7 +72,7 @@ class StoredScene(Scene):
         return self.sample(choose(numbers, generator))
 
     def _cells(self, columns: list[str] | None) -> _Group:
-        table = _open(str(self.gt_path)).read_row_group(self.group, columns=columns)
+        table = _open(self.gt_path).read_row_group(self.group, columns=columns)
         return _Group(table)
 
 
@@ -89,8 +89,14 @@ class _Group(Sequence[dict[str, Any]]):
         return self.table.slice(number, 1).to_pylist()[0]
 
 
+def _open(path: Path) -> Any:
+    """The file of now: a set that was made again has others under the same names."""
+    state = path.stat()
+    return _opened(str(path), state.st_mtime_ns, state.st_ino)
+
+
 @lru_cache(maxsize=64)
-def _open(path: str) -> Any:
+def _opened(path: str, _mtime_ns: int, _inode: int) -> Any:
     return require_pyarrow().parquet.ParquetFile(path, memory_map=True)
 
 
@@ -146,7 +152,7 @@ def _listed(manifest: Path) -> list[Path]:
 def _scenes(file: Path) -> list[StoredScene]:
     pa = require_pyarrow()
     try:
-        shard = _open(str(file))
+        shard = _open(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{file}: expected a Parquet file, got {error}") from error
     columns = shard.read(columns=["id", "source"]).to_pydict()

@@ -16,6 +16,7 @@ from finpercep.data.dataset.hashes import HASHES
 from finpercep.data.dataset.make import make_dataset
 from finpercep.data.dataset.parquet import decode, shard_metadata
 from finpercep.data.dataset.shards import Shard
+from finpercep.data.loading import load_scenes
 from finpercep.data.sources.protocol import Photo
 from finpercep.io.color_profiles import CONVERSION
 from finpercep.io.images import load_image
@@ -169,6 +170,18 @@ def test_a_repaired_photo_touches_its_own_file_alone(tmp_path, caplog):
     ]
     assert "replaced_inputs" not in fresh.manifest
     assert not fgr.make(root, out).reports
+
+
+def test_a_set_that_was_made_again_is_read_anew(made):
+    scenes, folder = made
+    before = {scene.id: scene.gt for scene in load_scenes(folder, "train")}
+    changed = sorted(before)[0]
+    photo = next(path for path in (scenes / "train").glob("*/gt.png") if path.parent.name in changed)
+    Image.open(photo).transpose(Image.Transpose.ROTATE_180).save(photo)
+    fgr.make(scenes, folder)
+    after = {scene.id: scene.gt for scene in load_scenes(folder, "train")}
+    assert torch.equal(after[changed], load_image(photo))
+    assert not torch.equal(after[changed], before[changed])
 
 
 def test_a_run_that_was_killed_while_it_repaired_goes_on(made, monkeypatch):
