@@ -38,10 +38,16 @@ class Mixture(nn.Module):
                     f"parts[{name!r}]: expected a reward whose higher scores are better, but lower ones are; "
                     'negate it, or load metrics of pyiqa with load_reward("pyiqa:NAME")'
                 )
-        self.parts = {name: reward for name, (reward, _) in parts.items()}
         self.weights = {name: float(weight) for name, (_, weight) in parts.items()}
-        # Registered too, so that .to() and .parameters() reach them.
-        self.modules_of_parts = nn.ModuleList(part for part in self.parts.values() if isinstance(part, nn.Module))
+        # Modules are held as such alone, so that .to(), .parameters() and a view in evaluation mode reach them.
+        self.modules_of_parts = nn.ModuleList(part for part, _ in parts.values() if isinstance(part, nn.Module))
+        self._others = {name: part for name, (part, _) in parts.items() if not isinstance(part, nn.Module)}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The rewards by name, in the order that was given."""
+        modules = iter(self.modules_of_parts)
+        return {name: self._others[name] if name in self._others else next(modules) for name in self.weights}
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -59,11 +65,11 @@ class Mixture(nn.Module):
         return {name: call_reward(part, images, context) for name, part in self.parts.items()}
 
     def forward(self, images: Tensor, **context: Any) -> RewardOutput:
-        """The weighted sum of the scores (B,), and the map of the first part that has one."""
+        """The weighted sum of the scores (B,), and the map of the last part that has one: in RL the stage's own."""
         outputs = self.outputs(images, **context)
         score = torch.stack([self.weights[name] * output.score for name, output in outputs.items()]).sum(0)
-        maps = (output.map for output in outputs.values() if output.map is not None)
-        return RewardOutput(score, next(maps, None))
+        maps = [output.map for output in outputs.values() if output.map is not None]
+        return RewardOutput(score, maps[-1] if maps else None)
 
     def advantages(self, scores: Mapping[str, Tensor], **grouping: Any) -> tuple[Tensor, dict[str, ops.GroupStats]]:
         """Eq. 5 for each reward alone, then their weighted sum (the order of GDPO and LucidNFT).

@@ -1,8 +1,12 @@
 """Mixtures: sums, and advantages that are normalized reward by reward."""
 
+import copy
+
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
+from finpercep.models.evaluation_view import evaluation_view
 from finpercep.rewards import LRConsistency, Mixture
 from tests.rewards.conftest import Brightness
 
@@ -14,6 +18,45 @@ def test_weighted_sum_and_map(images):
     torch.testing.assert_close(out.score, 2.0 + 0.5 * images.flatten(1).mean(1))  # exactly consistent: 1
     assert torch.equal(out.map, images[:, :1])
     assert mixture.takes == ("lr",)
+
+
+def test_the_map_is_that_of_the_last_part_with_one(images):
+    class Negative(Brightness):
+        def forward(self, images, **context):
+            return RewardOutput(images.flatten(1).mean(1), -images[:, :1])
+
+    parts = {"one": (Negative(), 1.0), "two": (Brightness(), 1.0), "three": (Brightness(with_map=False), 1.0)}
+    assert torch.equal(Mixture(parts)(images).map, images[:, :1])
+    assert Mixture({"three": parts["three"]})(images).map is None
+
+
+def test_parts_in_training_are_seen_in_evaluation():
+    class Noisy(torch.nn.Module):
+        fingerprint = "noisy"
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.drop = torch.nn.Parameter(torch.ones(1)), torch.nn.Dropout(0.5)
+
+        def forward(self, images):
+            return RewardOutput((self.drop(torch.ones(len(images), 64)) * self.weight).mean(1), None)
+
+    class Plain:
+        fingerprint = "plain"
+
+        def __call__(self, images):
+            return RewardOutput(torch.ones(len(images)), None)
+
+    noisy = Noisy().train()
+    mixture = Mixture({"b.1": (noisy, 2.0), "plain": (Plain(), 1.0), "a": (noisy, 0.5)})
+    assert list(mixture.parts) == ["b.1", "plain", "a"]  # in the order that was given, whatever the names
+    assert mixture.parts["a"] is mixture.parts["b.1"] is noisy
+    assert len(list(mixture.parameters())) == 1
+    assert evaluation_view(mixture)(torch.zeros(4, 3, 2, 2)).score.tolist() == [3.5] * 4
+    assert noisy.training
+    copied = copy.deepcopy(mixture)
+    assert copied.parts["a"] is copied.parts["b.1"] is not noisy
+    assert list(copied.state_dict()) == list(mixture.state_dict())
 
 
 def test_each_reward_is_normalized_before_they_are_added():
