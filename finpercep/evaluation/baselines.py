@@ -120,7 +120,7 @@ def pyiqa_metric(name: str, device: str = "cpu") -> Judge:
 
 def reward_judge(reward: RewardModel | Reward, *, batch_size: int = 8, device: str = "cpu") -> Judge:
     """A reward as a judge of images of one size: a model by its `score`; any other is called, on its `device`."""
-    if hasattr(reward, "score"):
+    if isinstance(reward, RewardModel) or not callable(reward):  # `score` of other rewards is something else
         return lambda images: reward.score(torch.stack(images), batch_size=batch_size)
 
     def judge(images: list[Tensor]) -> RewardOutput:

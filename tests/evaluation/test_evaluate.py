@@ -431,6 +431,18 @@ def test_a_reward_as_a_judge_sees_batches() -> None:
         torch.testing.assert_close(one, image.mean(0, keepdim=True))
 
 
+def test_a_reward_with_a_score_of_its_own_is_called() -> None:
+    """Such as `RemoteReward`, whose `score` takes no batch size."""
+
+    class Remote(Brightness):
+        def score(self, images: list[Tensor]) -> RewardOutput:
+            raise AssertionError
+
+    images = list(torch.rand(3, 3, 4, 6))
+    scores, _ = baselines.reward_judge(Remote(), batch_size=2)(images)
+    torch.testing.assert_close(scores, torch.stack([image.mean() for image in images]))
+
+
 def test_piqe_prefers_the_photo() -> None:
     pytest.importorskip("pyiqa")
     photo = synthetic_photo(128, 128)
