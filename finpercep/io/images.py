@@ -64,6 +64,9 @@ _STRIP_PIXELS = 2**21
 _ORIENTATION_TAG = 0x0112
 # Pillow's pixel limit and Python's warning filters are process-wide: one thread at a time may change them.
 _pillow_state = threading.Lock()
+# Two threads that decode one image read from one file at two places. By the image's address, so that others decode
+# beside it.
+_decoding = tuple(threading.Lock() for _ in range(61))
 
 
 class ImageError(ValueError):
@@ -237,7 +240,8 @@ def _from_pil(image: PILImage.Image, name: str) -> torch.Tensor:
             f"got {width}x{height} ({width * height / 1e6:.0f} megapixels)"
         )
     try:
-        image.load()
+        with _decoding[id(image) % len(_decoding)]:
+            image.load()
         orientation = _orientation(image)  # after load: Pillow turns TIFF files itself and then drops the tag
         out = _strips_to_tensor(image, name)
     except ImageError:
