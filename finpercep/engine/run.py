@@ -151,6 +151,6 @@ def _pixels(image: Any) -> int:
             return 0
         return height * width
     if isinstance(image, Tensor):
-        return image[0].numel() if image.dim() else 0
+        return image[0].numel() if image.dim() and len(image) else 0
     size = getattr(image, "size", 0)
     return size[0] * size[1] if isinstance(size, tuple) else int(size) // 3

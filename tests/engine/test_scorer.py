@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -79,6 +80,48 @@ def test_a_bad_image_is_named_and_the_scorer_goes_on(scorer: Scorer, photo: Tens
     with pytest.raises(ImageError, match=r"^images\[1\]: expected values in \[0, 1\]"):
         scorer.score([photo, photo * 9])
     assert scorer.score([photo]).score.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (0,), (), (3, 0, 4)])
+def test_an_empty_tensor_is_one_bad_image_among_others(scorer: Scorer, photo: Tensor, shape: tuple[int, ...]) -> None:
+    before, found, after = scorer.stream([photo, torch.empty(shape), photo])
+    assert isinstance(found, ImageError)
+    assert str(found).startswith("images[1]: expected ")
+    assert before.score == after.score
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+def test_one_pil_image_given_several_times(
+    scorer: Scorer, make_photo: Photo, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_image(as_picture((make_photo(64, 48) * 255).round().to(torch.uint8)), tmp_path / "a.png")
+    Image.open(path).save(tmp_path / f"b.{suffix}")
+    with Image.open(tmp_path / f"b.{suffix}") as image:
+        kind, load, inside = type(image), type(image).load, []
+
+        def decoding(this: Any) -> Any:
+            if not this.tile:
+                return load(this)
+            inside.append(threading.current_thread())
+            assert len(inside) == 1  # Pillow's images are no place for two threads
+            time.sleep(0.1)
+            loaded = load(this)
+            inside.clear()
+            return loaded
+
+        monkeypatch.setattr(kind, "load", decoding)
+        scores = [outcome.score for outcome in scorer.stream([image] * 6)]
+    assert scores == [scores[0]] * 6
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_one_bad_image(scorer: Scorer, photo: Tensor, tmp_path: Path) -> None:
+    path = save_image(as_picture(torch.zeros(3, 64, 64, dtype=torch.uint8) + 7), tmp_path / "a.png")
+    path.write_bytes(path.read_bytes()[:60])
+    with Image.open(path) as image:
+        before, found, after = scorer.stream([photo, image, photo])
+    assert isinstance(found, ImageError)
+    assert str(found).startswith("images[1]: expected a readable image, got ")
+    assert before.score == after.score
 
 
 def test_large_images_go_through_in_tiles(small_model: RewardModel, make_photo: Photo) -> None:
