@@ -114,8 +114,13 @@ def run(algorithm: str, settings: dict[str, Any], out: Path, names: dict[str, st
 
 def changes(runs: list[dict[str, Any]], name: str) -> list[float]:
     """From the first measurement to the last one, run by run."""
-    curves = [list(run["curve"].values()) for run in runs]
+    curves = [[run["curve"][step] for step in steps_of(run)] for run in runs]
     return [curve[-1][name] - curve[0][name] for curve in curves if name in curve[0]]
+
+
+def steps_of(run: dict[str, Any]) -> list[str]:
+    """Of the measurements, ascending: a file has its names in the order of text."""
+    return sorted(run["curve"], key=int)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -157,7 +162,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         for axis, (name, title) in zip(axes[algorithms.index(algorithm)], FIGURES.items(), strict=True):
             axis.set_title(f"{algorithm}: {title}", fontsize=8)
             axis.tick_params(labelsize=7)
-            steps = [step for step, values in runs[0]["curve"].items() if name in values]
+            steps = [step for step in steps_of(runs[0]) if name in runs[0]["curve"][step]]
             values = [[r["curve"][step][name] for r in runs if step in r["curve"]] for step in steps]
             if not values:
                 continue

@@ -24,7 +24,8 @@ def test_budgets_are_equal():
 
 def test_table():
     """Changes, not levels; their mean and spread over seeds."""
-    curves = [{"0": {"psnr": 20.0}, "3": {"psnr": 20.0 + gain}} for gain in (0.1, 0.3)]
+    ends = [{"120": {"psnr": 20.0 + gain}, "80": {"psnr": 9.0}} for gain in (0.1, 0.3)]  # as a file orders them
+    curves = [{"0": {"psnr": 20.0}, **end} for end in ends]
     runs = [{"algorithm": "dpo", "variant": "ccl", "curve": curve, "alarms": []} for curve in curves]
     assert "| dpo | ccl | 2 |  | +0.2000 ± 0.1414 |" in table(runs)
     assert "| dpo | ccl | 1 |  | +0.1000 |" in table(runs[:1])
