@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,9 @@ def check_vision_tower(folder: Path, config: dict[str, Any], taps: Sequence[int]
     Raises:
         ValueError: a tensor of the tower is missing, or has another shape or type; names the folder and the tensor.
     """
-    if (folder / SAFETENSORS).is_file():
-        stored = read_layout(folder / SAFETENSORS)
-    else:
-        stored = {key: Stored(tuple(v.shape), v.dtype in FLOATS) for key, v in _unpickled(folder, "meta").items()}
-    given = {_encoder_name(key): value for key, value in stored.items() if key.startswith(_TOWER)}
+    stored = _layout(folder)
+    prefix = _tower_prefix(folder, stored)
+    given = {_encoder_name(key): value for key, value in stored.items() if key.startswith(prefix)}
     check_depth({"config": config}, len(given), folder / CONFIG)
     try:
         with torch.device("meta"):
@@ -132,12 +130,26 @@ def check_vision_tower(folder: Path, config: dict[str, Any], taps: Sequence[int]
 
 
 def load_vision_tower(encoder: ViTEncoder, folder: Path) -> None:
-    """Copy the vision tower (`vision_model.…`) of a CLIPModel or CLIPVisionModel checkpoint into an encoder.
+    """Copy the vision tower of a CLIPModel (`vision_model.…`) or CLIPVisionModel checkpoint into an encoder.
 
     Layers after the encoder's last tap are left out. `check_vision_tower` says what does not fit.
     """
-    given = {_encoder_name(key): value for key, value in read_weights(folder, (_TOWER,)).items()}
+    prefix = _tower_prefix(folder, _layout(folder))
+    given = {_encoder_name(key): value for key, value in read_weights(folder, (prefix,)).items()}
     encoder.load_state_dict({key: given[key] for key in encoder.state_dict()})
+
+
+def _layout(folder: Path) -> dict[str, Stored]:
+    """Shapes and kinds of all tensors, by name."""
+    if (folder / SAFETENSORS).is_file():
+        return read_layout(folder / SAFETENSORS)
+    return {key: Stored(tuple(v.shape), v.dtype in FLOATS) for key, v in _unpickled(folder, "meta").items()}
+
+
+def _tower_prefix(folder: Path, names: Iterable[str]) -> str:
+    """What the tower's names begin with: nothing in a CLIPVisionModel of a transformers that saves it without."""
+    alone = read_json(folder / CONFIG).get("model_type") == "clip_vision_model"
+    return "" if alone and not any(name.startswith(_TOWER) for name in names) else _TOWER
 
 
 def _encoder_name(key: str) -> str:

@@ -69,6 +69,26 @@ def test_both_layouts_give_the_same(clip_b16: Path, tmp_path: Path) -> None:
     assert preset("finpercep-vit-b-16", clip=tmp_path / "pickle").fingerprint == expected.fingerprint
 
 
+def test_a_vision_model_as_transformers_saves_it(clip_b16: Path, tmp_path: Path) -> None:
+    """With or without a prefix before the names, which differs between versions of transformers."""
+    from transformers import CLIPVisionModel
+
+    expected = preset("finpercep-vit-b-16", clip=clip_b16).fingerprint
+    CLIPVisionModel.from_pretrained(clip_b16).save_pretrained(tmp_path / "saved")
+    assert preset("finpercep-vit-b-16", clip=tmp_path / "saved").fingerprint == expected
+    weights = load_file(clip_b16 / "model.safetensors")
+    bare = {k.removeprefix("vision_model."): v for k, v in weights.items() if k.startswith("vision_model.")}
+    shutil.copytree(tmp_path / "saved", tmp_path / "bare")
+    save_file(bare, tmp_path / "bare" / "model.safetensors")
+    assert preset("finpercep-vit-b-16", clip=tmp_path / "bare").fingerprint == expected
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    torch.save(bare, tmp_path / "bare" / "pytorch_model.bin")
+    assert preset("finpercep-vit-b-16", clip=tmp_path / "bare").fingerprint == expected
+    shutil.copy(clip_b16 / "config.json", tmp_path / "bare")  # of a whole CLIP: its names have the prefix
+    with pytest.raises(ValueError, match="tensors of the vision tower are missing"):
+        RewardModel.from_preset("finpercep-vit-b-16", clip=tmp_path / "bare")
+
+
 def test_a_pickle_with_code_is_refused(clip_b16: Path, tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
