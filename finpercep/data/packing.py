@@ -22,6 +22,8 @@ from finpercep.io.images import image_sides, load_image
 __all__ = ["Packed", "pack"]
 
 INDEX, STATE = "index.jsonl", "pack.json"
+HALF = ".*.tmp"
+"""What `atomic_write` leaves where it is killed."""
 QUALITIES = range(30, 96)
 """Of AVIF, 4:4:4. Below, the fine texture that tells a photo from a result is gone; above, files grow for nothing."""
 SPEED = 8
@@ -179,7 +181,7 @@ def _begun(out: Path, state: dict[str, Any]) -> int | None:
     """The quality that a stopped call had come to; None of a folder that holds nothing."""
     path = out / STATE
     if not path.is_file():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and not all(found.match(HALF) for found in out.iterdir()):
             raise ValueError(f"{out}: expected an empty folder or one that was packed before, got other files in it")
         return None
     found = json.loads(path.read_text())
@@ -224,6 +226,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Encode what is not there yet; returns what the folder comes to with its index."""
+    for half in out.rglob(HALF):
+        half.unlink(missing_ok=True)
     for number, (source, target) in enumerate(files, 1):
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)

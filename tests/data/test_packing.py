@@ -103,6 +103,22 @@ def test_a_stopped_call_goes_on(folders, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_what_a_killed_call_left_counts_for_nothing(folders, tmp_path, monkeypatch):
+    whole = pack(folders, tmp_path / "whole", LIMIT)
+    half = ".0123456789abcdef.99999-1.tmp"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / half).write_bytes(b"0" * 100)  # killed while it wrote its first file
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(folders, tmp_path / "out", LIMIT, progress=stop)
+    (next((tmp_path / "out").rglob("*.avif")).parent / half).write_bytes(b"0" * LIMIT)
+    assert pack(folders, tmp_path / "out", LIMIT) == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_a_sample_that_was_too_small_lowers_the_quality(folders, tmp_path, monkeypatch):
     """Files that come out larger than the sample said are made again, and still fit."""
     monkeypatch.setattr(packing._Sample, "bytes_per_pixel", lambda self, quality: quality * 1e-6)
