@@ -6,7 +6,8 @@ and HEIF where ``pillow_heif`` has registered it. Formats that start other progr
 - Embedded color profiles are converted to sRGB (see `color_profiles`); without one, values are taken as sRGB.
 - Transparency is composited on **white**.
 - EXIF orientation is applied. Of an animation, the first frame is taken.
-- 16-bit values become 8-bit (``round(v / 257)``); float images must lie in [0, 1].
+- 16-bit values of gray files, arrays and tensors become 8-bit as ``round(v / 257)``; of color files Pillow gives the
+  high byte, ``v // 256``. Float images must lie in [0, 1].
 - At most `MAX_PIXELS` pixels. Everything stays uint8 and is converted in strips of rows, so the peak is
   Pillow's decoded image (4 bytes per pixel) plus the result (3 bytes; 6 where EXIF turns the image).
 """

@@ -141,13 +141,15 @@ def test_16_bit_rgb_png(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"\0" + struct.pack(">6H", 0, 32896, 65535, 257, 514, 771)
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = b"\0" + struct.pack(">9H", 0, 32896, 65535, 257, 514, 771, 200, 255, 456)  # the last three are cut
+    header = struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0)
     path = tmp_path / "a.png"
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
-    assert load_image(path)[:, 0].T.tolist() == [[0, 128, 255], [1, 2, 3]]
+    assert load_image(path)[:, 0].T.tolist() == [[0, 128, 255], [1, 2, 3], [0, 0, 1]]
+    gray = to_tensor(Image.fromarray(np.array([[200, 255, 456]], dtype=np.uint16)))
+    assert gray[0].tolist() == [[1, 1, 2]]  # rounded
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
