@@ -47,6 +47,8 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         embedding: size of CLIP's joint space.
         prompts: good, bad.
 
+    Floats are taken as they are: an image between the levels of an 8-bit file may score a little other than its file.
+
     Shape: images (B,3,H,W), float in [0, 1], any size -> `RewardOutput` with scores (B,) in [0, 1], higher = better,
         and without a map. Differentiable. Scores are float32, those of a float64 model float64.
     """

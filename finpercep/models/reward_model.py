@@ -211,6 +211,8 @@ class RewardModel(
     ) -> RewardModel:
         """A model with CLIP's vision tower; decoder and head are new: **untrained**, and a warning says so.
 
+        It scores what an 8-bit file would hold (preprocessing "rgb8-replicate-v2").
+
         Args:
             name: one of `finpercep.models.presets.PRESETS`.
             clip: folder with config.json and model.safetensors of a CLIPModel or CLIPVisionModel, or a hub id. None is
@@ -224,8 +226,9 @@ class RewardModel(
             TypeError: another option.
             ValueError: unknown name, or a checkpoint that is missing or of another size.
         """
+        build = partial(cls, preprocessing=STORED_PREPROCESSING)
         return build_preset(
-            cls, name, clip=clip, decoder=decoder, seed=seed, attn_implementation=attn_implementation, **hub_options
+            build, name, clip=clip, decoder=decoder, seed=seed, attn_implementation=attn_implementation, **hub_options
         )
 
     @torch.inference_mode(False)

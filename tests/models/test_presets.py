@@ -41,6 +41,17 @@ def test_builds_around_the_checkpoint(clip_b16: Path, make_photo: Photo, decoder
     assert not model.training
 
 
+def test_a_float_image_scores_as_its_file(clip_b16: Path, make_photo: Photo, tmp_path: Path) -> None:
+    model = preset("finpercep-vit-b-16", clip=clip_b16)
+    images = make_photo(40, 60)[None] * 1.5 - 0.2  # between the levels of a file, and beyond both ends
+    stored = (images.clamp(0, 1) * 255).round() / 255
+    assert not torch.equal(images, stored)
+    model.save_pretrained(tmp_path)
+    for one in (model, RewardModel.from_pretrained(tmp_path)):
+        assert torch.equal(one(images).score, one(stored).score)
+        assert torch.equal(one(images).map, one(stored).map)
+
+
 def test_vit_l_14(clip_l14: Path) -> None:
     model = preset("finpercep-vit-l-14", clip=clip_l14)
     assert model.config["encoder"]["taps"] == [6, 12, 18, 24]
