@@ -120,7 +120,7 @@ def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
         return _folder(kind, rest, split, scale)
     folder = Path(root)
     if is_stored(folder):
-        return (_of_scene(scene, scale) for scene in stored_scenes(folder, split))
+        return (_of_scene(scene, scale) for scene in stored_scenes(folder, split, may_be_empty=True))
     if (folder / CHOICES).is_file():
         return _of_choices(folder, split, scale)
     if (folder / "latent_lr").is_dir():

@@ -123,6 +123,13 @@ def test_a_data_set(tmp_path):
     pairs = load_pairs([tmp_path / "set"], "train", 4)
     batch = Crops(pairs, 32, degraded=0.0).batch(0, 4)
     assert (F.avg_pool2d(batch.photo, 4) - batch.lr).abs().max() < 1.01 / 255
+    make_dataset(
+        str(tmp_path / "gt"), ["builtin:bicubic"], tmp_path / "all", MakeConfig(masks_per_image=1, val_share=0)
+    )
+    both = load_pairs([tmp_path / "all", tmp_path / "set"], "val", 4)  # of one that has no val, none
+    assert len(both) == len(load_pairs([tmp_path / "set"], "val", 4)) == 1
+    with pytest.raises(ValueError, match="all: expected photos in split 'val', found none"):
+        load_pairs([tmp_path / "all"], "val", 4)
 
 
 def test_latents_and_texts_computed_beforehand(tmp_path):

@@ -97,10 +97,13 @@ def match_photos(gt: str, results: Mapping[str, str], lr: str | None = None) -> 
         missing = [f"{name}: no result for {key!r} ({path})" for name, files in found.items() if key not in files]
         if low is not None and key not in low:
             missing.append(f"lr: no file for {key!r} ({path})")
-        problems += missing
         if not missing:
-            own = {name: files[key] for name, files in found.items()}
-            complete.append(Photo(key, path, own, low[key] if low is not None else None))
+            photo = Photo(key, path, {name: files[key] for name, files in found.items()}, low[key] if low else None)
+            given = (path, *photo.results.values(), *([photo.lr] if photo.lr else []))
+            missing = [f"{file}: expected a file, found none" for file in given if not file.is_file()]  # a broken link
+            if not missing:
+                complete.append(photo)
+        problems += missing
     return complete, problems
 
 

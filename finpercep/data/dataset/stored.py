@@ -105,12 +105,20 @@ def is_stored(root: str | Path) -> bool:
     return (Path(root) / "settings.json").is_file() and (Path(root) / "data").is_dir()
 
 
-def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) -> list[StoredScene]:
+def stored_scenes(
+    root: str | Path, split: str, *, leave_out: Sequence[str] = (), may_be_empty: bool = False
+) -> list[StoredScene]:
     """The scenes of one split, "train" or "val"; see `loading.load_scenes`.
+
+    Args:
+        root: the data set.
+        split: the split.
+        leave_out: sources that are left out.
+        may_be_empty: without a scene in the split, the answer is an empty list.
 
     Raises:
         FileNotFoundError: the data set is not complete: no manifest.
-        ValueError: no scene in the split, a source that it does not have, or a damaged file.
+        ValueError: no scene in the split (unless it may be empty), a source that it does not have, or a damaged file.
     """
     root = Path(root)
     manifest = root / "manifest.json"
@@ -128,7 +136,7 @@ def stored_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()
             scene.rows.pop(source, None)
             scene.sr_paths.pop(source, None)
     scenes = [scene for scene in scenes if scene.rows]
-    if not scenes:
+    if not scenes and not may_be_empty:
         raise ValueError(f"{root}: no scene in split {split!r}")
     return scenes
 

@@ -69,3 +69,12 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         pytest.skip("this file system has UTF-8 names alone")
     with pytest.raises(ImageError, match=r"bad\\xff\.png: expected a file name in UTF-8"):
         find_images(str(tmp_path))
+
+
+def test_a_broken_link_is_a_photo_that_is_missing(tmp_path):
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "gt" / "a.png").write_bytes(b"")
+    (tmp_path / "gt" / "b.png").symlink_to(tmp_path / "nowhere.png")
+    photos, problems = match_photos(str(tmp_path / "gt"), {})
+    assert [photo.id for photo in photos] == ["a"]
+    assert problems == [f"{tmp_path / 'gt' / 'b.png'}: expected a file, found none"]
