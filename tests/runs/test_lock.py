@@ -19,8 +19,12 @@ HOLDER = """
 import os, sys, time
 from finpercep.runs.lock import folder_lock
 with folder_lock(sys.argv[2]):
-    if sys.argv[1] == "fork" and os.fork() == 0:
-        time.sleep(60)
+    if sys.argv[1] == "fork":
+        ready, begun = os.pipe()
+        if os.fork() == 0:
+            os.write(begun, b"1")  # a forked process closes the lock's file before it gets here
+            time.sleep(60)
+        os.read(ready, 1)
     print("held", flush=True)
     time.sleep(60)
 """
