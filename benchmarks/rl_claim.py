@@ -6,8 +6,8 @@ with as many steps for each variant of an algorithm; the embedded generator on t
 Measured on `val` photos by what no run climbs: a judging model, PSNR, SSIM, the severity of M_gt, ST-LPIPS where it is
 installed; and, for comparison alone, by the scores of RM_0 and of RM_2 as they were before any refresh.
 
-Results, after each run: `results/rl_claim.json`, `.md` and `.png`. Runs that are in it already, with the same settings
-and rewards, are not repeated; a run that was stopped goes on from its last checkpoint.
+Results, after each run: `results/rl_claim.json` and `.md`, and the figure of docs/rl.md. Runs that are in it already,
+with the same settings and rewards, are not repeated; a run that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def settings_of(algorithm: str, variant: str, seed: int, args: argparse.Namespac
 
 def key_of(algorithm: str, variant: str, settings: dict[str, Any], prints: dict[str, str]) -> str:
     """What a result is of: the rewards by what they are, not by where they lie; the data by name."""
+    settings = {**settings, "data": [Path(folder).name for folder in settings["data"]]}
     text = json.dumps([algorithm, variant, settings, SETTINGS[algorithm]], sort_keys=True)
     for place, fingerprint in prints.items():
         text = text.replace(json.dumps(place), json.dumps(fingerprint))
@@ -176,7 +177,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def write(found: list[dict[str, Any]], folder: Path) -> str:
+def write(found: list[dict[str, Any]], folder: Path, figure: Path) -> str:
     """All results, the table and the figure; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{NAME}.json", {"runs": found})
@@ -187,7 +188,7 @@ def write(found: list[dict[str, Any]], folder: Path) -> str:
         "with one; it takes four measurements under one reward, which the stages of a curriculum do not have here.\n"
     )
     (folder / f"{NAME}.md").write_text(f"{EXPECTED}\n\n{note}{variants}\n{text}\n{PAPER}\n")
-    draw(found, folder / f"{NAME}.png")
+    draw(found, figure)
     return text
 
 
@@ -202,6 +203,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=int, default=32, help="held-out photos")
     parser.add_argument("--runs", type=Path, default=Path("runs") / NAME, help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--figure", type=Path, default=Path("docs") / f"{NAME}.png")
     args = parser.parse_args(words)
     if args.steps % 3:
         parser.error(f"--steps: expected a multiple of 3, got {args.steps}")
@@ -227,8 +229,8 @@ def main(words: list[str] | None = None) -> None:
         same = (algorithm, variant, seed)
         found = [r for r in found if (r["algorithm"], r["variant"], r["seed"]) != same]  # of other settings no more
         found.append({"algorithm": algorithm, "variant": variant, "seed": seed, "key": key, **made})
-        write(found, args.results)
-    print(write(found, args.results) if found else "nothing to do")
+        write(found, args.results, args.figure)
+    print(write(found, args.results, args.figure) if found else "nothing to do")
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def write_cases_page(path: Path, judge: Judge, evaluation: Evaluation, scenes: S
         scenes: those that were evaluated.
     """
     chosen = choose_cases(evaluation.results)
-    wanted = {pair.scene for pairs in chosen.values() for pair in pairs}
+    keys = {(pair.scene, pair.source) for pairs in chosen.values() for pair in pairs}
+    wanted = {scene for scene, _ in keys}
     some = [scene for scene in scenes if scene.id in wanted]
     drawn: dict[tuple[str, str], list[_Drawn]] = {}
-    keys = {(pair.scene, pair.source) for pairs in chosen.values() for pair in pairs}
     for trial in iterate_trials(some, seed=evaluation.seed, faults=evaluation.faults, shift=evaluation.shift):
         for number, source in enumerate(trial.sources):
             if (trial.scene, source) in keys:

@@ -88,8 +88,8 @@ class RLConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps")
-        at_least_one(self, "max_skipped")
+        counts = ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps", "max_skipped")
+        at_least_one(self, *counts)
         if self.dev_every == 1 or self.dev_every < 0:
             raise ValueError(f"dev_every: expected 0 or at least 2, got {self.dev_every}")
         if self.curriculum.switch == "auto" and not self.dev_every:
@@ -97,17 +97,14 @@ class RLConfig:
                 "curriculum.switch: auto decides by held-out photos, which must not be those of val: expected dev_every"
                 " of 2 or more, got 0"
             )
-        if self.curriculum.switch == "auto" and 0 < self.refresh.every <= (least := self._least_refresh):
+        least = self.curriculum.patience * self.eval_every
+        if self.curriculum.switch == "auto" and 0 < self.refresh.every <= least:
             raise ValueError(
                 "refresh.every: expected more than the steps over which auto compares one version of the reward, "
                 f"{least}, got {self.refresh.every}"
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
-
-    @property
-    def _least_refresh(self) -> int:
-        return self.curriculum.patience * self.eval_every
 
 
 def check_updates(config: RLConfig, images: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from finpercep.rewards import Mixture, Reward
+from finpercep.rl.checks import at_least_one
 from finpercep.runs.schedule import cosine
 
 SWITCHES = ("hard", "blend", "auto")
@@ -48,9 +49,7 @@ class CurriculumConfig:
         for name, values in (("switch", SWITCHES), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
-        for name in ("blend_steps", "patience", "rewarm_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        at_least_one(self, "blend_steps", "patience", "rewarm_steps")
         if not 0 <= self.flat < 1:
             raise ValueError(f"flat: expected 0 to below 1, got {self.flat}")
 

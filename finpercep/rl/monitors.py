@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finpercep.data.image_ops import jpeg
 from finpercep.rl.batch import Batch
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import euler
 from finpercep.rl.curriculum import paired
 from finpercep.rl.generators import Generator
@@ -51,8 +52,7 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if self.alarm not in ALARMS:
             raise ValueError(f"alarm: expected one of {', '.join(ALARMS)}, got {self.alarm!r}")
-        if self.patience < 1:
-            raise ValueError(f"patience: expected at least 1, got {self.patience}")
+        at_least_one(self, "patience")
 
 
 class Alarm:

@@ -16,6 +16,7 @@ from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
+from finpercep.rl.checks import at_least_one
 from finpercep.rl.generators import Generator
 from finpercep.rl.photos import Crops
 from finpercep.rl.rollout import results
@@ -55,9 +56,7 @@ class RefreshConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every: expected 0 (never) or more, got {self.every}")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        at_least_one(self, "steps", "batch")
         if not 0 <= self.synthetic <= 1:
             raise ValueError(f"synthetic: expected 0 to 1, got {self.synthetic}")
 

@@ -68,8 +68,12 @@ def ranked_by(reward: Reward, scores: dict[str, Tensor], ids: Tensor) -> Tensor:
     """What results (N,) are ranked by in their groups: scores, or of a mixture the sum of its normalized parts."""
     if not isinstance(reward, Mixture):
         return scores["avg"]
-    parts = {name: values for name, values in scores.items() if name != "avg"}
-    return reward.advantages(parts, group_ids=ids.to(scores["avg"].device))[0]
+    return _by_parts(reward, scores, ids.to(scores["avg"].device))[0]
+
+
+def _by_parts(reward: Mixture, scores: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, dict[str, ops.GroupStats]]:
+    """`Mixture.advantages` of what `group_scores` gives."""
+    return reward.advantages({name: values for name, values in scores.items() if name != "avg"}, group_ids=ids)
 
 
 def group_advantages(
@@ -89,8 +93,7 @@ def group_advantages(
     if int(stats.single):
         raise ValueError(f"group: expected two results of every image or more, got {int(stats.single)} with one")
     if isinstance(reward, Mixture):
-        parts = {name: values for name, values in scores.items() if name != "avg"}
-        advantages, by_part = reward.advantages(parts, group_ids=where)
+        advantages, by_part = _by_parts(reward, scores, where)
         dead = min(int(one.zero_variance) for one in by_part.values())
     else:
         dead = int(stats.zero_variance)

@@ -22,6 +22,12 @@ def test_budgets_are_equal():
     assert [stage["reward"] for stage in stages("full", ["a", "b", "c"], 90, 1e-4)] == ["c"]
 
 
+def test_results_are_known_by_the_data_not_by_where_they_lie():
+    keys = {rl_claim.key_of("dpo", "RM_0", {"data": [place]}, {}) for place in ("/a/photos", "b/photos/")}
+    assert len(keys) == 1
+    assert "/a" not in keys.pop()
+
+
 def test_table():
     """Changes, not levels; their mean and spread over seeds."""
     ends = [{"120": {"psnr": 20.0 + gain}, "80": {"psnr": 9.0}} for gain in (0.1, 0.3)]  # as a file orders them
@@ -35,7 +41,7 @@ def test_end_to_end(photo_set, tmp_path, model_folder, capsys, monkeypatch):  # 
     """Three steps of ReFL, in two variants that together have every kind of stage."""
     common = [str(photo_set), "--stages", "finpercep-tiny", str(model_folder), str(model_folder), "--seeds", "0"]
     common += ["--algorithms", "refl", "--steps", "3", "--photos", "1", "--runs", str(tmp_path / "runs")]
-    common += ["--results", str(tmp_path / "results")]
+    common += ["--results", str(tmp_path / "results"), "--figure", str(tmp_path / "results" / "rl_claim.png")]
     monkeypatch.setitem(rl_claim.SETTINGS, "refl", ["side=32", "batch=1", "refresh.steps=1", "monitors.judge=''"])
     main([*common, "--variants", "RM_0"])
     main([*common, "--variants", "RM_0", "ccl-refresh"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +14,7 @@ from finpercep.rl import loop
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.nft import NFTConfig
 from finpercep.rl.screen import RLScreen
-from finpercep.runs.trackers import TensorBoard
+from finpercep.runs.trackers import TensorBoard, WeightsAndBiases
 from tests.rl.conftest import photo_set  # noqa: F401
 
 
@@ -33,6 +35,13 @@ def test_defaults_are_the_configuration(seen, tmp_path):
     assert result.exit_code == 0, result.output
     assert seen == [(RLConfig(("d",), str(tmp_path)), [RLScreen, TensorBoard])]
     assert result.stdout == f"{tmp_path / 'report.html'}; the generator is in {tmp_path / 'generator'}\n"
+
+
+def test_figures_go_to_wandb_where_a_project_is_named(seen, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    result = invoke("d", "--out", tmp_path, "--wandb", "sr")
+    assert result.exit_code == 0, result.output
+    assert seen[0][1] == [RLScreen, TensorBoard, WeightsAndBiases]
 
 
 def test_every_option_arrives(seen, tmp_path):

@@ -61,23 +61,27 @@ def checkerboard(image: Tensor, generator: torch.Generator) -> Tensor:
     base = _restore(image, generator, "bicubic")
     period = integer(2, 4, generator)
     tile = torch.randn(3, period, period, generator=generator)
-    h, w = image.shape[-2:]
-    pattern = tile.repeat(1, h // period + 1, w // period + 1)[:, :h, :w]
+    pattern = _repeated(tile, image)
     detail = (base - gaussian_blur(base, 2.0)).abs().mean(0, keepdim=True)
     return (base + pattern * (uniform32(0.01, 0.05, generator) + uniform32(0.3, 1.0, generator) * detail)).clamp(0, 1)
+
+
+def _repeated(tile: Tensor, image: Tensor) -> Tensor:
+    """A tile (C,h,w) again and again, over the size of an image."""
+    height, width = image.shape[-2:]
+    return tile.repeat(1, height // tile.shape[1] + 1, width // tile.shape[2] + 1)[:, :height, :width]
 
 
 def patterned(image: Tensor, generator: torch.Generator) -> Tensor:
     """A periodic pattern, or a flat color, over the image, from faint to nothing else: what a generator finds that
     climbs a score which has only seen faults of images.
     """
-    height, width = image.shape[-2:]
     rows, columns = integer(1, 8, generator), integer(1, 8, generator)
     gray = chance(0.5, generator)
     tile = torch.randn(1 if gray else 3, rows, columns, generator=generator)
     if chance(0.5, generator):  # all on or off: as crisp as pixels can be
         tile = tile.sign()
-    pattern = tile.repeat(1, height // rows + 1, width // columns + 1)[:, :height, :width]
+    pattern = _repeated(tile, image)
     level = uniform32(0.0, 1.0, generator)
     cover = uniform32(0.0, 1.0, generator) if chance(0.5, generator) else 0.0
     amplitude = 0.03 * (0.5 / 0.03) ** uniform32(0.0, 1.0, generator)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finpercep.rl.checks import at_least_one
+
 TRAINED = ("lora", "full")
 DECODING = ("whole", "sliced", "tiled")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,8 +62,6 @@ class GeneratorConfig:
         for name, values in (("train", TRAINED), ("decode", DECODING), ("dtype", DTYPES)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
-        for name in ("rank", "scale", "shift_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        at_least_one(self, "rank", "scale", "shift_side")
         if not self.layers:
             raise ValueError("layers: expected the names of layers to adapt, got none")
