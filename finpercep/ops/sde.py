@@ -27,6 +27,7 @@ from finpercep.ops import _backend
 
 KINDS = ("flow", "cps", "dance")
 KL_KINDS = ("exact", "flow_grpo")
+LOG_PROBS = ("sample", "position")
 
 
 class SDEStep(NamedTuple):
@@ -35,7 +36,7 @@ class SDEStep(NamedTuple):
     next_sample: Tensor
     """`(B, ...)`; the given one when re-scoring"""
     log_prob: Tensor
-    """`(B,)`, mean over the non-batch dimensions; 0 where the step is deterministic"""
+    """`(B,)`, mean over the non-batch dimensions, or `(B, H·W)`, mean over channels; 0 where deterministic"""
     mean: Tensor | None
     """`(B, ...)`, mean of the transition; None with `return_mean=False`"""
     std: Tensor
@@ -123,6 +124,7 @@ def sde_step_reference(
     kl_kind: str = "exact",
     sigma_max: float | None = None,
     return_mean: bool = True,
+    log_prob: str = "sample",
 ) -> SDEStep:
     """The definition of `sde_step` in plain PyTorch; same arguments, no checks, `noise` or `next_sample` must
     be given.
@@ -145,20 +147,22 @@ def sde_step_reference(
         next_sample = next_sample.detach()
 
     random = ~(spread <= 0)  # NaN, from rising sigmas, stays visible
-    square = batch_mean((next_sample.detach().to(dtype) - mean).square())
+    square = (next_sample.detach().to(dtype) - mean).square()
+    of_positions = log_prob == "position"
+    square = square.mean(1).flatten(1) if of_positions else batch_mean(square)  # [B, H·W] or [B]
     if kind == "cps":
-        log_prob = -square
+        density = -square
     else:
-        width = torch.where(random, spread, 1)
-        log_prob = -square / (2 * width.square()) - width.log() - math.log(2 * math.pi) / 2
-    log_prob = torch.where(random, log_prob, 0)
+        width = torch.where(random, spread, 1).view(ones[: square.dim()])
+        density = -square / (2 * width.square()) - width.log() - math.log(2 * math.pi) / 2
+    density = torch.where(random.view(ones[: square.dim()]), density, 0)
 
     kl = None
     if reference_velocity is not None:
         gap = b.view(ones) * (velocity.to(dtype) - reference_velocity.detach().to(dtype))
         width = torch.where(random, spread if kl_kind == "exact" else std, 1)
         kl = torch.where(random, batch_mean(gap.square()) / (2 * width.square()), 0)
-    return SDEStep(next_sample, log_prob, mean.to(sample.dtype) if return_mean else None, std, kl)
+    return SDEStep(next_sample, density, mean.to(sample.dtype) if return_mean else None, std, kl)
 
 
 def draw_noise(sample: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
@@ -246,6 +250,17 @@ def _check(
         raise ValueError(f"sigma_max: expected None or a number in (0, 1), got {sigma_max}")
 
 
+def _positions(log_prob: str, sample: Tensor) -> int:
+    """H·W where the log-probability of each position is wanted, else 0."""
+    if log_prob not in LOG_PROBS:
+        raise ValueError(f"log_prob: expected one of {', '.join(LOG_PROBS)}, got {log_prob!r}")
+    if log_prob == "sample":
+        return 0
+    if sample.dim() != 4 or 0 in sample.shape[1:]:
+        raise ValueError(f"sample: expected (B, C, H, W) with log_prob 'position', got {tuple(sample.shape)}")
+    return sample.shape[2] * sample.shape[3]
+
+
 def sde_step(
     velocity: Tensor,
     sample: Tensor,
@@ -261,6 +276,7 @@ def sde_step(
     kl_kind: str = "exact",
     sigma_max: float | None = None,
     return_mean: bool = True,
+    log_prob: str = "sample",
     backend: str | None = None,
 ) -> SDEStep:
     """One flow-matching SDE step and its log-probability, Eq. 4: draws the next sample or re-scores one.
@@ -284,6 +300,8 @@ def sde_step(
             choice.
         return_mean: the mean is one more image-sized write that the log-probability and KL do not need; False
             saves it.
+        log_prob: `sample` averages over all non-batch dimensions; `position` over channels alone, for `(B, C, H, W)`:
+            one number per position of the latents, whose mean is the sample's. `kl` is the sample's either way.
         backend: None picks the fastest; "reference", "cpp", "triton" or "cuda" insist.
 
     Returns:
@@ -298,6 +316,7 @@ def sde_step(
     images = {"velocity": velocity, "noise": noise, "next_sample": next_sample, "sample": sample}
     _check_images(sample, images | {"reference_velocity": reference_velocity})
     _check(sigma, sigma_next, sample, noise_level, kind, kl_kind, sigma_max)
+    positions = _positions(log_prob, sample)
     if next_sample is not None and (noise is not None or generator is not None):
         raise ValueError("next_sample: expected no noise and no generator beside it, it is scored and not drawn")
     if noise is not None and generator is not None:
@@ -312,6 +331,10 @@ def sde_step(
     if isinstance(sigma_next, Tensor):
         sigma_next = _backend.savable(velocity, sigma_next)[1]
     chosen = _backend.resolve(backend, "sde_step", sample.device, sample.dtype)
+    if positions and chosen != "reference":
+        if backend is not None:
+            raise RuntimeError(f"backend={backend!r} has no log_prob 'position'; use backend='reference'")
+        chosen = "reference"
     if chosen == "reference":
         return sde_step_reference(
             velocity,
@@ -326,8 +349,9 @@ def sde_step(
             kl_kind=kl_kind,
             sigma_max=sigma_max,
             return_mean=return_mean,
+            log_prob=log_prob,
         )
-    drawn, mean, log_prob, std, kl = _backend.operator(chosen, "sde_step")(
+    drawn, mean, density, std, kl = _backend.operator(chosen, "sde_step")(
         velocity,
         constant(sample),
         _levels("sigma", sigma, sample),
@@ -343,7 +367,7 @@ def sde_step(
     )
     return SDEStep(
         drawn if next_sample is None else constant(next_sample),
-        log_prob,
+        density,
         mean if return_mean else None,
         std,
         None if reference_velocity is None else kl,
