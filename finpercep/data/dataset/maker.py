@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -149,11 +150,17 @@ class Maker:
             return [Region(0, 0, height, width)]
         if min(size) < crop:
             raise ImageError(f"{photo.gt}: {size[1]}x{size[0]} is smaller than the crop of {crop}")
-        regions = []
-        for number in range(self.config.crops):
+        places = math.prod((side - crop) // scale + 1 for side in size)
+        if places < self.config.crops:
+            self.left_out.append(f"{photo.id}: {self.config.crops} crops of {crop} asked for, there are {places}")
+        regions: list[Region] = []
+        for number in range(min(self.config.crops, places)):
             generator = seeded(self.config.seed, "crop", photo.id, number)
-            top, left = (scale * integer(0, (side - crop) // scale, generator) for side in size)
-            regions.append(Region(top, left, crop, crop))
+            region = None
+            while region is None or region in regions:  # a crop's place is its id
+                top, left = (scale * integer(0, (side - crop) // scale, generator) for side in size)
+                region = Region(top, left, crop, crop)
+            regions.append(region)
         return regions
 
     def _make_lr(self, parts: Sequence[_Part]) -> None:

@@ -360,6 +360,28 @@ def test_crops_restriction_and_features(scenes_root, tmp_path):
     assert len(load_scenes(tmp_path / "out", "train")) == 10
 
 
+@pytest.mark.parametrize("crops", [4, 6])
+def test_crops_of_a_photo_lie_at_places_of_their_own(tmp_path, crops):
+    """40 x 36 photos have 3 x 2 places for crops of 32."""
+    from PIL import Image
+
+    from finpercep.data.dataset.make import make_dataset
+    from tests.conftest import synthetic_photo
+
+    (tmp_path / "gt").mkdir()
+    for i in range(2):
+        photo = (synthetic_photo(36, 40, seed=i) * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(photo).save(tmp_path / "gt" / f"{i}.png")
+    config = MakeConfig(val_share=0, crop=32, crops=crops, masks_per_image=1, masks=("boxes",))
+    make_dataset(str(tmp_path / "gt"), ["builtin:bicubic"], tmp_path / "out", config)
+    ids = [row["id"] for row in fgr.rows(tmp_path / "out")]
+    assert len(ids) == len(set(ids)) == 2 * crops
+
+    made = make_dataset(str(tmp_path / "gt"), ["builtin:bicubic"], tmp_path / "more", replace(config, crops=7))
+    assert len(fgr.rows(tmp_path / "more")) == 2 * 6
+    assert made.manifest["left_out"] == [f"{i}: 7 crops of 32 asked for, there are 6" for i in range(2)]
+
+
 def test_sizes_that_are_no_multiple_of_the_scale(tmp_path):
     """49 x 58 photos and results of 48 x 56, as super-resolution gives them."""
     from PIL import Image
