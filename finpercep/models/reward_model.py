@@ -129,8 +129,9 @@ class RewardModel(
 
         Args:
             images: a batch (B,3,H,W) or (B,H,W,3), uint8 or float in [0, 1], tensor or numpy (numpy with 1 to 4
-                channels); or one image; or a list whose members may differ in size: paths, PIL images, arrays or
-                tensors. A list is held in memory decoded, and so are all maps.
+                channels; where both layouts fit, tensors are (B,3,H,W) and arrays (B,H,W,C)); or one image; or a list
+                whose members may differ in size: paths, PIL images, arrays or tensors. A list is held in memory
+                decoded, and so are all maps.
             batch_size: images of one size that go through the model together; fewer where they have more pixels than
                 one tile.
             tile: images with a side longer than this go through in tiles; None is 1536. The result of a

@@ -122,11 +122,14 @@ def as_images(images: Any) -> tuple[list[Tensor], bool]:
 
 
 def _as_single_images(batch: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """A batch in the layout of `to_tensor`'s single images: tensors (B,C,H,W), arrays (B,H,W,C)."""
+    """A batch in the layout of `to_tensor`'s single images: tensors (B,C,H,W), arrays (B,H,W,C).
+
+    Where both can be meant, as of images 3 pixels high, it is the layout that is usual: that of `to_tensor`.
+    """
     channels, last = batch.shape[1], batch.shape[3]
     if isinstance(batch, Tensor):
         return batch.permute(0, 3, 1, 2) if channels != 3 and last == 3 else batch
-    return batch.transpose(0, 2, 3, 1) if channels == 3 or last not in (1, 2, 3, 4) else batch
+    return batch if last in (1, 2, 3, 4) else batch.transpose(0, 2, 3, 1)
 
 
 def same_size_groups(items: Sequence[Tensor], batch_size: int, side: int) -> Iterator[list[int]]:

@@ -98,6 +98,20 @@ def test_batches_of_arrays_take_what_single_arrays_take(model: RewardModel, make
     assert (flipped - model.score(array).score).abs().max() > 1e-4  # the channels' order was kept
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_arrays_of_images_three_pixels_high_have_their_channels_last(
+    model: RewardModel, make_photo: Photo, channels: int
+) -> None:
+    photo = (make_photo(3, 30) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array = np.concatenate([photo, photo[..., :1]], axis=2)[None, ..., :channels]  # (1, 3, 30, C)
+    out, single = model.score(array), model.score(array[0])
+    assert out.map.shape == (1, 1, 3, 30)  # type: ignore[union-attr]
+    torch.testing.assert_close(out.map, single.map)
+    tensor = torch.from_numpy(photo)[None].permute(0, 2, 1, 3)  # (1, 30, 3, 3): a tensor's last are channels
+    assert model.score(tensor).map.shape == (1, 1, 30, 3)  # type: ignore[union-attr]
+    assert model.score(torch.from_numpy(photo)[None]).map.shape == (1, 1, 30, 3)  # type: ignore[union-attr]
+
+
 def test_a_model_in_training_scores_as_in_evaluation_and_stays_as_it_was(
     make_photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
