@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import glob
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -86,9 +87,7 @@ def load_image(path: str | os.PathLike[str]) -> torch.Tensor:
 
 
 def image_sides(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of what `load_image` makes of a file, by its header: the pixels are not read.
-
-    A PNG counts as turned by EXIF that stands before its pixels, where writers put it.
+    """(height, width) of what `load_image` makes of a file, by its header: no pixels are decoded.
 
     Raises:
         ImageError: no image; the message starts with the path.
@@ -99,11 +98,30 @@ def image_sides(path: str | os.PathLike[str]) -> tuple[int, int]:
     with _opened(name) as image:
         try:
             # A PNG's own getexif() decodes the pixels to see whether EXIF follows them.
+            if image.format == "PNG" and (late := _exif_behind_pixels(name)):
+                image.info["exif"] = late
             turned = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1) >= 5
             width, height = _stored_size(image)
         except Exception as error:  # as of `_open`
             raise ImageError(f"{name}: expected an image file, got {_reason(error, name)}") from error
         return (width, height) if turned else (height, width)
+
+
+def _exif_behind_pixels(name: str) -> bytes:
+    """The EXIF of a PNG that stands behind its (first) picture, which is passed over; empty where there is none."""
+    found, behind = b"", False
+    with open(name, "rb") as file:
+        file.seek(8)  # the signature
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if behind and kind in (b"IEND", b"fcTL"):  # the end, or the next picture of an animation
+                break
+            behind = behind or kind == b"IDAT"
+            if behind and kind == b"eXIf":
+                found = file.read(length)
+                length = 0
+            file.seek(length + 4, os.SEEK_CUR)  # and the checksum
+    return found
 
 
 def is_converted(path: str | os.PathLike[str]) -> bool:

@@ -152,6 +152,31 @@ def test_16_bit_rgb_png(tmp_path: Path) -> None:
     assert gray[0].tolist() == [[1, 1, 2]]  # rounded
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_behind_the_pixels_of_a_png_turns_it(orientation: int, frames: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    photo.save(tmp_path / "before.png", exif=exif, save_all=True, append_images=[photo.rotate(180)] * (frames - 1))
+    data = (tmp_path / "before.png").read_bytes()
+    chunks, place = [], 8
+    while place < len(data):
+        length = 12 + int.from_bytes(data[place : place + 4], "big")
+        chunks.append(data[place : place + length])
+        place += length
+    last = [chunk for kind in (b"eXIf", b"IEND") for chunk in chunks if chunk[4:8] == kind]
+    behind = data[:8] + b"".join([chunk for chunk in chunks if chunk not in last] + last)
+    (tmp_path / "behind.png").write_bytes(behind)
+    assert len(behind) == len(data)
+    assert behind != data
+
+    image = load_image(tmp_path / "behind.png")
+    if frames == 1:  # of an animation the first picture is read, and what stands behind the others is not
+        assert torch.equal(image, load_image(tmp_path / "before.png"))
+    assert image_sides(tmp_path / "behind.png") == tuple(image.shape[1:])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path, pil: Image.Image) -> None:
