@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finpercep import ops
 from finpercep.data.randomness import seeded, uniform
 from finpercep.ops.advantage import default_resolution
 from finpercep.rewards import Reward
@@ -17,7 +18,8 @@ from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import group_scores, ranked_by
+from finpercep.rl.scores import ranked_by, scores_and_map, with_map
+from finpercep.rl.spatial import spatial_advantages
 
 ERRORS = ("velocity", "epsilon")
 PAIRS = ("reward", "given")
@@ -31,6 +33,9 @@ class DPOConfig:
         steps: of the sampler.
         group_size: results of each image, at least 2: the best and the worst become a pair.
         beta: β of Eq. 3.
+        map_weight: γ of spatial credit, see `spatial_advantages`: the pair is put together position by position of the
+            latents, of the result that is the best of the group there, and of the worst one. It needs a reward with a
+            map. 0 is the best and the worst result.
         pairs: "reward": the generator samples, and the reward labels; "given": results that were labelled beforehand,
             which `pairs.jsonl` names beside each low-resolution image, as DP2O-SR trains. Rewards then measure alone.
         error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
@@ -40,6 +45,7 @@ class DPOConfig:
     steps: int = 3
     group_size: int = 8
     beta: float = 2000.0
+    map_weight: float = 0.0
     pairs: str = "reward"
     error: str = "velocity"
     micro_batch: int = 8
@@ -48,6 +54,10 @@ class DPOConfig:
         at_least_one(self, "steps", "micro_batch")
         if self.group_size < 2:
             raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
+        if self.map_weight < 0:
+            raise ValueError(f"map_weight: expected 0 or more, got {self.map_weight}")
+        if self.map_weight and self.pairs == "given":
+            raise ValueError("map_weight: expected pairs reward with spatial credit, got given ones")
         for name, values in (("error", ERRORS), ("pairs", PAIRS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
@@ -65,6 +75,7 @@ class DPO:
 
         Raises:
             DeadGroups: all rewards are tied.
+            ValueError: spatial credit with a reward without map.
         """
         config, generator = self.config, self.generator
         if config.pairs == "given":
@@ -72,7 +83,7 @@ class DPO:
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
         x0 = sample(generator, groups, config.steps, draws)
-        scores = group_scores(reward, generator.decode(x0, generator.condition(groups)), groups)
+        scores, faults = scores_and_map(reward, generator.decode(x0, generator.condition(groups)), groups)
         by_image = ranked_by(reward, scores, groups.ids).view(len(batch), config.group_size)
         high, low = by_image.max(1), by_image.min(1)
         gap = high.values - low.values
@@ -88,8 +99,22 @@ class DPO:
                 figures,
             )
         samples, pairs = x0.unflatten(0, by_image.shape), batch[rows]
-        tensors = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
+        if config.map_weight:
+            credit = self._credit(by_image, with_map(faults, reward), x0.shape[-2:])
+            tensors = {
+                "win": _put_together(samples[rows], credit.argmax(1)[rows]),
+                "lose": _put_together(samples[rows], credit.argmin(1)[rows]),
+            }
+        else:
+            tensors = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
         return Experience(pairs, {**tensors, **self._noise(pairs, x0, step)}, figures)
+
+    def _credit(self, by_image: Tensor, faults: Tensor, grid: torch.Size) -> Tensor:
+        """How good each result (B,g) is at each position of the latents, (B,g,P)."""
+        size, (height, width) = self.config.group_size, grid
+        advantages, _ = ops.group_advantage(by_image.flatten(), group_size=size)
+        spatial = spatial_advantages(advantages, faults, size, (height, width), self.config.map_weight)
+        return spatial.unflatten(0, by_image.shape)
 
     def _given(self, batch: Batch, step: int) -> Experience:
         """The pairs that the batch brings."""
@@ -131,3 +156,10 @@ class DPO:
 
         model = error(self.generator.velocity(x, s, condition))
         return model - error(self.generator.reference_velocity(x, s, condition))
+
+
+def _put_together(samples: Tensor, chosen: Tensor) -> Tensor:
+    """Latents (B,C,h,w) that have at each position those of the result, of samples (B,g,C,h,w), that `chosen` (B,P)
+    numbers."""
+    flat = samples.flatten(3)
+    return flat.gather(1, chosen[:, None, None].expand(-1, 1, flat.shape[2], -1))[:, 0].unflatten(2, samples.shape[3:])

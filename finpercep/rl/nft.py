@@ -15,7 +15,7 @@ from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import alive, group_advantages, group_scores
+from finpercep.rl.scores import alive, result_advantages
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class NFTConfig:
         group_size: results of each image, at least 2.
         mix: β: how far v⁺ and v⁻ lie on both sides of v_old.
         advantage_clip: c: r = ½ + clip(A/c, -1, 1)/2. Smaller values use more of [0, 1].
+        map_weight: γ of spatial credit, see `spatial_advantages`: r, L⁺ and L⁻ at each position of the latents. It
+            needs a reward with a map. 0 is one r for all positions.
         reference_weight: weight of mean|v - v_ref|².
         micro_batch: samples in a forward pass of training.
     """
@@ -35,6 +37,7 @@ class NFTConfig:
     group_size: int = 8
     mix: float = 1.0
     advantage_clip: float = 5.0
+    map_weight: float = 0.0
     reference_weight: float = 0.0
     micro_batch: int = 16
 
@@ -47,6 +50,8 @@ class NFTConfig:
         for name in ("mix", "advantage_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.map_weight < 0:
+            raise ValueError(f"map_weight: expected 0 or more, got {self.map_weight}")
 
 
 class NFT:
@@ -61,13 +66,21 @@ class NFT:
 
         Raises:
             DeadGroups: no group whose rewards differ; those with equal rewards are left out.
+            ValueError: spatial credit with a reward without map.
         """
         config, generator = self.config, self.generator
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
         x0, condition = sample(generator, groups, config.steps, draws), generator.condition(groups)
-        scores = group_scores(reward, generator.decode(x0, condition), groups)
-        advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
+        advantages, figures = result_advantages(
+            reward,
+            generator.decode(x0, condition),
+            groups,
+            x0.shape[-2:],
+            group_size=config.group_size,
+            clip=config.advantage_clip,
+            map_weight=config.map_weight,
+        )
         levels = generator.steps(config.steps).s
         draws = sample_generators(groups.ids, self.seed, "nft", step)
         drawn = [levels[integer(0, config.steps - 1, draw)] for draw in draws]
@@ -96,7 +109,10 @@ class NFT:
         return {"loss": policy + config.reference_weight * kl, **terms, "kl_loss": kl.detach()}
 
     def _branch(self, v: Tensor, rows: dict[str, Tensor]) -> Tensor:
-        """L (B,): squared error of x̂0 over its own mean absolute error, which has no gradient."""
+        """L (B,), or with spatial credit (B,P): squared error of x̂0 over its own mean absolute error, which has no
+        gradient."""
         error = clean(rows["x"], rows["s"], v) - rows["x0"]
         width = error.detach().double().abs().flatten(1).mean(1).clamp(min=1e-5).to(error)
+        if self.config.map_weight:
+            return error.square().mean(1).flatten(1) / width[:, None]
         return error.square().flatten(1).mean(1) / width

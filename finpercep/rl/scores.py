@@ -11,6 +11,7 @@ from finpercep.rewards import Mixture, Reward, call_reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.clock import timed
 from finpercep.rl.experience import DeadGroups
+from finpercep.rl.spatial import spatial_advantages
 
 
 def as_file(images: Tensor) -> Tensor:
@@ -106,6 +107,42 @@ def group_advantages(
             figures,
         )
     return advantages.clamp(-clip, clip), figures
+
+
+def result_advantages(
+    reward: Reward, images: Tensor, batch: Batch, grid: torch.Size, *, group_size: int, clip: float, map_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`group_advantages` of results (N,3,H,W) whose groups lie side by side; with `map_weight`, spatial credit.
+
+    Args:
+        grid: (h, w) of the latents.
+        map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions.
+
+    Returns:
+        Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); and figures for the log.
+
+    Raises:
+        ValueError: spatial credit with a reward without map.
+        DeadGroups, FloatingPointError: see `group_advantages` and `group_scores`.
+    """
+    scores, faults = scores_and_map(reward, images, batch)
+    advantages, figures = group_advantages(reward, scores, batch.ids, clip)
+    if not map_weight:
+        return advantages, figures
+    height, width = grid
+    spatial = spatial_advantages(advantages, with_map(faults, reward), group_size, (height, width), map_weight)
+    return spatial.clamp(-clip, clip), figures
+
+
+def with_map(faults: Tensor | None, reward: Reward) -> Tensor:
+    """The map that spatial credit needs.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if faults is None:
+        raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
+    return faults
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

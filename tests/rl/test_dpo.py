@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture
 from finpercep.rl.dpo import DPO, DPOConfig
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
+ONE_IS_BEST = ([0.9, 0.1, 0.2] * 2, [0.1, 0.9, 0.2] * 2, [0.1, 0.2, 0.9] * 2)
 CONFIG = DPOConfig(steps=3, group_size=3, beta=5.0)
 
 
@@ -89,6 +91,37 @@ def test_pairs():
         algorithm.collect(batch(), Given([0.5] * 6), 0)
 
 
+def test_a_pair_put_together_by_the_map():
+    """At each position the best and the worst of the group: by the map alone where its weight is large, by the score
+    where it is next to nothing."""
+
+    class Banded(Given):
+        """Scores that are given; result 0 of each image is faultless in the upper half, result 2 in the lower."""
+
+        def __call__(self, images):
+            maps = torch.full((len(images), 1, 6, 6), 0.5, dtype=images.dtype)
+            maps[0::3, :, :3], maps[2::3, :, 3:] = 0.1, 0.1
+            maps[2::3, :, :3], maps[0::3, :, 3:] = 0.9, 0.9
+            return RewardOutput(super().__call__(images).score, maps)
+
+    reward = Banded([0.3, 0.9, 0.1, 0.2, 0.7, 0.8])
+    x0 = torch.stack([DPO(Toy(), CONFIG).collect(batch(), Given(one), 0).tensors["win"] for one in ONE_IS_BEST])
+    found = DPO(Toy(), replace(CONFIG, map_weight=100.0)).collect(batch(), reward, 0).tensors
+    upper, lower = found["win"][..., :3, :], found["win"][..., 3:, :]
+    assert torch.equal(upper, x0[0][..., :3, :])
+    assert torch.equal(lower, x0[2][..., 3:, :])
+    assert torch.equal(found["lose"][..., :3, :], x0[2][..., :3, :])
+    assert torch.equal(found["lose"][..., 3:, :], x0[0][..., 3:, :])
+    plain = DPO(Toy(), CONFIG).collect(batch(), reward, 0).tensors
+    little = DPO(Toy(), replace(CONFIG, map_weight=1e-9)).collect(batch(), reward, 0).tensors
+    for name in ("win", "lose"):
+        assert torch.equal(little[name], plain[name])
+    some = DPO(Toy(), replace(CONFIG, map_weight=1.0)).collect(batch(), Banded([0.5] * 3 + [0.2, 0.7, 0.8]), 0)
+    assert some.batch.ids.tolist() == [8]
+    with pytest.raises(ValueError, match="map_weight: expected a reward with a map, got Red without"):
+        DPO(Toy(), replace(CONFIG, map_weight=1.0)).collect(batch(), Red(), 0)
+
+
 def test_rounding_is_no_preference():
     scores = [0.5, 0.5 + 2**-52, 0.5, 0.2, 0.7, 0.8]  # the images are float64
     assert DPO(Toy(), CONFIG).collect(batch(), Given(scores), 0).batch.ids.tolist() == [8]
@@ -131,3 +164,7 @@ def test_options():
         DPOConfig(error="x0")
     with pytest.raises(ValueError, match="pairs: expected one of reward, given, got 'offline'"):
         DPOConfig(pairs="offline")
+    with pytest.raises(ValueError, match="map_weight: expected 0 or more, got -1"):
+        DPOConfig(map_weight=-1)
+    with pytest.raises(ValueError, match="map_weight: expected pairs reward with spatial credit, got given ones"):
+        DPOConfig(map_weight=1.0, pairs="given")

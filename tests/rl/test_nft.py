@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finpercep import ops
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.nft import NFT, NFTConfig
-from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+from finpercep.rl.spatial import spatial_advantages
+from tests.rl.toy import Given, Green, Red, Toy, batch, check_gradient
 
 CONFIG = NFTConfig(steps=3, group_size=3, mix=0.4, advantage_clip=2.0, reference_weight=0.1)
 
@@ -86,6 +88,47 @@ def test_by_hand():
     terms = algorithm.loss(Experience(batch(1), rows))
     assert float(terms["loss"]) == pytest.approx(5 * (0.9 * 1.5 + 0.1 * 0.5))
     assert float(terms["old_deviate"]) == 1.0
+
+
+def test_spatial_credit_by_hand():
+    """As above, with r = 0.9 at the first position and 0.2 at the second."""
+    like = torch.ones(1, 3, 1, 2, dtype=torch.float64)
+
+    class Two(Toy):
+        def velocity(self, x, s, condition):
+            return torch.full_like(x, 2.0)
+
+    share = torch.tensor([[0.9, 0.2]], dtype=torch.float64)
+    rows = {"x0": like, "x": 0.5 * like, "s": like[:, 0, 0, 0] / 2, "old": like, "share": share}
+    terms = NFT(Two(), NFTConfig(mix=1.0, advantage_clip=5.0, map_weight=1.0)).loss(Experience(batch(1), rows))
+    assert float(terms["loss"]) == pytest.approx(5 * (0.9 * 1.5 + 0.1 * 0.5 + 0.2 * 1.5 + 0.8 * 0.5) / 2)
+
+
+def test_spatial_credit_is_that_of_the_map():
+    """r is ½ + A(p)/2c; a weight of next to nothing has the gradient of none."""
+    given, gradients = batch(), []
+    for reward, weight in ((Red(), 0.0), (Green(), 0.0), (Green(), 1e-12), (Green(), 0.7)):
+        generator = Toy()
+        algorithm = NFT(generator, replace(CONFIG, map_weight=weight))
+        experience = algorithm.collect(given, reward, 0)
+        generator.move()
+        algorithm.loss(experience)["loss"].backward()
+        gradients.append([p.grad for p in generator.parameters()])
+    for a, b, c, d in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c)
+        assert not torch.allclose(a, d, rtol=0.01)
+    rows = experience.tensors
+    images = Toy().decode(rows["x0"], None)
+    maps = (images.clamp(0, 1).float() * 255).round()[:, 1:2] / 255
+    scores = (images.clamp(0, 1).float() * 255).round()[:, 0].flatten(1).mean(1) / 255
+    scalar = ops.group_advantage(scores, group_size=3)[0]
+    expected = 0.5 + spatial_advantages(scalar, maps, 3, (6, 6), 0.7).clamp(-2, 2) / 4
+    torch.testing.assert_close(rows["share"], expected.double(), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="map_weight: expected a reward with a map, got Red without"):
+        NFT(Toy(), replace(CONFIG, map_weight=1.0)).collect(batch(), Red(), 0)
+    with pytest.raises(ValueError, match="map_weight: expected 0 or more, got -1"):
+        NFTConfig(map_weight=-1)
 
 
 def test_draws_are_those_of_the_image_and_sample():

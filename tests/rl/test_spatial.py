@@ -8,19 +8,11 @@ import pytest
 import torch
 
 from finpercep import ops
-from finpercep.models import RewardOutput
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.spatial import position_log_prob, spatial_advantages
-from tests.rl.toy import Red, Toy, batch, check_gradient
+from tests.rl.toy import Green, Red, Toy, batch, check_gradient
 
 CONFIG = GRPOConfig(steps=3, group_size=3, micro_batch=12, clip=0.05)
-
-
-class Green(Red):
-    """How red; the map is how green."""
-
-    def __call__(self, images):
-        return RewardOutput(super().__call__(images).score, images[:, 1:2])
 
 
 def test_by_hand():

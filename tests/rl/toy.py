@@ -67,6 +67,13 @@ class Red:
         return RewardOutput(images[:, 0].flatten(1).mean(1), None)
 
 
+class Green(Red):
+    """How red; the map is how green."""
+
+    def __call__(self, images: Tensor) -> RewardOutput:
+        return RewardOutput(super().__call__(images).score, images[:, 1:2])
+
+
 class Given:
     """A reward that answers what it is told to."""
 
