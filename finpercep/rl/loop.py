@@ -55,6 +55,10 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
             _log(trainer, {"stage": 0, "version": 0, **trainer.evaluate()})
         stages = ", ".join(trainer.fingerprints)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
+        if trainer.kept:
+            lines.append(
+                f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"
+            )
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:

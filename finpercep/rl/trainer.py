@@ -83,7 +83,7 @@ class RLTrainer:
             held=config.eval_photos,
             labelled=getattr(config.algorithm, "pairs", "") == "given",
         )
-        keep_latents(fit, self.generator, config.side, degraded=config.degraded)
+        self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
         self.before = self.held_out.images(self.generator, self.device)

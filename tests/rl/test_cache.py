@@ -7,9 +7,13 @@ import torch
 
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rl.cache import TensorCache
+from finpercep.rl.config import RLConfig
 from finpercep.rl.generators import GeneratorConfig, SRTiny, load_generator
 from finpercep.rl.latents import keep_latents
+from finpercep.rl.loop import train
+from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.photos import Crops, load_pairs
+from tests.rl.conftest import Kill
 
 
 def test_files_are_whole_or_missing(tmp_path):
@@ -74,3 +78,27 @@ def test_latents_of_whole_images(tmp_path, monkeypatch):
     assert generator.prepare(batch) is batch
     condition = generator.condition(batch)
     torch.testing.assert_close(condition["latent_lr"], expected)
+
+
+def test_a_run_says_that_images_with_latents_are_never_mirrored(photo_set, tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from tests.rl.generators.pipelines import save_sd3
+
+    class Told(Kill):
+        def start(self, lines, **kwargs):
+            raise KeyError(*lines)
+
+    config = RLConfig(
+        data=(str(photo_set),),
+        out=str(tmp_path / "run"),
+        generator=str(save_sd3(tmp_path)),
+        generator_options=GeneratorConfig(rank=2, cache=str(tmp_path / "cache")),
+        monitors=MonitorConfig(judge=""),
+        side=64,
+        degraded=0.0,
+        eval_photos=1,
+        eval_steps=1,
+    )
+    with pytest.raises(KeyError, match=r"latents of 3 images are kept: .* never mirrored or turned"):
+        train(config, [Told()])

@@ -35,7 +35,8 @@ class GeneratorConfig:
         checkpointing: recompute activations in the backward pass instead of keeping them: less memory, more time.
         decode: "sliced" decodes one image at a time, "tiled" in overlapping tiles, for images too large for the memory.
         dtype: of the frozen weights and of the computation; what is trained is float32, and so is the VAE.
-        cache: folder for embeddings of texts and of low-resolution images; None computes them each time.
+        cache: folder for embeddings of texts, and latents of low-resolution images that are used whole, which are then
+            never mirrored or turned; None computes them each time.
 
     Raises:
         ValueError: an option out of its range.
