@@ -301,7 +301,8 @@ def sde_step(
         return_mean: the mean is one more image-sized write that the log-probability and KL do not need; False
             saves it.
         log_prob: `sample` averages over all non-batch dimensions; `position` over channels alone, for `(B, C, H, W)`:
-            one number per position of the latents, whose mean is the sample's. `kl` is the sample's either way.
+            one number per position of the latents, whose mean is the sample's. `kl` is the sample's either way. Only
+            the reference computes `position`: None picks it, another backend raises.
         backend: None picks the fastest; "reference", "cpp", "triton" or "cuda" insist.
 
     Returns:

@@ -21,7 +21,7 @@ from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.rollout import initial_noise, row_seeds, sample_generators
 from finpercep.rl.scores import alive, group_advantages, scores_and_map
-from finpercep.rl.spatial import position_log_prob, spatial_advantages
+from finpercep.rl.spatial import spatial_advantages
 from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
 from finpercep.rl.window import check_window, window_at
 
@@ -220,13 +220,11 @@ class GRPO:
             next_sample=rows["next"],
             kind=config.kind,
             reference_velocity=other,
-            return_mean=config.limit != "clip" or config.map_weight > 0,
+            return_mean=config.limit != "clip",
+            log_prob="position" if config.map_weight else "sample",
         )
-        sigma, log_prob = spread(config.kind, step.std, rows["s"], rows["s_next"]), step.log_prob
-        if config.map_weight:
-            assert step.mean is not None
-            log_prob = position_log_prob(rows["next"], step.mean, sigma, config.kind)
-        return Transition(log_prob, step.mean, sigma, step.kl, v, other)
+        sigma = spread(config.kind, step.std, rows["s"], rows["s_next"])
+        return Transition(step.log_prob, step.mean, sigma, step.kl, v, other)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """Eq. 6 to minimize, with its statistics under flow_grpo's names.

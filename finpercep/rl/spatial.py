@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,20 +32,3 @@ def spatial_advantages(
     better = groups.mean(1, keepdim=True) - groups
     spread = better.square().mean((1, 2), keepdim=True).sqrt()
     return advantages[:, None] + weight * (better / (spread + EPS)).flatten(0, 1)
-
-
-def position_log_prob(next_sample: Tensor, mean: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """log p at each position (N, h·w): the mean over channels of what `ops.sde_step` averages over all dimensions.
-
-    Args:
-        next_sample: (N,C,h,w), a constant.
-        mean: (N,C,h,w), of the transition.
-        sigma: (N,), its standard deviation.
-        kind: of `ops.sde_step`; "cps" is -(x' - μ)².
-    """
-    square = (next_sample.detach().to(mean) - mean).square().mean(1).flatten(1)
-    if kind == "cps":
-        return -square
-    width = torch.where(sigma > 0, sigma, 1).to(square)[:, None]
-    density = -square / (2 * width.square()) - width.log() - math.log(2 * math.pi) / 2
-    return torch.where(sigma[:, None] > 0, density, 0)

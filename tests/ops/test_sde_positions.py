@@ -227,3 +227,9 @@ def test_errors_name_the_argument(log_prob, shape, message):
     zeros = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
         ops.sde_step(zeros, zeros, 0.6, 0.5, noise=zeros, log_prob=log_prob)
+
+
+def test_a_named_backend_that_lacks_it_raises(cpp):
+    zeros = torch.zeros(1, 2, 3, 3)
+    with pytest.raises(RuntimeError, match="backend='cpp' has no log_prob 'position'; use backend='reference'"):
+        ops.sde_step(zeros, zeros, 0.6, 0.5, noise=zeros, log_prob="position", backend=cpp)

@@ -1,4 +1,4 @@
-"""Spatial credit: by hand, against the operator where they must agree, and by finite differences."""
+"""Spatial credit: by hand, written out, and by finite differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from finpercep import ops
 from finpercep.rl.grpo import GRPO, GRPOConfig
-from finpercep.rl.spatial import position_log_prob, spatial_advantages
+from finpercep.rl.spatial import spatial_advantages
 from tests.rl.toy import Green, Red, Toy, batch, check_gradient
 
 CONFIG = GRPOConfig(steps=3, group_size=3, micro_batch=12, clip=0.05)
@@ -28,19 +28,6 @@ def test_equal_maps_give_the_scalar():
     maps = torch.rand(1, 1, 8, 8).repeat(4, 1, 1, 1)
     advantages = torch.tensor([0.5, -0.5, 1.0, -1.0])
     assert torch.equal(spatial_advantages(advantages, maps, 2, (4, 4), 3.0), advantages[:, None].expand(4, 16))
-
-
-@pytest.mark.parametrize("kind", ["flow", "cps", "dance"])
-def test_positions_make_up_the_whole(kind):
-    """The mean over positions is the operator's log-probability."""
-    draw = torch.Generator().manual_seed(0)
-    v, x, after = (torch.randn(2, 4, 3, 5, generator=draw, dtype=torch.float64) for _ in range(3))
-    s, s_next = (torch.tensor(levels, dtype=torch.float64) for levels in ([0.9, 0.5], [0.6, 0.3]))
-    step = ops.sde_step(v, x, s, s_next, next_sample=after, kind=kind)
-    sigma = step.std * (s - s_next).sqrt() if kind == "flow" else step.std
-    found = position_log_prob(after, step.mean, sigma, kind)
-    assert found.shape == (2, 15)
-    torch.testing.assert_close(found.mean(1), step.log_prob)
 
 
 def test_no_weight_is_the_scalar_case_to_the_bit():
@@ -80,7 +67,8 @@ def test_written_out():
     v = generator.velocity(rows["x"], rows["s"], generator.condition(part.batch))
     s, s_next = float(rows["s"]), float(rows["s_next"])
     step = ops.sde_step(v, rows["x"], s, s_next, next_sample=rows["next"])
-    log_prob = position_log_prob(rows["next"], step.mean, step.std * (s - s_next) ** 0.5, "flow")
+    density = torch.distributions.Normal(step.mean, float(step.std) * (s - s_next) ** 0.5).log_prob(rows["next"])
+    log_prob = density.mean(1).flatten(1)
     ratio = torch.exp(log_prob - rows["old_log_prob"])
     clipped, advantage = ratio.clamp(1 - 0.012, 1 + 0.012), rows["advantage"]
     expected = torch.maximum(-advantage * ratio, -advantage * clipped).mean()
