@@ -274,10 +274,11 @@ class RLTrainer:
             ValueError: it cannot be read, or was made with other settings, another generator or other rewards.
         """
         found = checkpoints(Path(self.config.out))
-        state = read_state(found[-1][1], STATE_PARTS) if found else None
-        if state is None:
+        if not found:
             return False
         folder = found[-1][1]
+        state = read_state(folder, STATE_PARTS, f"delete {folder} to go on from the checkpoint before it, if any")
+        assert state is not None  # `checkpoints` has seen it
         check_settings(state["settings"], self.settings, folder)
         self.generator.load_trained_state(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])

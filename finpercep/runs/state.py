@@ -17,7 +17,7 @@ from finpercep.io.reasons import one_line
 __all__ = ["STATE", "check_settings", "read_state", "sized_write", "write_state"]
 
 STATE = "state.pt"
-_ADVICE = "; delete it to begin anew, or go on from the saved model in another folder"
+_ADVICE = "delete it to begin anew, or go on from the saved model in another folder"
 
 
 @contextmanager
@@ -48,12 +48,13 @@ def write_state(state: dict[str, Any], folder: Path) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def read_state(folder: Path, parts: Collection[str]) -> dict[str, Any] | None:
+def read_state(folder: Path, parts: Collection[str], advice: str = _ADVICE) -> dict[str, Any] | None:
     """What `write_state` wrote, on the CPU; None where there is none. No code in the file is ever run.
 
     Args:
         folder: of the run.
         parts: what a state must have, e.g. "step", "model", "optimizer", "settings".
+        advice: what to do where it cannot be read.
 
     Raises:
         ValueError: truncated, or another file; names it.
@@ -68,9 +69,9 @@ def read_state(folder: Path, parts: Collection[str]) -> dict[str, Any] | None:
         if missing:
             raise ValueError(f"one without {', '.join(missing)}")
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: expected the state of a run, got a file that could run code{_ADVICE}") from error
+        raise ValueError(f"{path}: expected the state of a run, got a file that could run code; {advice}") from error
     except Exception as error:  # the zip reader raises many types
-        raise ValueError(f"{path}: expected the state of a run, got {one_line(error, 200)}{_ADVICE}") from error
+        raise ValueError(f"{path}: expected the state of a run, got {one_line(error, 200)}; {advice}") from error
     return state
 
 
