@@ -112,9 +112,15 @@ class Batcher:
                     raise Failed(number, result)
                 found.append(result)
         finally:
-            for job in jobs:  # of someone who went away, or whose other image was bad: not worth computing
-                job.done.cancel()
+            self._drop(jobs)
         return found
+
+    def _drop(self, jobs: Sequence[_Job]) -> None:
+        """Forget those without an answer: of someone who went away, or whose other image was bad."""
+        unanswered = {job for job in jobs if job.done.cancel() or job.done.cancelled()}
+        if unanswered:
+            with self._lock:  # they would hold the room of others, and memory that nobody counts any more
+                self._waiting = deque(job for job in self._waiting if job not in unanswered)
 
     def close(self) -> None:
         """Score what waits, and end the threads."""
@@ -160,8 +166,4 @@ class Batcher:
 
     def _next(self) -> _Job | None:
         with self._lock:
-            while self._waiting:
-                job = self._waiting.popleft()
-                if not job.done.cancelled():
-                    return job
-        return None
+            return self._waiting.popleft() if self._waiting else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -120,6 +122,41 @@ def test_who_goes_away_is_not_computed() -> None:
     asyncio.run(asyncio.wait_for(calls(), 30))
     batcher.close()
     assert sorted(gate.scored) == [1, 2, 5]
+
+
+def test_who_goes_away_holds_neither_room_nor_memory() -> None:
+    """While the scorer is busy, too: their bytes do not count any more."""
+
+    class Picture:
+        pass
+
+    gate = Gate()
+    batcher = Batcher(gate, most=3)  # type: ignore[arg-type]
+
+    async def calls() -> None:
+        held = [asyncio.create_task(batcher.score([i], score_of)) for i in (1, 2)]
+        await asyncio.sleep(0)
+        while batcher.waiting:
+            await asyncio.sleep(0.01)
+        pictures = [Picture(), Picture()]
+        left = [weakref.ref(picture) for picture in pictures]
+        gone = asyncio.create_task(batcher.score(pictures, score_of))
+        stays = asyncio.create_task(batcher.score([5], score_of))
+        await asyncio.sleep(0)
+        assert batcher.waiting == 3
+        gone.cancel()
+        await asyncio.wait([gone])
+        del gone, pictures
+        gc.collect()
+        assert batcher.waiting == 1
+        assert [ref() for ref in left] == [None, None]
+        more = asyncio.create_task(batcher.score([6, 7], score_of))  # not `Busy`
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert await asyncio.gather(*held, stays, more) == [[1.0], [2.0], [5.0], [6.0, 7.0]]
+
+    asyncio.run(asyncio.wait_for(calls(), 30))
+    batcher.close()
 
 
 def test_a_broken_scorer_is_an_error_of_all_that_it_took_and_of_none_after() -> None:
