@@ -33,7 +33,7 @@ def climb(folder: Path, steps: int) -> str:
     """Train the embedded generator, and say what came of it.
 
     Args:
-        folder: for the photos and the run, made anew.
+        folder: its `photos` and `run` are made anew; what else is in it stays.
         steps: updates in all, divided among the stages.
 
     Returns:
@@ -43,7 +43,8 @@ def climb(folder: Path, steps: int) -> str:
         ImportError: scikit-image is not installed.
         OSError: `folder` cannot be written to.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("photos", "run"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     write_photo_set(folder / "photos")
     config = RLConfig(
         data=(str(folder / "photos"),),

@@ -48,7 +48,7 @@ def _own(module: str, name: str, device: str) -> Reward:
     if not _is_reward(reward) and "images" not in _arguments(reward)[:1]:
         reward = reward(device=device) if "device" in _arguments(reward) else reward()
     if isinstance(reward, nn.Module):
-        reward = reward.requires_grad_(False).to(device)
+        reward = reward.eval().requires_grad_(False).to(device)
     if _is_reward(reward):
         return reward
     if callable(reward):

@@ -31,6 +31,8 @@ class Mixture(nn.Module):
         if not parts:
             raise ValueError("parts: expected at least one reward, got none")
         for name, (reward, weight) in parts.items():
+            if name == "avg":
+                raise ValueError("parts: expected names other than avg, which is the sum of all in the log")
             if not weight > 0:
                 raise ValueError(f"parts[{name!r}]: expected a positive weight, got {weight}")
             if getattr(reward, "lower_better", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class DevEvaluation:
             got = f"dev_every={config.dev_every}"
             raise ValueError(f"evaluate_every: expected held-out scenes with results (--dev-every), got {got}")
         self.scenes = spread(usable, config.evaluate_scenes)
-        self.best = 0.0
+        self.best = -math.inf
 
     def figures(self, model: RewardModel) -> dict[str, float]:
         """`DEV_FIGURES` of a model, as far as it has them, each as "dev/NAME"."""

@@ -18,7 +18,7 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
     Scenes all of whose sources are left out are left out, too, where results are needed.
 
     Raises:
-        ValueError: a source to leave out that none of the folders has; and see `load_scenes`.
+        ValueError: a source to leave out that none of the folders has; no scene to train on; and see `load_scenes`.
     """
     known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
     unknown = set(config.leave_out).difference(*known.values())
@@ -33,6 +33,10 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
         if config.leave_out and config.triplets.synthetic < 1:
             parts = tuple([scene for scene in part if scene.sources] for part in parts)
         fit, dev = fit + parts[0], dev + parts[1]
+    if not fit:
+        raise ValueError(
+            f"data: expected scenes of train to fit, got none ({len(dev)} held out by dev_every={config.dev_every})"
+        )
     return fit, dev
 
 

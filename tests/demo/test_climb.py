@@ -18,6 +18,7 @@ def test_a_run(tmp_path: Path) -> None:
     """Three updates: three stages, measured on pieces of photos that are not trained on."""
     (tmp_path / "rl" / "run").mkdir(parents=True)
     (tmp_path / "rl" / "run" / "state.pt").write_text("of another run")
+    (tmp_path / "rl" / "checkpoint-5").mkdir()  # of somebody's own run beside it
     page = write_page([], tmp_path / "index.html", "m", "f", 1.0, climb(tmp_path / "rl", 3)).read_text()
     log = [json.loads(line) for line in (tmp_path / "rl" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in log] == [0, 0, 1, 2]
@@ -30,6 +31,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert section.count("<img") == 5  # curves, and four measurements
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert (tmp_path / "rl" / "run" / "generator" / "model.safetensors").is_file()
+    assert (tmp_path / "rl" / "checkpoint-5").is_dir()
 
 
 def test_stages() -> None:

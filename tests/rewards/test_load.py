@@ -6,8 +6,9 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from finpercep.models import RewardModel
+from finpercep.models import RewardModel, RewardOutput
 from finpercep.rewards import FunctionReward, call_reward, load_reward
 from tests.rewards.conftest import Brightness
 
@@ -56,6 +57,25 @@ def test_functions(module, images):
 def test_rewards_of_ones_own(module, images):
     assert load_reward("somebodys_rewards:ours") is module.ours
     assert isinstance(load_reward("somebodys_rewards:Ours"), Brightness)
+
+
+def test_modules_of_ones_own_are_not_in_training(module, images):
+    """One image has one score, and nothing in the module changes by asking for it."""
+
+    class Dropping(nn.Module):
+        fingerprint = "dropping"
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout())
+
+        def forward(self, images):
+            return RewardOutput(self.layers(images).flatten(1).mean(1), None)
+
+    module.Dropping = Dropping
+    reward = load_reward("somebodys_rewards:Dropping")
+    assert torch.equal(reward(images).score, reward(images).score)
+    assert int(reward.layers[0].num_batches_tracked) == 0
 
 
 def test_prompts_reach_a_function(images):

@@ -90,6 +90,8 @@ def test_errors():
 
     with pytest.raises(ValueError, match="at least one reward"):
         Mixture({})
+    with pytest.raises(ValueError, match="parts: expected names other than avg"):
+        Mixture({"avg": (Brightness(), 1)})
     with pytest.raises(ValueError, match=r"parts\['a'\]: expected a positive weight, got 0"):
         Mixture({"a": (Brightness(), 0)})
     with pytest.raises(ValueError, match=r"parts\['b'\].*lower ones are"):

@@ -21,6 +21,10 @@ def test_what_is_held_out_is_not_trained_on(config):
     assert [scene.id for scene in dev] == ["scene1", "scene3", "scene1"]
     fit, dev = training_scenes(config)
     assert (len(fit), dev) == (6, [])
+    with pytest.raises(
+        ValueError, match=r"^data: expected scenes of train to fit, got none \(6 held out by dev_every=1\)$"
+    ):
+        training_scenes(dataclasses.replace(config, dev_every=1))
 
 
 def test_scenes_that_lose_all_results_are_left_out(config):

@@ -86,6 +86,8 @@ def make_dataset(
     if problems and not config.skip_bad:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ImageError(f"{shown}. --skip-bad leaves such photos out")
+    if not photos:
+        raise ImageError(f"{gt}: expected a photo with results of every source, got none: {problems[0]}")
     for name in results:
         check_results(name, photos)
     folder = Path(out)

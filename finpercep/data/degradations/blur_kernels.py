@@ -23,6 +23,9 @@ KINDS = (
 )
 
 
+_NO_WIDTH = 1e-9  # of a pixel: all of the weight is in the middle
+
+
 class KernelParameters(NamedTuple):
     """One kernel per sample, each (B,).
 
@@ -48,11 +51,13 @@ def blur_kernels(parameters: KernelParameters, side: int) -> Tensor:
     """Kernels (B,side,side), fp32, each of sum 1.
 
     With q = x^T Σ^-1 x: Gaussian exp(-q/2); generalized exp(-q^beta/2); plateau 1/(1 + q^beta); sinc the circular
-    low-pass ω J1(ω r) / (2π r) (Real-ESRGAN, Wang et al. 2021, sections 3.1 and 3.3); none a single 1.
+    low-pass ω J1(ω r) / (2π r) (Real-ESRGAN, Wang et al. 2021, sections 3.1 and 3.3); none a single 1, as is a width
+    of 0.
     """
     kind, size, sigma_x, sigma_y, rotation, beta, omega = (p.double().view(-1, 1, 1) for p in parameters)
     axis = torch.arange(side, dtype=torch.float64, device=kind.device) - side // 2
     y, x = axis[:, None], axis[None]
+    sigma_x, sigma_y = sigma_x.clamp_min(_NO_WIDTH), sigma_y.clamp_min(_NO_WIDTH)
     isotropic = (kind == 0) | (kind == 2) | (kind == 4)
     across = torch.where(isotropic, sigma_x, sigma_y)
     along = x * rotation.cos() + y * rotation.sin()

@@ -80,6 +80,8 @@ class DegradationConfig:
             if "range" in option.name or "sigma" in option.name:
                 if not 0 <= value[0] <= value[1]:
                     raise ValueError(f"{option.name}: expected 0 <= low <= high, got {value}")
+                if option.name.startswith("resize_range") and value[0] == 0:
+                    raise ValueError(f"{option.name}: expected factors above 0, got {value}")
             elif option.name.startswith("resize_prob"):
                 if len(value) != 3 or min(value) < 0 or sum(value) <= 0:
                     raise ValueError(f"{option.name}: expected three weights (up, down, keep), got {value}")

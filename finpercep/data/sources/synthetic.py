@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finpercep.data.degradations.blur_kernels import reflect
 from finpercep.data.image_ops import gaussian_blur, jpeg, resize
 from finpercep.data.randomness import chance, integer, uniform32
 
@@ -101,7 +102,7 @@ def painterly(image: Tensor, generator: torch.Generator) -> Tensor:
     """Repeated median filtering and sharpening: flat strokes with crisp edges."""
     base = _restore(image, generator, "bicubic")
     for _ in range(integer(1, 3, generator)):
-        patches = F.unfold(F.pad(base[:, None], [1] * 4, mode="reflect"), 3)
+        patches = F.unfold(reflect(base[:, None], 1), 3)
         base = patches.median(dim=1).values.view_as(base)
     return (base + uniform32(0.5, 2.0, generator) * (base - gaussian_blur(base, 1.2))).clamp(0, 1)
 

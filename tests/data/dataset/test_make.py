@@ -301,6 +301,15 @@ def test_bad_results_stop_and_can_be_left_out(tmp_path):
     assert len(load_scenes(out, "train")) + len(load_scenes(out, "val")) == 4
 
 
+def test_no_complete_photo_is_said(tmp_path):
+    fgr.inputs(tmp_path / "scenes")
+    folder = tmp_path / "scenes" / "train"
+    for number, scene in enumerate(sorted(folder.iterdir())):
+        (scene / "ab"[number % 2]).with_suffix(".png").unlink()
+    with pytest.raises(ImageError, match="expected a photo with results of every source, got none: .*no result for"):
+        fgr.make(tmp_path / "scenes", tmp_path / "out", replace(fgr.CONFIG, skip_bad=True))
+
+
 def test_disk_full_keeps_what_is_complete(scenes_root, dataset, tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 

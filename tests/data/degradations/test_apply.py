@@ -53,6 +53,22 @@ def test_generalized_and_plateau_kernels_follow_their_formulas():
     assert torch.allclose(kernel("generalized_iso", beta=1.0), kernel("iso"))
 
 
+def test_factors_of_zero_are_refused():
+    with pytest.raises(ValueError, match=r"resize_range2: expected factors above 0, got \(0.0, 0.5\)"):
+        DegradationConfig(resize_range2=(0.0, 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS[:6])
+def test_no_width_is_no_blur(kind):
+    k = kernel(kind, sigma_x=0.0, sigma_y=0.0, beta=0.5)
+    assert k[10, 10] == pytest.approx(1, abs=1e-6)
+    assert kernel("aniso", sigma_x=0.0, sigma_y=0.0)[10, 10] == 1
+    photo = synthetic_photo(64, 64)[None].expand(6, 3, 64, 64) * 0.5 + 0.4
+    config = DegradationConfig(blur_sigma=(0.0, 0.0), blur_sigma2=(0.0, 0.0), sinc_prob=0.0, sinc_prob2=0.0)
+    low, _ = degrade(photo, list(range(6)), config)
+    assert (low.flatten(1).mean(1) > 0.2).all()
+
+
 def test_sinc_kernel_is_a_circular_low_pass():
     """Its frequency response is near 1 below the cutoff and near 0 above it."""
     k = kernel("sinc", omega=1.2)

@@ -35,6 +35,21 @@ def test_blobs_cover_the_asked_area():
         assert 0.095 <= share <= 0.305
 
 
+def test_region_swap_takes_every_kind_of_mask():
+    """One region as bool, as 0 and 1 of floats, and as 0 and 255, in images of either type."""
+    photo, distorted = torch.full((3, 4, 4), 51, dtype=torch.uint8), torch.full((3, 4, 4), 204, dtype=torch.uint8)
+    region = torch.zeros(1, 4, 4, dtype=torch.bool)
+    region[:, :2] = True
+    expected = torch.where(region, distorted, photo)
+    for mask in (region, region.float(), region.double(), region.to(torch.uint8) * 255):
+        assert torch.equal(region_swap(photo, distorted, mask), expected)
+    for mask in (region, region.float()):
+        torch.testing.assert_close(region_swap(photo / 255, distorted / 255, mask), expected / 255)
+    assert region_swap(photo, distorted, torch.full((1, 4, 4), 0.5))[0, 0, 0] == 128  # 127.8
+    with pytest.raises(ValueError, match=r"mask: expected bool, uint8 or floats, got torch.int64"):
+        region_swap(photo, distorted, region.long())
+
+
 @pytest.mark.parametrize("feather", [False, True])
 def test_region_swap_mixes_by_the_mask(feather):
     photo, distorted = torch.zeros(3, 4, 4), torch.ones(3, 4, 4)

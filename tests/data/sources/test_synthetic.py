@@ -21,6 +21,16 @@ def test_source_keeps_shape_and_range_and_is_seeded(name, photo):
 
 
 @pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
+def test_thin_images(name, size):
+    photo = torch.rand(3, *size, generator=torch.Generator().manual_seed(2))
+    for seed in range(4):
+        made = synthetic_source(name, photo, torch.Generator().manual_seed(seed))
+        assert made.shape == photo.shape
+        assert made.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))
 def test_the_number_of_threads_changes_no_bit(name, photo):
     """Processes that load triplets have one thread; a run that is resumed with others must draw the same."""
     threads = torch.get_num_threads()
