@@ -306,7 +306,7 @@ def test_no_complete_photo_is_said(tmp_path):
     folder = tmp_path / "scenes" / "train"
     for number, scene in enumerate(sorted(folder.iterdir())):
         (scene / "ab"[number % 2]).with_suffix(".png").unlink()
-    with pytest.raises(ImageError, match="expected a photo with results of every source, got none: .*no result for"):
+    with pytest.raises(ImageError, match=r"expected a photo with results of every source, got none: .*no result for"):
         fgr.make(tmp_path / "scenes", tmp_path / "out", replace(fgr.CONFIG, skip_bad=True))
 
 
