@@ -27,7 +27,7 @@ from finpercep.rl.scores import as_file, score
 
 
 class HeldOut:
-    """Center crops of photos, each with the low-resolution version that its set has.
+    """Center crops of photos, each with the low-resolution version that its set has, and extras that all pairs have.
 
     Args:
         pairs: photos that are not trained on.
@@ -39,7 +39,9 @@ class HeldOut:
     def __init__(self, pairs: Sequence[Pair], side: int, scale: int, steps: int, *, size: int = 8) -> None:
         crops = [_center(pair, side, scale) for pair in pairs]
         lr, photo = (torch.stack(images).float() / 255 for images in zip(*crops, strict=True))
-        self.batch = Batch(lr, torch.arange(len(pairs)), photo)
+        names = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
+        extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in names}
+        self.batch = Batch(lr, torch.arange(len(pairs)), photo, extras)
         self.steps, self.size = steps, size
         self.bank = FilterBank()
 
@@ -99,8 +101,8 @@ class HeldOut:
 
 
 def psnr(images: Tensor, photos: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of RGB images in [0, 1]."""
-    return -10 * (images - photos).square().flatten(1).mean(1).log10()
+    """Peak signal-to-noise ratio (B,) in dB of RGB images in [0, 1]; at most 100, which is an exact match."""
+    return -10 * (images - photos).square().flatten(1).mean(1).clamp_min(1e-10).log10()
 
 
 def severity(images: Tensor, photos: Tensor, bank: FilterBank) -> Tensor:
@@ -111,6 +113,9 @@ def severity(images: Tensor, photos: Tensor, bank: FilterBank) -> Tensor:
 def _center(pair: Pair, side: int, scale: int) -> tuple[Tensor, Tensor]:
     if pair.photo is None:
         raise ValueError(f"{pair.name}: expected a photo to measure against, got a low-resolution image alone")
+    if pair.fixed and pair.sides != (side, side):
+        height, width = pair.sides
+        raise ValueError(f"side: expected {height} x {width} as {pair.name}, whose latents are given, got {side}")
     if min(pair.sides) < side:
         height, width = pair.sides
         raise ValueError(f"{pair.name}: expected sides of at least {side} to measure on, got {width}x{height}")
