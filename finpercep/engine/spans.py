@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 
 __all__ = ["Profile", "SpanTime", "profiled", "span"]
 
@@ -35,6 +36,8 @@ class Profile:
         self.seconds = 0.0
         self._started = time.perf_counter()
         self._found: dict[str, list[float]] = {}
+        self._names: set[str] = set()
+        self._covered = 0.0  # seconds of what stands in nothing else
         self._stack = threading.local()
 
     @contextmanager
@@ -43,6 +46,7 @@ class Profile:
         outer = getattr(self._stack, "path", "")
         path = f"{outer}/{name}" if outer else name
         self._stack.path = path
+        self._names.add(name)
         _wait()
         started = time.perf_counter()
         try:
@@ -51,7 +55,9 @@ class Profile:
             _wait()
         finally:
             self._stack.path = outer
-            self._found.setdefault(path, []).append(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._found.setdefault(path, []).append(seconds)
+            self._covered += 0.0 if outer else seconds
 
     def stop(self) -> None:
         """End the whole: called by `profiled`."""
@@ -59,17 +65,23 @@ class Profile:
         self.seconds = time.perf_counter() - self._started
 
     def take(self, events: Any) -> None:
-        """Add the `record_function` labels of a torch profile that are not spans already."""
-        own = {path.rpartition("/")[2] for path in self._found}
-        for event in events:
-            if event.is_user_annotation and event.name not in own and "ProfilerStep" not in event.name:
-                self._found.setdefault(event.name, []).append(event.cpu_time_total / 1e6)
+        """Add the `record_function` labels of a torch profile that are not spans already, each under what it is in."""
+        paths: dict[int, str] = {}
+        for event, outer in _nested(e for e in events if e.is_user_annotation and "ProfilerStep" not in e.name):
+            seconds, is_span = event.cpu_time_total / 1e6, event.name in self._names
+            inside = [o for o in outer if o.name in self._names] if is_span else outer  # as spans name themselves
+            path = paths[id(event)] = f"{paths[id(inside[-1])]}/{event.name}" if inside else event.name
+            if not is_span:
+                self._found.setdefault(path, []).append(seconds)
+                self._covered += 0.0 if outer else seconds
+            elif outer and not inside:  # a label around it covers it
+                self._covered -= seconds
 
     def times(self) -> dict[str, SpanTime]:
-        """Path of each span -> its time, in the order they first ended; "other" is what no outer span covers."""
+        """Path of each span -> its time, in the order they first ended; "other" is what none of them covers."""
         whole = self.seconds or time.perf_counter() - self._started
         found = {name: SpanTime(len(each), sum(each), sum(each) / whole) for name, each in self._found.items()}
-        rest = whole - sum(time.seconds for name, time in found.items() if "/" not in name)
+        rest = whole - self._covered
         return {**found, "other": SpanTime(1, max(0.0, rest), max(0.0, rest) / whole)}
 
     def table(self) -> str:
@@ -89,7 +101,8 @@ def profiled(*, trace: str | Path | None = None) -> Iterator[Profile]:
 
     Args:
         trace: file for a trace of every operator, which https://ui.perfetto.dev and chrome://tracing show. It also
-            gives the times of labels by `torch.profiler.record_function`. It slows the loop and takes memory with
+            gives the times of labels by `torch.profiler.record_function`, torch's own among them, under the span that
+            they are in. It slows the loop and takes memory with
             every step: for a few steps.
     """
     profile = Profile()
@@ -125,3 +138,14 @@ def span(name: str) -> Iterator[None]:
 def _wait() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def _nested(events: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """Each event of the CPU and those that enclose it in time, from the outermost on: of its thread, else of others."""
+    current: list[Any] = []
+    on_cpu = [e for e in events if e.device_type == DeviceType.CPU]
+    for event in sorted(on_cpu, key=lambda e: (e.time_range.start, -e.time_range.end)):
+        current = [e for e in current if e.time_range.end > event.time_range.start]
+        outer = [e for e in current if e.time_range.end >= event.time_range.end]
+        yield event, [e for e in outer if e.thread == event.thread] or outer
+        current.append(event)

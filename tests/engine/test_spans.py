@@ -67,3 +67,29 @@ def test_labels_of_torchs_profiler_and_a_trace(tmp_path: Path) -> None:
     assert times["reward"].calls == 3  # once, not also as the label that it is in the trace
     names = {event.get("name") for event in json.loads((tmp_path / "new" / "trace.json").read_text())["traceEvents"]}
     assert {"update", "reward", "aten::mm"} <= names
+
+
+def test_labels_in_spans_and_spans_in_labels_are_not_counted_twice(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 4)
+    adam = torch.optim.Adam(layer.parameters())  # labels itself
+    with profiled(trace=tmp_path / "trace.json") as p:
+        with p.span("update"), p.span("step"):
+            time.sleep(0.05)
+            layer(torch.rand(2, 4)).sum().backward()
+            adam.step()
+            with torch.profiler.record_function("mine"), torch.profiler.record_function("inner"):
+                time.sleep(0.05)
+        with torch.profiler.record_function("phase"):
+            with p.span("reward"):
+                time.sleep(0.05)
+            time.sleep(0.05)
+        time.sleep(0.1)
+    times = p.times()
+    assert {name for name in times if "Adam" not in name} == {
+        *("update", "update/step", "update/step/mine", "update/step/mine/inner"),
+        *("phase", "reward", "other"),
+    }
+    assert times["update/step/Optimizer.step#Adam.step"].calls == 1
+    covered = times["update"].seconds + times["phase"].seconds
+    assert times["other"].seconds == pytest.approx(p.seconds - covered, abs=0.005)
+    assert times["phase"].seconds > times["reward"].seconds + 0.04
