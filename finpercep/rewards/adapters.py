@@ -42,7 +42,14 @@ class FunctionReward:
             ValueError: the function did not answer with B numbers; names it.
         """
         size = len(images)
-        answer = self.function(images, list(prompts or [""] * size), list(metadata or [{}] * size))
+        context = list(prompts or [""] * size), list(metadata or [{}] * size)
+        try:
+            answer = self.function(images, *context)
+        except RuntimeError as error:
+            # Of .numpy(): a function that leaves torch takes images without gradients, and gives scores without.
+            if "requires grad" not in str(error) or not images.requires_grad:
+                raise
+            answer = self.function(images.detach(), *context)
         scores = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(scores, Mapping):
             if "avg" not in scores:
