@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,7 @@ def train_rl(
     if print_config:
         print(as_yaml(settings), end="")
         return
+    settings = replace(settings, device=check_device(settings.device))
     try:
         with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
             train(settings, [RLScreen(), *trackers_of(settings.out, wandb)])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from finpercep.rewards import Reward, StageReward, load_reward
-from finpercep.rl.checks import at_least_one
+from finpercep.rewards import Mixture, Reward, StageReward, load_reward
+from finpercep.rl.checks import above_zero, at_least_one, not_negative, share
 from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.generators import Generator, GeneratorConfig
@@ -16,6 +17,7 @@ from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
+from finpercep.runs.state import check_settings
 
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
 Algorithm = ReFL | DPO | GRPO | NFT
@@ -25,13 +27,23 @@ ALGORITHMS: Mapping[type, type] = {ReFLConfig: ReFL, DPOConfig: DPO, GRPOConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: R_k = λ1·S + λ2·(1 - max̂(M)) of a reward by name; see `load_reward` and `StageReward`."""
+    """One stage: R_k = λ1·S + λ2·(1 - max̂(M)) of a reward by name; see `load_reward` and `StageReward`.
+
+    Of a `Mixture` it is the mixture of its parts' R_k, each of which algorithms with groups normalize in its groups.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
 
     reward: str = "finpercep-tiny"
     steps: int = 10_000
     lr: float = 1e-5
     score_weight: float = 0.5
     map_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "steps")
+        not_negative(self, "lr", "score_weight", "map_weight")
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,9 @@ class RLConfig:
         eval_every: steps between measurements on held-out photos.
         eval_photos: how many photos they use.
         eval_steps: of the sampler, when measuring.
+
+    Raises:
+        ValueError: an option out of its range, or two that do not go together.
     """
 
     data: tuple[str, ...] = ()
@@ -89,7 +104,12 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         counts = ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps", "max_skipped")
-        at_least_one(self, *counts)
+        at_least_one(self, *counts, "side")
+        share(self, "degraded")
+        not_negative(self, "weight_decay")
+        above_zero(self, "max_norm")
+        if not self.stages:
+            raise ValueError("stages: expected at least one, got none")
         if self.dev_every == 1 or self.dev_every < 0:
             raise ValueError(f"dev_every: expected 0 or at least 2, got {self.dev_every}")
         if self.curriculum.switch == "auto" and not self.dev_every:
@@ -135,7 +155,32 @@ def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
     del settings["monitors"]["alarm"]
-    return {name: value for name, value in settings.items() if name not in ("out", "save_every", "keep", "device")}
+    ignored = ("data", "out", "save_every", "keep", "device")  # of data, which may have moved, there is a fingerprint
+    return {name: value for name, value in settings.items() if name not in ignored}
+
+
+def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
+    """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    if "data_fingerprint" not in was:
+        now = {**now, "data": config.data, "data_fingerprint": None}
+    check_settings(was, now, folder)
+
+
+def check_held(config: RLConfig, count: int) -> None:
+    """Refuse "auto" where no difference of so many held-out photos could be told from chance.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if config.curriculum.switch == "auto" and count < 2:
+        raise ValueError(
+            "curriculum.switch: auto decides by differences over held-out photos: expected at least 2 of them, got "
+            f"{count}; see eval_photos and dev_every"
+        )
 
 
 def load_rewards(config: RLConfig) -> dict[str, Reward]:
@@ -145,17 +190,32 @@ def load_rewards(config: RLConfig) -> dict[str, Reward]:
 
 def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curriculum:
     """The stages with their rewards."""
-    return Curriculum(
-        [Stage(StageReward(rewards[s.reward], s.score_weight, s.map_weight), s.steps, s.lr) for s in config.stages],
-        config.curriculum,
-    )
+    stages = [Stage(_stage_reward(rewards[s.reward], s), s.steps, s.lr) for s in config.stages]
+    return Curriculum(stages, config.curriculum)
+
+
+def _stage_reward(reward: Reward, stage: StageConfig) -> Reward:
+    if not isinstance(reward, Mixture):
+        return StageReward(reward, stage.score_weight, stage.map_weight)
+    return Mixture({name: (_stage_reward(part, stage), reward.weights[name]) for name, part in reward.parts.items()})
 
 
 def build_judge(config: RLConfig, rewards: Mapping[str, Reward]) -> Reward | None:
-    """The judging reward, with both weights ½; None where there is none or it is climbed."""
+    """The judging reward, with both weights ½; None where there is none or it is climbed, under whatever name."""
     if not config.monitors.judge or config.monitors.judge in rewards:
         return None
-    return StageReward(load_reward(config.monitors.judge, device=config.device))
+    judge = load_reward(config.monitors.judge, device=config.device)
+    if any(judge.fingerprint in _fingerprints(reward) for reward in rewards.values()):
+        return None
+    return StageReward(judge)
+
+
+def _fingerprints(reward: Reward) -> set[str]:
+    """Of a reward, of its parts where it is a mixture, and of the reward inside where it is around one."""
+    inside: list[Any] = [getattr(reward, "reward", None)]
+    if isinstance(reward, Mixture):
+        inside = list(reward.parts.values())
+    return {reward.fingerprint}.union(*(_fingerprints(part) for part in inside if hasattr(part, "fingerprint")))
 
 
 def build_algorithm(config: RLConfig, generator: Generator) -> Algorithm:

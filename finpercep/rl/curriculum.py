@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from finpercep.rewards import Mixture, Reward
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import at_least_one, not_negative
 from finpercep.runs.schedule import cosine
 
 SWITCHES = ("hard", "blend", "auto")
@@ -62,6 +62,9 @@ class Stage:
         reward: R_k.
         steps: how many updates it lasts.
         lr: learning rate at its beginning; it falls to 0 along a cosine.
+
+    Raises:
+        ValueError: an option out of its range.
     """
 
     reward: Reward
@@ -71,6 +74,7 @@ class Stage:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected at least 1 step in a stage, got {self.steps}")
+        not_negative(self, "lr")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,15 @@ class Moment:
         """What is climbed in this step."""
         if self.before is None:
             return self.stage.reward
-        return Mixture({"before": (self.before, 1 - self.blend), "stage": (self.stage.reward, self.blend)})
+        before = _parts("before", self.before, 1 - self.blend)
+        return Mixture({**before, **_parts("stage", self.stage.reward, self.blend)})
+
+
+def _parts(name: str, reward: Reward, weight: float) -> dict[str, tuple[Reward, float]]:
+    """A reward as parts of a mixture: those that it has itself, each of which is normalized in its groups, or one."""
+    if not isinstance(reward, Mixture):
+        return {name: (reward, weight)}
+    return {f"{name}_{part}": (inner, weight * reward.weights[part]) for part, inner in reward.parts.items()}
 
 
 class Curriculum:

@@ -26,6 +26,7 @@ from finpercep.rl.batch import check_pair
 MEMORY = 2**31
 """Images stay in memory where all of them together are no larger, in bytes."""
 CHOICES = "pairs.jsonl"
+ALONE = ("photos", "lr")
 VAL = 10
 """Of folders of photos without splits, one photo in so many is held out, by its name."""
 
@@ -45,6 +46,7 @@ class Pair:
         results: name -> results (3,H,W), uint8, of the low-resolution image as it is: "chosen" and "rejected".
         keep: the images stay in memory.
         of: what pairs of one photo share: other crops of it, other labels; the name where that is all.
+        files: what it is read from, and `place` which part of them, as JSON-able values; `root` is the set's folder.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Pair:
     results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     keep: bool = True
     of: str = ""
+    files: Sequence[Path] = ()
+    place: Sequence[Any] = ()
+    root: Path = Path()
     _images: Images | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +110,12 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
         FileNotFoundError: no such folder, or none of these kinds.
         ValueError: a line without one of the names, a pair that does not match, or nothing in that split.
     """
-    pairs = [pair for root in roots for pair in _pairs(str(root), split, scale)]
+    pairs = []
+    for root in map(str, roots):
+        kind, colon, rest = root.partition(":")
+        for pair in _pairs(root, split, scale):
+            pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
+            pairs.append(pair)
     if not pairs:
         raise ValueError(f"{', '.join(map(str, roots))}: expected photos in split {split!r}, found none")
     if sum(3 * height * width for height, width in (pair.sides for pair in pairs)) > MEMORY:
@@ -116,7 +126,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
 
 def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
     kind, colon, rest = root.partition(":")
-    if colon and kind in ("photos", "lr"):
+    if colon and kind in ALONE:
         return _folder(kind, rest, split, scale)
     folder = Path(root)
     if is_stored(folder):
@@ -160,7 +170,9 @@ def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _of_choices(root: Path, split: str, scale: int) -> Iterator[Pair]:
     """Labelled results: of two of one low-resolution image, which was chosen."""
     index = root / CHOICES
-    for number, row in _rows(index):
+    rows = list(_rows(index))
+    photos = {str(row["lr"]): str(row["gt"]) for _, row in rows if row.get("lr") and row.get("gt")}
+    for number, row in rows:
         if (part := row.get("split", "train")) != split:
             continue
         names = ("lr", "gt") if part == "val" else ("lr", "chosen", "rejected")
@@ -172,10 +184,10 @@ def _of_choices(root: Path, split: str, scale: int) -> Iterator[Pair]:
         if split == "val":
             yield _of_files(paths["gt"], paths["lr"], scale)
             continue
-        yield _of_choice(paths, scale)
+        yield _of_choice(paths, scale, root / photos.get(files["lr"], files["lr"]))
 
 
-def _of_choice(paths: dict[str, Path], scale: int) -> Pair:
+def _of_choice(paths: dict[str, Path], scale: int, of: Path) -> Pair:
     low, large = (torch.empty(3, *image_sides(path), device="meta") for path in (paths["lr"], paths["chosen"]))
     for name in paths.keys() - {"lr"}:
         _check_scale(low, torch.empty(3, *image_sides(paths[name]), device="meta"), scale, f"{paths['lr']}, {name}")
@@ -185,7 +197,8 @@ def _of_choice(paths: dict[str, Path], scale: int) -> Pair:
         return load_image(paths["lr"]), load_image(paths["gt"]) if "gt" in paths else None
 
     height, width = large.shape[1:]
-    return Pair(str(paths["lr"]), (height, width), read, "gt" in paths, results=results, of=str(paths["lr"]))
+    files = list(paths.values())
+    return Pair(str(paths["lr"]), (height, width), read, "gt" in paths, results=results, of=str(of), files=files)
 
 
 def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
@@ -195,7 +208,7 @@ def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
         if kind == "lr":
             if split == "train":
                 height, width = image_sides(path)
-                yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False)
+                yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False, files=[path])
         elif (seed_of(0, path.stem) % VAL == 0) == (split == "val"):
             yield _of_files(path, None, scale)
 
@@ -209,7 +222,7 @@ def _of_files(photo: Path, lr: Path | None, scale: int) -> Pair:
     height, width = image_sides(photo)
     if lr is None:
         sides = height // scale * scale, width // scale * scale
-        return Pair(str(photo), sides, lambda: _made(load_image(photo), photo.stem, scale))
+        return Pair(str(photo), sides, lambda: _made(load_image(photo), photo.stem, scale), files=[photo])
     names = f"{lr}, {photo.name}"
     low, large = (torch.empty(3, *size, device="meta") for size in (image_sides(lr), (height, width)))
     _check_scale(low, large, scale, names)
@@ -217,7 +230,7 @@ def _of_files(photo: Path, lr: Path | None, scale: int) -> Pair:
     def read() -> Images:
         return load_image(lr), load_image(photo)
 
-    return Pair(names, (height, width), read)
+    return Pair(names, (height, width), read, of=str(photo), files=[lr, photo])
 
 
 def _made(photo: Tensor, name: str, scale: int) -> Images:
@@ -247,7 +260,8 @@ def _of_scene(scene: StoredScene, scale: int) -> Pair:
         return lr, gt
 
     sides = height // scale * scale, width // scale * scale
-    return Pair(name, sides, read, of=f"{scene.gt_path}: {photo_of(scene.id)}")
+    of, place = f"{scene.gt_path}: {photo_of(scene.id)}", [scene.id, *scene.place()]
+    return Pair(name, sides, read, of=of, files=[scene.gt_path], place=place)
 
 
 def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
@@ -265,7 +279,8 @@ def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
             file = root / name / path.name
             if file.is_file():
                 extras[name] = partial(_tensor, file)
-        yield Pair(str(enlarged), image_sides(enlarged), read, photo.is_file(), extras)
+        files = [enlarged, *([photo] if photo.is_file() else []), *(root / name / path.name for name in extras)]
+        yield Pair(str(enlarged), image_sides(enlarged), read, photo.is_file(), extras, files=files)
 
 
 def _tensor(path: Path) -> Tensor:

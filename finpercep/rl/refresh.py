@@ -16,7 +16,7 @@ from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import above_zero, at_least_one, share
 from finpercep.rl.generators import Generator
 from finpercep.rl.photos import Crops
 from finpercep.rl.rollout import results
@@ -57,8 +57,8 @@ class RefreshConfig:
         if self.every < 0:
             raise ValueError(f"every: expected 0 (never) or more, got {self.every}")
         at_least_one(self, "steps", "batch")
-        if not 0 <= self.synthetic <= 1:
-            raise ValueError(f"synthetic: expected 0 to 1, got {self.synthetic}")
+        above_zero(self, "lr")
+        share(self, "synthetic")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def resolve(
     values = dict(_read(file)) if file is not None else {}
     if isinstance(values.get("algorithm"), str):
         values["algorithm"] = {KIND: values["algorithm"]}
+    if not isinstance(found := values.get("algorithm", {}), Mapping):
+        raise ValueError(f"algorithm: expected names and values, got {found!r}")
     _merge(values, given or {})
     for assignment in assignments:
         if assignment.partition("=")[0].strip() == f"algorithm.{KIND}":
@@ -169,7 +171,7 @@ def _one_of(parts: tuple[Any, ...], value: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected names and values, got {value!r}")
     options = dict(value)
     name = options.pop(KIND, next(iter(KINDS)))
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"{where}.{KIND}: expected one of {', '.join(KINDS)}, got {name!r}")
     return _dataclass(KINDS[name], options, where)
 
@@ -189,14 +191,14 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and number and value == int(value):
+    if hint is int and number and (isinstance(value, int) or value.is_integer()):
         return int(value)
     if hint is str and (number or isinstance(value, str)):
         return str(value)
     if hint is float and (number or isinstance(value, str)):
         try:
             return float(value)  # text too: YAML takes 1e-5 for it
-        except ValueError:
+        except (ValueError, OverflowError):  # an int of a thousand digits
             pass
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     raise ValueError(f"{where}: expected {names.get(hint, hint)}, got {value!r}")

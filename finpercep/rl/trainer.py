@@ -20,6 +20,8 @@ from finpercep.rl.config import (
     build_algorithm,
     build_curriculum,
     build_judge,
+    check_held,
+    check_resumable,
     check_updates,
     comparable,
     load_rewards,
@@ -32,12 +34,13 @@ from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm
+from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
 from finpercep.rl.refresh import Refresh
 from finpercep.runs.ema import MovingAverage
 from finpercep.runs.ranks import Ranks, own_device
-from finpercep.runs.state import check_settings, read_state
+from finpercep.runs.state import read_state
 
 STATE_PARTS = (
     "step",
@@ -83,6 +86,7 @@ class RLTrainer:
             held=config.eval_photos,
             labelled=getattr(config.algorithm, "pairs", "") == "given",
         )
+        check_held(config, len(held))
         self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
@@ -96,6 +100,7 @@ class RLTrainer:
         self.settings = comparable(config) | {
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.fingerprints),
+            "data_fingerprint": pairs_fingerprint([*fit, *held]),
         }
         signs = {name: measure.sign for name, measure in self.measures.items()}
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
@@ -279,7 +284,7 @@ class RLTrainer:
         folder = found[-1][1]
         state = read_state(folder, STATE_PARTS, f"delete {folder} to go on from the checkpoint before it, if any")
         assert state is not None  # `checkpoints` has seen it
-        check_settings(state["settings"], self.settings, folder)
+        check_resumable(state["settings"], self.settings, self.config, folder)
         self.generator.load_trained_state(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])

@@ -77,6 +77,17 @@ def test_a_run(photo_set, tmp_path):  # noqa: F811
     assert "resumed at step 2" in again.stderr
 
 
+def test_the_device_is_checked_wherever_it_was_set(seen, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert invoke("d", "--out", tmp_path, "--set", "device=auto").exit_code == 0
+    assert seen[0][0].device == "cpu"
+    (tmp_path / "run.yaml").write_text("device: nowhere\n")
+    result = invoke("d", "-c", tmp_path / "run.yaml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("--device: expected a device of this machine, got nowhere: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_mistakes_are_one_line(tmp_path):
     result = invoke("d", "--set", "bach=3")
     assert (result.exit_code, result.stderr) == (2, "bach: no such setting; did you mean batch?\n")

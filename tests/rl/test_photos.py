@@ -231,3 +231,19 @@ def test_a_held_out_photo_is_not_trained_on_in_any_form(labelled, photo_set, tmp
     assert {pair.of for pair in out}.isdisjoint(pair.of for pair in fit)
     assert [pair.has_photo for pair in fit] == [True, True, False]
     assert all(pair.has_photo for pair in out)
+
+
+def test_low_resolution_images_of_one_photo_are_held_out_together(labelled):
+    """Two versions of each photo, and labels of one of them without the photo's name."""
+    rows = [json.loads(line) for line in (labelled / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**row, "split": "train", "chosen": row["gt"], "rejected": row["gt"]} for row in rows if "gt" in row]
+    found = []
+    for row in rows:
+        other = row["lr"].replace("lr.png", "other.png")
+        (labelled / other).write_bytes((labelled / row["lr"]).read_bytes())
+        found += [row, {**row, "lr": other}, {name: row[name] for name in ("lr", "chosen", "rejected")}]
+    (labelled / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    fit, out = split_pairs([str(labelled)], 4, dev_every=2)
+    photos = [{pair.name.split("/")[-2] for pair in part} for part in (fit, out)]
+    assert photos == [{"2"}, {"3"}]
+    assert (len(fit), len(out)) == (3, 2)  # without a photo, nothing can be measured

@@ -73,6 +73,20 @@ def test_the_short_form_of_an_algorithm(tmp_path):
         ("data=x", r"data: expected a list, got 'x'"),
         ("stages=[{lr: 1, rewards: a}]", r"stages\.0\.rewards: no such setting; did you mean reward\?"),
         ("batch=0", r"batch: expected at least 1, got 0"),
+        ("batch=.inf", r"batch: expected a whole number, got inf"),
+        ("batch=.nan", r"batch: expected a whole number, got nan"),
+        ("max_norm=1" + 400 * "0", r"max_norm: expected a number, got 1000"),
+        ("algorithm.name=[refl]", r"algorithm\.name: expected one of refl, dpo, grpo, nft, got \['refl'\]"),
+        ("side=0", r"side: expected at least 1, got 0"),
+        ("degraded=1.5", r"degraded: expected 0 to 1, got 1.5"),
+        ("max_norm=0", r"max_norm: expected more than 0, got 0"),
+        ("max_norm=.nan", r"max_norm: expected more than 0, got nan"),
+        ("weight_decay=-1", r"weight_decay: expected 0 or more, got -1"),
+        ("stages=[]", r"stages: expected at least one, got none"),
+        ("stages.0.lr=-1e-5", r"stages\.0\.lr: expected 0 or more, got -1e-05"),
+        ("stages.0.steps=0", r"stages\.0\.steps: expected at least 1, got 0"),
+        ("stages.0.map_weight=-1", r"stages\.0\.map_weight: expected 0 or more, got -1"),
+        ("refresh.lr=0", r"refresh\.lr: expected more than 0, got 0"),
     ],
 )
 def test_mistakes(assignment, message):
@@ -88,6 +102,10 @@ def test_files_that_are_none(tmp_path):
     file.write_text("a: [")
     with pytest.raises(ValueError, match=r"run\.yaml: expected YAML, got"):
         resolve(file)
+    for text, found in (("", "None"), ("3", "3"), ("[grpo]", r"\['grpo'\]")):
+        file.write_text(f"algorithm: {text}")
+        with pytest.raises(ValueError, match=rf"^algorithm: expected names and values, got {found}$"):
+            resolve(file)
     with pytest.raises(FileNotFoundError):
         resolve(tmp_path / "none.yaml")
 

@@ -1,0 +1,105 @@
+"""What a run is built of: rewards of stages, the judge, and what must not change when it is resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finpercep import ops
+from finpercep.io.pictures import as_picture, save_image
+from finpercep.models import RewardOutput
+from finpercep.rewards import Mixture, StageReward
+from finpercep.rl import config as config_module
+from finpercep.rl.config import RLConfig, StageConfig, build_curriculum, build_judge, check_held, check_resumable
+from finpercep.rl.curriculum import CurriculumConfig
+from finpercep.rl.monitors import MonitorConfig
+from finpercep.rl.pairs_fingerprint import pairs_fingerprint
+from finpercep.rl.photos import load_pairs
+from finpercep.rl.scores import group_advantages, group_scores
+from finpercep.runs.state import STATE
+from tests.rl.toy import Green, Red, batch
+
+
+class Faint(Red):
+    """A hundredth of how blue: what is added to it plainly drowns it."""
+
+    fingerprint = "faint"
+
+    def __call__(self, images):
+        return RewardOutput(0.01 * images[:, 2].flatten(1).mean(1), None)
+
+
+def test_a_mixture_is_normalized_by_parts():
+    """Each part's R_k in its groups, then added; in a blend, too."""
+    mixture = Mixture({"green": (Green(), 1.0), "faint": (Faint(), 2.0)})
+    stages = (StageConfig("red", 2), StageConfig("mixture", 9, score_weight=0.7, map_weight=0.3))
+    options = CurriculumConfig("blend", blend_steps=4)
+    curriculum = build_curriculum(RLConfig(stages=stages, curriculum=options), {"red": Red(), "mixture": mixture})
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    given = batch(1).repeat(4)
+    reward = curriculum.at(8).reward
+    scores = group_scores(reward, images, given)
+    assert sorted(scores) == ["avg", "faint", "green"]
+    found, _ = group_advantages(reward, scores, given.ids, 9.0)
+    ids, rounded = torch.zeros(4, dtype=torch.long), (images * 255).round() / 255
+    green = StageReward(Green(), 0.7, 0.3)(rounded).score
+    parts = [ops.group_advantage(values, group_ids=ids)[0] for values in (green, Faint()(rounded).score)]
+    torch.testing.assert_close(found, parts[0] + 2 * parts[1])
+    blended = curriculum.at(2).reward
+    assert blended.weights == {"before": 0.75, "stage_green": 0.25, "stage_faint": 0.5}
+
+
+def test_the_judge_is_not_climbed_under_another_name(monkeypatch):
+    monkeypatch.setattr(config_module, "load_reward", lambda name, device: Faint())
+    config = RLConfig(monitors=MonitorConfig(judge="copy"))
+    around = StageReward(Mixture({"red": (Red(), 1.0), "faint": (Faint(), 1.0)}))
+    for climbed in (Faint(), around):
+        assert build_judge(config, {"climbed": climbed}) is None
+    assert build_judge(config, {"climbed": Red()}).reward.fingerprint == "faint"
+
+
+def test_data_are_known_by_their_files_wherever_they_lie(photo_set, labelled, tmp_path):
+    roots = [photo_set, labelled, f"photos:{photo_set / 'train'}", f"lr:{labelled}"]
+    before = pairs_fingerprint(load_pairs(roots, "train", 4))
+    moved = tmp_path / "elsewhere"
+    for folder in (photo_set, labelled):
+        shutil.move(folder, moved / folder.name)
+    photos, labels = moved / photo_set.name, moved / labelled.name
+    roots = [photos, labels, f"photos:{photos / 'train'}", f"lr:{labels}"]
+    assert pairs_fingerprint(load_pairs(roots, "train", 4)) == before
+    save_image(as_picture(torch.rand(3, 64, 64)), photos / "train" / "p1" / "gt.png")
+    assert pairs_fingerprint(load_pairs(roots, "train", 4)) != before
+    row = json.loads((labels / "pairs.jsonl").read_text().splitlines()[0])
+    changed = pairs_fingerprint(load_pairs([labels], "train", 4))
+    save_image(as_picture(torch.rand(3, 64, 64)), labels / row["rejected"])
+    assert pairs_fingerprint(load_pairs([labels], "train", 4)) != changed
+
+
+def test_what_must_not_change(tmp_path):
+    """Data by their fingerprint; in states that have none, by the names of their folders."""
+    config = RLConfig(("a",), str(tmp_path))
+    now = config_module.comparable(config) | {"data_fingerprint": "new"}
+    check_resumable(
+        now,
+        config_module.comparable(replace(config, data=("moved",))) | {"data_fingerprint": "new"},
+        replace(config, data=("moved",)),
+        tmp_path,
+    )
+    with pytest.raises(ValueError, match=rf"{STATE}: made with data_fingerprint='old' \(now 'new'\)"):
+        check_resumable(now | {"data_fingerprint": "old"}, now, config, tmp_path)
+    older = {name: value for name, value in now.items() if name != "data_fingerprint"} | {"data": ("a",)}
+    check_resumable(older, now, config, tmp_path)
+    with pytest.raises(ValueError, match=r"made with data=\('a',\) \(now \('b',\)\)"):
+        check_resumable(older, now, replace(config, data=("b",)), tmp_path)
+
+
+def test_auto_needs_two_held_out_photos():
+    config = RLConfig(curriculum=CurriculumConfig("auto"), dev_every=2)
+    check_held(config, 2)
+    check_held(RLConfig(), 1)
+    with pytest.raises(ValueError, match=r"^curriculum.switch: auto .* expected at least 2 of them, got 1; see eval_"):
+        check_held(config, 1)
