@@ -20,6 +20,7 @@ from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 
 METRICS = "metrics.jsonl"
+_ENDS = "; the run ends here (started again, it goes on to the next measurement)"
 
 
 def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule:
@@ -35,7 +36,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         monitors: who is told of it: `rl.screen.RLScreen`, `runs.trackers.TensorBoard`.
 
     Returns:
-        The trained generator.
+        The trained generator, as it is in <out>/generator.
 
     Raises:
         ValueError: settings, data or models that do not fit, or a state that was made with others.
@@ -48,7 +49,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
         if first and not resumed:
-            write_json(out / "rl.json", {**trainer.settings, **asdict(config)})
+            held_out = {"held_out": len(trainer.held_out.batch)}
+            write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:
             _cut_metrics(out / METRICS, trainer.done if resumed else -1)
         if not resumed:
@@ -59,12 +61,16 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
             lines.append(
                 f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"
             )
+        if config.monitors.alarm != "off" and len(trainer.held_out.batch) == 1:
+            lines.append("one held-out photo is too few for the alarm; see eval_photos")
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
             while not trainer.finished and not _step(trainer, told, asked):
                 pass
         trainer.export()
+        if trainer.average is not None:
+            trainer.average.adopt()
         if first:
             write_report(out)
     return trainer.generator
@@ -83,7 +89,7 @@ def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interru
         monitor.log(trainer.done, {**figures, **trainer.times()})
     if trainer.ranks.first:
         for text in alarms:
-            warnings.warn(f"step {trainer.done}: {text}{'; the run ends here' if stop else ''}", stacklevel=3)
+            warnings.warn(f"step {trainer.done}: {text}{_ENDS if stop else ''}", stacklevel=3)
     asked = trainer.ranks.agreed(interruption.asked)
     if trainer.done % config.save_every == 0 or trainer.finished or asked or stop:
         trainer.save()

@@ -34,7 +34,8 @@ class MonitorConfig:
             itself. "" is none.
         metrics: further held-out measures by name: "st-lpips", the distance to the photo (extra `stlpips`), or rewards,
             such as "pyiqa:niqe", whose sign is turned where lower is better. The alarm looks at them too.
-        alarm: "warn": say so in the log and on the screen, "stop": end the run, "off".
+        alarm: "warn": say so in the log and on the screen, "stop": end the run, "off". A run that it
+            ended, started again, goes on to the next measurement, after which the alarm can end it again.
         patience: measurements over which the reward rises and a held-out measure gets worse.
         best: held-out measure, such as "severity": `<out>/best` is then the generator as it was at the measurement that
             was best by it, the one before training among them. "" keeps none.

@@ -61,6 +61,8 @@ def report_parts(out: Path) -> list[str]:
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
+    if settings.get("held_out", settings["eval_photos"]) == 1:
+        return "<p>One held-out photo is too few for the alarm.</p>"
     if not alarms and measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
     if not alarms:

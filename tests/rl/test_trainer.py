@@ -111,7 +111,9 @@ def test_a_rich_run_resumes_exactly(rich, tmp_path):
     assert saved == ["checkpoint-4", "checkpoint-5"]
     averaged = SRTiny.from_pretrained(tmp_path / "run" / "generator")
     assert averaged.fingerprint == SRTiny.from_pretrained(tmp_path / "run" / "checkpoint-5" / "generator").fingerprint
-    assert averaged.fingerprint != whole.fingerprint
+    assert averaged.fingerprint == whole.fingerprint
+    raw = torch.load(tmp_path / "run" / "checkpoint-5" / "state.pt", weights_only=True)["generator"]
+    assert any(not torch.equal(tensor, whole.trained_state()[name]) for name, tensor in raw.items())
     best = [SRTiny.from_pretrained(tmp_path / name / "best").fingerprint for name in ("run", "broken")]
     assert best[0] == best[1]
     page = (tmp_path / "run" / "report.html").read_text()
@@ -137,7 +139,7 @@ def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
     monitors = MonitorConfig(judge="", alarm="stop")
     config = replace(config, eval_every=1, monitors=monitors)
     monkeypatch.setattr(Alarm, "note", lambda self, version, values: ["it parts"])
-    with pytest.warns(UserWarning, match="step 1: it parts; the run ends here"):
+    with pytest.warns(UserWarning, match=r"step 1: it parts; the run ends here \(started again, it goes on to"):
         train(config)
     assert [line.get("alarms") for line in lines(tmp_path / "run")] == [None, ["it parts"]]
     assert (tmp_path / "run" / "checkpoint-1" / "state.pt").is_file()
@@ -177,6 +179,20 @@ def test_another_reward_is_refused(config):
         train(replace(config, algorithm=ALGORITHMS["refl"], stages=stages))
     with pytest.raises(ValueError, match=r"made with.*kind='ReFLConfig' \(now 'NFTConfig'\)"):
         train(replace(config, algorithm=ALGORITHMS["nft"]))
+
+
+def test_other_data_are_refused_and_moved_ones_taken(config, photo_set, tmp_path):
+    """By the names and sizes of files."""
+    config = replace(config, stages=config.stages[:1], eval_photos=1, monitors=MonitorConfig(judge=""))
+    RLTrainer(config).save()
+    moved = replace(config, data=(str(photo_set.rename(tmp_path / "moved")),))
+    assert RLTrainer(moved).resume()
+    photo = tmp_path / "moved" / "train" / "p1" / "gt.png"
+    photo.write_bytes((tmp_path / "moved" / "train" / "p0" / "gt.png").read_bytes())
+    with pytest.raises(ValueError, match=r"checkpoint-0/state\.pt: made with data_fingerprint='.*' \(now '.*'\)"):
+        RLTrainer(moved).resume()
+    with pytest.raises(ValueError, match="expected at least 2 of them, got 1"):
+        RLTrainer(replace(moved, curriculum=CurriculumConfig("auto"), dev_every=3))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(config, monkeypatch):
