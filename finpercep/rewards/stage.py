@@ -63,6 +63,11 @@ class StageReward(nn.Module):
         return tuple(getattr(self.reward, "takes", ()))
 
     @property
+    def without_map(self) -> bool:
+        """Whether this is a reward model that has no map yet: RM_0."""
+        return getattr(self.reward, "has_map", True) is False
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the reward inside and the weights."""
         settings = [self.score_weight, self.map_weight, self.maximum, self.fraction, self.temperature]

@@ -189,8 +189,15 @@ def load_rewards(config: RLConfig) -> dict[str, Reward]:
 
 
 def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curriculum:
-    """The stages with their rewards."""
+    """The stages with their rewards.
+
+    Raises:
+        ValueError: spatial credit where no stage has a map.
+    """
     stages = [Stage(_stage_reward(rewards[s.reward], s), s.steps, s.lr) for s in config.stages]
+    if getattr(config.algorithm, "map_weight", 0) and all(getattr(s.reward, "without_map", False) for s in stages):
+        names = ", ".join(sorted({stage.reward for stage in config.stages}))
+        raise ValueError(f"algorithm.map_weight: expected a stage whose reward has a map, got {names}")
     return Curriculum(stages, config.curriculum)
 
 

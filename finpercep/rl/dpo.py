@@ -18,7 +18,7 @@ from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import ranked_by, scores_and_map, with_map
+from finpercep.rl.scores import credit_map, ranked_by, scores_and_map
 from finpercep.rl.spatial import spatial_advantages
 
 ERRORS = ("velocity", "epsilon")
@@ -100,7 +100,7 @@ class DPO:
             )
         samples, pairs = x0.unflatten(0, by_image.shape), batch[rows]
         if config.map_weight:
-            credit = self._credit(by_image, with_map(faults, reward), x0.shape[-2:])
+            credit = self._credit(by_image, credit_map(faults, reward, scores), x0.shape[-2:])
             tensors = {
                 "win": _put_together(samples[rows], credit.argmax(1)[rows]),
                 "lose": _put_together(samples[rows], credit.argmin(1)[rows]),

@@ -20,8 +20,7 @@ from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.rollout import initial_noise, row_seeds, sample_generators
-from finpercep.rl.scores import alive, group_advantages, scores_and_map
-from finpercep.rl.spatial import spatial_advantages
+from finpercep.rl.scores import alive, result_advantages
 from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
 from finpercep.rl.window import check_window, window_at
 
@@ -51,8 +50,8 @@ class GRPOConfig:
         slide, slide_every: where they are: "forward" goes on by one every `slide_every` steps of training (MixGRPO),
             "random" is drawn for each; with `window` the first half of the sampler, that is Flow-GRPO-Fast.
         std_weight: multiply advantages by std_t/mean(std_t), of `SDEStep.std` over the trained steps (TempFlow-GRPO).
-        map_weight: γ of spatial credit, see `spatial_advantages`; it needs a reward with a map. 0 is one advantage for
-            all positions.
+        map_weight: γ of spatial credit, see `spatial_advantages`; it needs a reward with a map, or one that gets it
+            in a later stage (RM_0). 0 is one advantage for all positions.
         advantage_clip: largest advantage.
         beta: weight of the divergence from the reference.
         norm_weight: weight of `norm_hinge`, against velocities that become longer than the reference's.
@@ -146,7 +145,15 @@ class GRPO:
             raise ValueError("photo_weight: expected photos beside the low-resolution images, got none")
         groups = batch.repeat(config.group_size)
         taken, images = self._rollout(groups, step)
-        advantages, figures = self._advantages(reward, images, groups, taken["x"][0].shape[-2:])
+        advantages, figures = result_advantages(
+            reward,
+            images,
+            groups,
+            taken["x"][0].shape[-2:],
+            group_size=config.group_size,
+            clip=config.advantage_clip,
+            map_weight=config.map_weight,
+        )
         keep, count = alive(advantages, config.group_size), len(taken["x"])
         rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
         std = rows.pop("std").unflatten(0, (-1, count))
@@ -163,21 +170,6 @@ class GRPO:
         if config.limit != "clip":
             rows["old_mean"] = torch.cat([one.mean for one in old if one.mean is not None])
         return replace(experience, tensors=rows)
-
-    def _advantages(
-        self, reward: Reward, images: Tensor, groups: Batch, grid: torch.Size
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 5 (N,), with spatial credit (N,P), and figures for the log."""
-        config = self.config
-        scores, faults = scores_and_map(reward, images, groups)
-        advantages, figures = group_advantages(reward, scores, groups.ids, config.advantage_clip)
-        if not config.map_weight:
-            return advantages, figures
-        if faults is None:
-            raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
-        height, width = grid
-        spatial = spatial_advantages(advantages, faults, config.group_size, (height, width), config.map_weight)
-        return spatial.clamp(-config.advantage_clip, config.advantage_clip), figures
 
     def _rollout(self, batch: Batch, step: int) -> tuple[dict[str, list[Tensor]], Tensor]:
         """For each trained step x (B,C,h,w), what it became, its levels and std (B,); and the images."""

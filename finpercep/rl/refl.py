@@ -17,7 +17,7 @@ from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import score
+from finpercep.rl.scores import check_map, score
 
 WEIGHTINGS = ("relu", "identity")
 
@@ -122,7 +122,8 @@ class ReFL:
         images = images * 1  # its own node: the gradient of nothing else passes here
         output = score(reward, images, batch)
         if not isinstance(output.map, Tensor):
-            raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
+            check_map(reward)
+            return output.score
         faults = output.map.detach()
         share = faults / faults.mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(faults.dtype).tiny)
         if images.requires_grad:

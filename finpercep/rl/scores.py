@@ -116,7 +116,7 @@ def result_advantages(
 
     Args:
         grid: (h, w) of the latents.
-        map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions.
+        map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions, as are all of RM_0.
 
     Returns:
         Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); and figures for the log.
@@ -130,19 +130,33 @@ def result_advantages(
     if not map_weight:
         return advantages, figures
     height, width = grid
-    spatial = spatial_advantages(advantages, with_map(faults, reward), group_size, (height, width), map_weight)
+    spatial = spatial_advantages(
+        advantages, credit_map(faults, reward, scores), group_size, (height, width), map_weight
+    )
     return spatial.clamp(-clip, clip), figures
 
 
-def with_map(faults: Tensor | None, reward: Reward) -> Tensor:
-    """The map that spatial credit needs.
+def credit_map(faults: Tensor | None, reward: Reward, scores: dict[str, Tensor]) -> Tensor:
+    """The map for spatial credit; of RM_0, to which a map comes with a later stage, one that is 0 everywhere.
 
     Raises:
-        ValueError: there is none.
+        ValueError: see `check_map`.
     """
-    if faults is None:
+    if faults is not None:
+        return faults
+    check_map(reward)
+    return scores["avg"].new_zeros(len(scores["avg"]), 1, 1, 1)
+
+
+def check_map(reward: Reward) -> None:
+    """Refuse spatial credit by a reward without map, unless it is RM_0 of a curriculum.
+
+    Raises:
+        ValueError: names the reward.
+    """
+    parts = reward.parts.values() if isinstance(reward, Mixture) else [reward]
+    if not all(getattr(part, "without_map", False) for part in parts):
         raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
-    return faults
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

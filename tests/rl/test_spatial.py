@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from finpercep import ops
+from finpercep.rewards import StageReward, load_reward
+from finpercep.rl.config import RLConfig, StageConfig, build_curriculum
+from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.spatial import spatial_advantages
 from tests.rl.toy import Green, Red, Toy, batch, check_gradient
 
@@ -81,3 +85,24 @@ def test_options():
         GRPOConfig(map_weight=1.0, limit="dppo")
     with pytest.raises(ValueError, match="map_weight: expected a reward with a map, got Red without"):
         GRPO(Toy(), replace(CONFIG, map_weight=1.0)).collect(batch(), Red(), 0)
+
+
+def test_rm_0_of_a_curriculum_has_one_advantage_for_all_positions():
+    """Its map comes with a later stage: until then the gradient is that of no spatial credit."""
+    base = load_reward("finpercep-tiny/0")
+    for algorithm, config in ((GRPO, CONFIG), (NFT, NFTConfig(steps=3, group_size=3)), (DPO, DPOConfig(steps=3))):
+        gradients = []
+        for weight in (0.0, 0.7):
+            generator = Toy()
+            one = algorithm(generator, replace(config, map_weight=weight))
+            experience = one.collect(batch(), StageReward(base.double()), 0)
+            one.loss(experience)["loss"].backward()
+            gradients.append([p.grad for p in generator.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+    config = RLConfig(algorithm=GRPOConfig(map_weight=1.0), stages=(StageConfig("finpercep-tiny/0"),) * 2)
+    with pytest.raises(ValueError, match="expected a stage whose reward has a map, got finpercep-tiny/0"):
+        build_curriculum(config, {"finpercep-tiny/0": base})
+    later = replace(config, stages=(*config.stages, StageConfig("finpercep-tiny/1")))
+    rewards = {"finpercep-tiny/0": base, "finpercep-tiny/1": load_reward("finpercep-tiny/1")}
+    assert len(build_curriculum(later, rewards).stages) == 3
