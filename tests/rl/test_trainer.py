@@ -146,10 +146,14 @@ def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
     assert "it parts" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_stage_that_ends_early(config, tmp_path, monkeypatch):
+def test_a_stage_that_ends_early(config, photo_set, tmp_path, monkeypatch):
     """`auto`: after the second measurement of the first stage, on photos held out of `train`."""
     monkeypatch.setattr(curriculum, "flattened", lambda measured, patience, flat: len(measured) == 2)
     options = CurriculumConfig("auto")
+    index = photo_set / "index.jsonl"  # five photos of train, two of which are held out
+    index.write_text(index.read_text().replace('"val"', '"train"'))
+    for name in ("p3", "p4"):
+        (photo_set / "val" / name).rename(photo_set / "train" / name)
     train(replace(config, eval_every=1, dev_every=2, curriculum=options, monitors=MonitorConfig(judge="")))
     assert [line["stage"] for line in lines(tmp_path / "run")] == [0, 0, 1, 1]
 
