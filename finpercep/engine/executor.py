@@ -16,6 +16,7 @@ from finpercep.engine.batches import halving, most_images, padded_count, padded_
 from finpercep.engine.graphs import Graphs
 from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
+from finpercep.models.precision import without_autocast
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_float, score_tiled, tile_side
 from finpercep.rewards.protocol import Reward, call_reward
@@ -178,8 +179,12 @@ class Executor:
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
-        """On a GPU: its device is the current one, and deterministic mode takes cuDNN's deterministic algorithms."""
+        """What a caller has set for its own thread alone, autocast, does not count: others score too.
+
+        On a GPU: its device is the current one, and deterministic mode takes cuDNN's deterministic algorithms.
+        """
         with ExitStack() as inside:
+            inside.enter_context(without_autocast(self.device))
             if self.device.type == "cuda":
                 inside.enter_context(torch.cuda.device(self.device))
                 if self.deterministic:

@@ -8,6 +8,7 @@ operator lives in a library of this package.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ FORMATS = ("aoti", "program", "onnx")
 runtime of ONNX."""
 MOST_SIDE = 1 << 14
 ONNX_OPSET = 20
+_exporting = threading.Lock()
 
 
 class _ScoreAndMap(nn.Module):
@@ -109,10 +111,11 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, has_map: bool
 
 @contextmanager
 def _by_definition() -> Iterator[None]:
-    """Eq. 7 in plain operators while it is traced."""
-    before = head.ops
-    head.ops = SimpleNamespace(modulate=modulate_reference)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        head.ops = before
+    """Eq. 7 in plain operators while it is traced; one export at a time."""
+    with _exporting:  # of two, the one that ends last would put the other's operators back, for good
+        before = head.ops
+        head.ops = SimpleNamespace(modulate=modulate_reference)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            head.ops = before

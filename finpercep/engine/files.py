@@ -103,7 +103,7 @@ def _failure(path: Path, error: Exception) -> FileScore:
     if isinstance(error, (RuntimeError, MemoryError)):
         reason = one_line(error) if str(error).strip() else "no memory"
         return FileScore(path, error=f"expected to score it, got {reason}")
-    raise error
+    return FileScore(path, error=one_line(error))  # of a reward that refuses it, say
 
 
 def map_file_names(paths: Sequence[Path], folder: Path) -> list[Path]:

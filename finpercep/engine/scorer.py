@@ -37,8 +37,9 @@ class Scorer:
 
     On a CPU images go through side by side, one core each (`engine.lanes`), where the reward is a `RewardModel` or a
     `CLIPIQA`; any other, of which it is not known whether threads may call it at once, is called by one thread with
-    all cores. On a GPU batches of one size go through on a stream of their own, while the next images are decoded. Out
-    of memory halves the batch and goes on. Any number of threads may score at once.
+    all cores, or one if `deterministic`. The caller's autocast is not obeyed: `dtype` is. On a GPU batches of
+    one size go through on a stream of their own, while the next images are decoded. Out of memory halves the batch and
+    goes on. Any number of threads may score at once.
 
     It is a reward itself: called with a batch on the device it answers there, without gradients and without waiting.
 
@@ -119,7 +120,21 @@ class Scorer:
 
     def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
         """The reward of a batch (B,3,H,W) on the device, float in [0, 1]; see `Reward`. Values are not checked."""
-        return self.executor.batch(images, {name: context[name] for name in self.takes if name in context})
+        given = self._given(context)
+        if not self.executor.deterministic or self.executor.device.type != "cpu" or not len(images):
+            return self.executor.batch(images, given)
+        _check_lengths(given, len(images))
+        lanes = self.lanes()
+        singles = [{name: value[i : i + 1] for name, value in given.items()} for i in range(len(images))]
+        answers = [lanes.submit(self.executor.batch, images[i : i + 1], one) for i, one in enumerate(singles)]
+        outputs = [answer.result() for answer in answers]
+        maps = [output.map for output in outputs if isinstance(output.map, Tensor)]
+        scores = torch.cat([output.score for output in outputs])
+        return RewardOutput(scores, torch.cat(maps) if len(maps) == len(outputs) else None)
+
+    def _given(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """What the reward takes of what a caller gave."""
+        return {name: context[name] for name in self.takes if name in context}
 
     def score(self, images: Any, **context: Any) -> RewardOutput:
         """Score images of any kind and size.
@@ -134,11 +149,13 @@ class Scorer:
 
         Raises:
             ImageError: an image that cannot be read or used; the message names it.
+            ValueError: what the reward takes is not as many as the images.
         """
         return self._score(images, context, self._now())
 
     def _score(self, images: Any, context: Mapping[str, Any], after: torch.cuda.Event | None) -> RewardOutput:
         items, stacked = _items(images)
+        _check_lengths(self._given(context), len(items))
         outcomes: list[Outcome] = []
         for found in self._stream(items, None, context, after):
             if isinstance(found, Exception):
@@ -179,7 +196,11 @@ class Scorer:
 
         Returns:
             An iterator over, for each image, an `Outcome` (or what `then` gave), or the exception that the image met.
+
+        Raises:
+            ValueError: what the reward takes is not as many as the images, where these have a length.
         """
+        _check_lengths(self._given(context), len(images) if isinstance(images, Sequence) else None)
         return self._stream(images, then, context, self._now())
 
     def _stream(
@@ -223,7 +244,8 @@ class Scorer:
         """The threads, made on first use."""
         with self._lock:
             if self._lanes is None:
-                threads = 1 if self._parallel or self.executor.device.type != "cpu" else torch.get_num_threads()
+                alone = self._parallel or self.executor.deterministic or self.executor.device.type != "cpu"
+                threads = 1 if alone else torch.get_num_threads()
                 self._lanes = Lanes(self.lane_count, threads)
             return self._lanes
 
@@ -260,6 +282,15 @@ def _items(images: Any) -> tuple[Sequence[Any], bool]:
         rows = images.permute(0, 3, 1, 2) if images.shape[1] != 3 and images.shape[3] == 3 else images
         return list(rows), True  # views: what computes here would do so on the caller's stream, behind our event
     return as_images(images)
+
+
+def _check_lengths(context: Mapping[str, Any], count: int | None) -> None:
+    """Refuse what does not belong to each image; a text would be taken letter by letter."""
+    for name, value in context.items():
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+            raise ValueError(f"{name}: expected one for each image, got a single {type(value).__name__}")
+        if count is not None and len(value) != count:
+            raise ValueError(f"{name}: expected {count}, one for each image, got {len(value)}")
 
 
 def _device_of(reward: Any) -> torch.device:

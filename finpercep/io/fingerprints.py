@@ -7,10 +7,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 __all__ = ["file_hash", "folder_fingerprint", "weights_fingerprint"]
 
@@ -44,9 +44,12 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
 
 
 def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits that identify a JSON-able configuration and weights (as float32)."""
+    """16 hex digits that identify a JSON-able configuration and weights (their values, and their types if not
+    float32)."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:  # a model in bf16 answers otherwise
+            digest.update(str(tensor.dtype).encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

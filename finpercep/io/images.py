@@ -419,7 +419,10 @@ def _to_three_channels(image: torch.Tensor) -> torch.Tensor:
 
 def _reason(error: BaseException, name: str) -> str:
     """One line out of any exception, without the file name that Pillow repeats."""
-    text = " ".join(str(error).split()).replace(f"'{name}'", "").replace(name, "").strip(" :")
+    text = str(error).replace(repr(name), "").replace(f"'{name}'", "")
+    if os.path.isabs(name):  # a shorter name may be a part of any word
+        text = text.replace(name, "")
+    text = " ".join(text.split()).strip(" :")
     if "cannot identify image file" in text:
         return "content of no known image format"
     if "decoder" in text:

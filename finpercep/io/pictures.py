@@ -58,7 +58,7 @@ def overlay(image: Any, degradation: torch.Tensor, *, strength: float = 0.9) -> 
     import numpy as np
     from PIL import Image
 
-    photo = to_tensor(image)
+    photo = to_tensor(image).detach()
     heat = _check_map(degradation)
     height, width = photo.shape[1:]
     if heat.shape != (height, width):
@@ -79,6 +79,7 @@ def as_picture(image: torch.Tensor) -> PILImage.Image:
     """A float image ``(3, H, W)`` in [0, 1] as a PIL picture."""
     from PIL import Image
 
+    image = image.detach().cpu()
     return Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
@@ -96,10 +97,16 @@ def outlined(picture: PILImage.Image, mask: torch.Tensor) -> PILImage.Image:
 
 
 def save_image(picture: PILImage.Image, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG or JPEG (by suffix); it appears under its name only once complete. Folders are made."""
+    """Write a PNG or JPEG (by suffix); it appears under its name only once complete. Folders are made.
+
+    Raises:
+        ValueError: another suffix.
+    """
     path = Path(path)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"{path}: expected a name that ends in .png, .jpg or .jpeg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    kind = "JPEG" if path.suffix.lower() != ".png" else "PNG"
     options: dict[str, Any] = {"quality": 88} if kind == "JPEG" else {"compress_level": 4}
     with atomic_write(path) as file:
         picture.save(file, kind, **options)

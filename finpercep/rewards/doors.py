@@ -27,10 +27,11 @@ def flow_grpo(device: str = "cpu", *, reward: str | Reward = "finpercep-tiny") -
         uint8 array (B,H,W,3).
     """
     loaded = load_reward(reward, device=device) if isinstance(reward, str) else reward
+    known = loaded.fingerprint if isinstance(reward, str) else None  # a hash of all weights; a reward given may change
 
     def score(images: Any, prompts: Sequence[str], metadata: Sequence[Any]) -> tuple[Tensor, dict[str, Any]]:
         output = _score(loaded, _batch(images, device), {"prompts": prompts, "metadata": metadata})
-        return output.score, {"fingerprint": loaded.fingerprint}
+        return output.score, {"fingerprint": known or loaded.fingerprint}
 
     return score
 
@@ -59,13 +60,14 @@ class FlowFactoryReward:
             device = accelerator.device
         self.device = device
         self.model = load_reward(getattr(config, "reward", None) or "finpercep-tiny", device=str(device))
+        self.fingerprint = self.model.fingerprint  # once: it is a hash of all weights
 
     def __call__(self, prompt: Sequence[str] | None = None, image: Any = None, **_: Any) -> FlowFactoryOutput:
         """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images."""
         if image is None:
             raise ValueError("image: expected a list of images, got none")
         scores = [_score(self.model, _batch(one, str(self.device)), {"prompts": None}).score for one in image]
-        return FlowFactoryOutput(torch.cat(scores), {"fingerprint": self.model.fingerprint})
+        return FlowFactoryOutput(torch.cat(scores), {"fingerprint": self.fingerprint})
 
 
 def compute_score(

@@ -28,6 +28,8 @@ from finpercep.models.scoring import as_images
 __all__ = ["MAPS", "PNG", "RAW", "SHAPE", "TOKEN", "RemoteReward", "ServiceError"]
 
 PNG, RAW = "image/png", "application/octet-stream"
+LEAST_SIDE = 32
+"""What a shorter side counts as against the limit of pixels: encoders pad to their stride, so it costs as much."""
 SHAPE = "X-Shape"
 TOKEN = "FINPERCEP_TOKEN"
 """Environment variable that holds the token of a service."""
@@ -152,7 +154,8 @@ class RemoteReward:
         group: list[Tensor] = []
         for item in items:
             pixels = item[0].numel()
-            room = min(self._most, self._most_pixels // pixels, self._most_bytes // (3 * pixels))
+            counted = max(item.shape[-2], LEAST_SIDE) * max(item.shape[-1], LEAST_SIDE)
+            room = min(self._most, self._most_pixels // counted, self._most_bytes // (3 * pixels))
             if group and (len(group) >= room or group[0].shape != item.shape):
                 yield group
                 group = []

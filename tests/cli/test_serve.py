@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +83,18 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert result.exit_code == 2
     assert result.stderr.startswith("serve needs Ray (")
     assert result.stderr.endswith("pip install 'finpercep[serve]'\n")
+
+
+def test_more_replicas_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for the room without end."""
+    ended: list[bool] = []
+    machine = SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0}, shutdown=lambda: ended.append(True))
+    monkeypatch.setattr(on_ray, "connect", lambda *_, **__: machine)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result = run("--device", "cpu", "--replicas", "4", "--threads", "1")
+    assert result.exit_code == 2
+    assert result.stderr == "replicas: expected at most 2 of 1 cores each on a machine of 2, got 4\n"
+    assert ended == [True]
+    on_ray.check_room({"CPU": 4.0, "GPU": 1.0}, 1, cores=4, device="cuda")
+    with pytest.raises(ValueError, match=r"^replicas: expected at most 1, one for each GPU, got 2$"):
+        on_ray.check_room({"CPU": 4.0, "GPU": 1.0}, 2, cores=1, device="cuda:0")

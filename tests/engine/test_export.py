@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from finpercep import ops
 from finpercep.cli.main import app
+from finpercep.engine import export as export_module
 from finpercep.engine.export import export_model
 from finpercep.models import RewardModel, head
 
@@ -84,3 +86,21 @@ def test_refused(small_model: RewardModel, model_folder: Path, tmp_path: Path) -
     assert result.exit_code == 2
     assert result.stderr.endswith("a.onnx: expected a name that ends in .pt2 for the format aoti\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_at_once_leave_the_operator_in_place() -> None:
+    before, entered, first = head.ops, threading.Event(), export_module._by_definition()
+
+    def second() -> None:
+        with export_module._by_definition():
+            entered.set()
+            first_ended.wait(20)
+
+    first_ended, thread = threading.Event(), threading.Thread(target=second)
+    with first:
+        thread.start()
+        entered.wait(0.2)
+    first_ended.set()
+    thread.join()
+    assert entered.is_set()
+    assert head.ops is before

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finpercep import RewardOutput, Scorer
 from finpercep.engine.files import score_files
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardModel
@@ -25,3 +26,21 @@ def test_a_model_that_gives_nan_is_an_error_of_each_file(
     assert [r.path for r in results] == paths
     assert all(r.error is not None and "expected a finite score and map, got score nan" in r.error for r in results)
     assert not (tmp_path / "maps").exists()
+
+
+def test_a_reward_that_refuses_an_image_is_an_error_of_that_file(photo: torch.Tensor, tmp_path: Path) -> None:
+    class AtLeast:
+        fingerprint = "at-least-1"
+
+        def __call__(self, images: torch.Tensor) -> RewardOutput:
+            if images.shape[-1] < 40:
+                raise ValueError("images: expected sides of 40,\ngot less")
+            return RewardOutput(images.mean((1, 2, 3)), None)
+
+    images = [photo, photo[:, :16, :16], photo]
+    paths = [save_image(as_picture(one), tmp_path / f"{i}.png") for i, one in enumerate(images)]
+    first, refused, last = score_files(Scorer(AtLeast()), paths)
+    assert refused.path == paths[1]
+    assert refused.error == "images: expected sides of 40, got less"
+    assert first.error is None
+    assert first.score == last.score > 0

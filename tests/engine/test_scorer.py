@@ -425,3 +425,69 @@ def test_one_compilation_serves_all_sizes(
 def test_modes_are_those_of_torch() -> None:
     assert executor_module.COMPILE[1:] == ("default", "reduce-overhead", "max-autotune")
     assert {"reduce-overhead", "max-autotune"} <= set(torch._inductor.list_mode_options())
+
+
+def test_deterministic_holds_for_calls_and_any_reward(photo: Tensor, make_photo: Photo) -> None:
+    """On a CPU: called as a reward, each image alone; and whatever the reward, on one thread."""
+    seen: list[tuple[int, int]] = []
+
+    class Stands:
+        fingerprint, takes, has_map = "stands-1", ("prompts",), True
+
+        def __call__(self, images: Tensor, *, prompts: list[str]) -> RewardOutput:
+            seen.append((len(images), torch.get_num_threads()))
+            return RewardOutput(images.mean((1, 2, 3)) + len(prompts[0]), images.mean(1, keepdim=True))
+
+    images = torch.stack([make_photo(16, 24, i) for i in range(3)])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        scorer = Scorer(Stands(), deterministic=True)  # type: ignore[arg-type]
+        scored = scorer.score(images, prompts=["", "a", "bb"])
+        called = scorer(images, prompts=["", "a", "bb"])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, 1)] * 6
+    assert torch.equal(scored.score, called.score)
+    assert torch.equal(scored.map, called.map)
+    torch.testing.assert_close(called.score, images.mean((1, 2, 3)) + torch.arange(3.0))
+    scorer.close()
+
+
+def test_autocast_of_the_caller_does_not_matter(small_model: RewardModel, make_photo: Photo) -> None:
+    images = [make_photo(24, 32, i) for i in range(4)]
+    scorer = Scorer(small_model, lanes=2)
+    expected = scorer.score(images[:1]), scorer(images[0][None])
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, several, called = scorer.score(images[:1]), scorer.score(images), scorer(images[0][None])
+    assert torch.equal(alone.score, expected[0].score)
+    assert torch.equal(called.score, expected[1].score)
+    torch.testing.assert_close(several.score[:1], alone.score, rtol=0, atol=2e-6)
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["a", "b"], r"^prompts: expected 3, one for each image, got 2$"),
+        (["a"] * 4, r"^prompts: expected 3, one for each image, got 4$"),
+        ("abc", r"^prompts: expected one for each image, got a single str$"),
+        (None, r"^prompts: expected one for each image, got a single NoneType$"),
+    ],
+)
+def test_what_belongs_to_the_images_is_as_many(prompts: Any, message: str, photo: Tensor) -> None:
+    class Prompted:
+        fingerprint, takes = "prompted-1", ("prompts",)
+
+        def __call__(self, images: Tensor, *, prompts: list[str]) -> RewardOutput:
+            return RewardOutput(torch.zeros(len(images)), None)
+
+    scorer = Scorer(Prompted(), deterministic=True)  # type: ignore[arg-type]
+    for call in (scorer.score, scorer.stream):
+        with pytest.raises(ValueError, match=message):
+            call([photo] * 3, prompts=prompts)
+    with pytest.raises(ValueError, match=message):
+        scorer(torch.stack([photo] * 3), prompts=prompts)
+    with pytest.raises(ValueError, match=message):
+        scorer.score_async([photo] * 3, prompts=prompts).result(20)
+    scorer.close()

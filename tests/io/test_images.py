@@ -374,3 +374,20 @@ def test_expand_paths(tmp_path: Path) -> None:
 def test_import_is_light() -> None:
     code = "import sys, finpercep.io.images; sys.exit('PIL' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["e", "image", "data"])
+def test_a_file_name_is_no_part_of_the_reason(
+    name: str, tmp_path: Path, pil: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole.jpg"
+    pil.save(whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:-200])
+    monkeypatch.chdir(tmp_path)
+    reasons = []
+    for path in (name, str(tmp_path / name)):
+        with pytest.raises(ImageError) as caught:
+            load_image(path)
+        reasons.append(str(caught.value).removeprefix(f"{path}: "))
+    assert reasons[0] == reasons[1]
+    assert "image file is truncated" in reasons[0]

@@ -97,3 +97,17 @@ def test_the_outline_of_a_mask_is_two_pixels_wide_and_inside_is_untouched() -> N
     expected[5:11, 7:15] = False
     assert torch.equal(changed, expected)
     assert drawn[:, 3, 5].tolist() == [0, 194, 215]
+
+
+def test_pictures_of_what_is_being_trained(photo: torch.Tensor) -> None:
+    heat = torch.rand(1, *photo.shape[1:])
+    leaf = photo.clone().requires_grad_()
+    assert torch.equal(pixels(overlay(leaf, heat)), pixels(overlay(photo, heat)))
+    assert torch.equal(pixels(module.as_picture(leaf)), pixels(module.as_picture(photo)))
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a", "a.map.tif"])
+def test_only_what_is_written_may_be_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.png, \.jpg or \.jpeg$"):
+        save_image(Image.new("RGB", (2, 2)), tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()

@@ -46,3 +46,17 @@ def test_verl_omni(photos, expected):
     answer = doors.compute_score("sr", photos[0], None, {"index": 1})
     assert answer["score"] == pytest.approx(float(expected[0]), abs=1e-6)
     assert doors.compute_score("sr", photos)["score"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_weights_are_hashed_once(photos, monkeypatch):
+    count = []
+    real = RewardModel.fingerprint.fget
+    monkeypatch.setattr(RewardModel, "fingerprint", property(lambda model: count.append(1) or real(model)))
+    score = doors.flow_grpo("cpu")
+    images = photos[:1].float() / 255
+    infos = [score(images, [""], [{}])[1]["fingerprint"] for _ in range(3)]
+    assert len(count) == 1
+    reward = doors.FlowFactoryReward(types.SimpleNamespace(device=torch.device("cpu")), None)
+    infos += [reward(image=list(images)).extra_info["fingerprint"] for _ in range(3)]
+    assert len(count) == 2
+    assert set(infos) == {real(reward.model)}

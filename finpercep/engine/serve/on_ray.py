@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +120,12 @@ def serving(
     ray = connect(
         "serve", "serve", address=address, _node_ip_address="127.0.0.1", _metrics_export_port=settings.metrics_port
     )
+    if not joined and not address and not os.environ.get("RAY_ADDRESS"):  # a cluster of others may grow
+        try:
+            check_room(ray.cluster_resources(), settings.replicas, cores=cores, device=device)
+        except ValueError:
+            ray.shutdown()
+            raise
     try:
         from ray import serve
     except ImportError as error:
@@ -133,6 +140,21 @@ def serving(
         serve.delete("finpercep")  # lets what is asked be answered
         if not joined:
             ray.shutdown()  # and with it, of a cluster of our own, everything else
+
+
+def check_room(resources: Mapping[str, float], replicas: int, *, cores: int, device: str) -> None:
+    """Refuse replicas for which there is no room: Ray would wait for it without end.
+
+    Raises:
+        ValueError: says how many fit.
+    """
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if replicas * cores > cpus:
+        raise ValueError(
+            f"replicas: expected at most {cpus // cores} of {cores} cores each on a machine of {cpus}, got {replicas}"
+        )
+    if device.startswith("cuda") and replicas > gpus:
+        raise ValueError(f"replicas: expected at most {gpus}, one for each GPU, got {replicas}")
 
 
 def wait_for_the_end() -> None:

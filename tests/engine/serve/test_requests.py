@@ -232,3 +232,16 @@ def test_unpacking_stays_small() -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_thin_image_counts_as_what_it_costs() -> None:
+    """Sides are padded by the encoder."""
+    thin = claiming(40_000, 1)
+    found = refused("image/png", None, thin)
+    assert (found.status, found.reason) == (
+        413,
+        "image 1: expected at most 1000000 pixels, got 40000x1, where a side counts as at least 32",
+    )
+    assert refused(RAW, "3,40000,1", bytes(120_000)).status == 413
+    assert refused(FORM, None, form_of(claiming(20_000, 1), claiming(20_000, 1))).status == 413
+    assert len(images_of("image/png", None, claiming(31_250, 1), LIMITS)) == 1

@@ -318,3 +318,15 @@ def test_a_digest_is_no_token() -> None:
 def test_settings_that_do_not_fit(given: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ServeSettings(**given)
+
+
+def test_an_image_that_the_reward_refuses_is_no_failure_of_the_service(photo_array: np.ndarray) -> None:
+    reward = Broken()
+    reward.error = ValueError("images: expected sides of at least 512, got 64x96")
+    service = Service(Scorer(reward), SETTINGS)
+    for _ in range(FAILURES + 1):
+        (answer,) = ask(service, score_request(png_of(photo_array)))
+        assert answer.status == 400
+        assert content(answer)["error"] == "image 1: images: expected sides of at least 512, got 64x96"
+    assert service.is_well
+    service.close()

@@ -1,0 +1,17 @@
+"""Identities of weights: values and types."""
+
+from __future__ import annotations
+
+import torch
+
+from finpercep.io.fingerprints import weights_fingerprint
+
+
+def test_the_type_of_weights_is_part_of_the_identity() -> None:
+    weights = {"a": torch.tensor([0.5, -1.0]), "count": torch.tensor(3)}
+    found = {
+        weights_fingerprint({}, {**weights, "a": weights["a"].to(dtype)})
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    }
+    assert len(found) == 4
+    assert weights_fingerprint({}, weights) == "49e161ec20be9255"  # as it has always been
