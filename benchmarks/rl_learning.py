@@ -1,8 +1,8 @@
 """``python -m benchmarks.rl_learning DATA...``: does each algorithm raise the reward of photos that it does not see?
 
-The embedded generator against the embedded reward model, several seeds, on the CPU. Every sixth photo of `train` is
-held out and measured; `val` is not read. Prints and writes `results/rl_learning.json` and `.md` after each run; runs
-that are in it already are not repeated.
+The embedded generator against the embedded reward model, with and without spatial credit, several seeds, on the CPU.
+Every sixth photo of `train` is held out and measured; `val` is not read. Prints and writes `results/rl_learning.json`
+and `.md` after each run; runs that are in it already are not repeated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from finpercep.rl.settings import resolve
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["dev_every=6", "eval_photos=32", "eval_every=1000", "save_every=1000"]
+GRPO = ["stages.0.steps=60", "stages.0.lr=3e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"]
+NFT = ["stages.0.steps=40", "stages.0.lr=2e-4", "algorithm.advantage_clip=1"]
+DPO = ["stages.0.steps=60", "stages.0.lr=1e-4", "algorithm.beta=200"]
+MAP = "algorithm.map_weight=1"
 PRESETS = {
     "refl": ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"],
-    "dpo": ["stages.0.steps=40", "stages.0.lr=1e-4", "algorithm.beta=200"],
-    "grpo": ["stages.0.steps=24", "stages.0.lr=1e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"],
-    "nft": ["stages.0.steps=40", "stages.0.lr=3e-5", "algorithm.advantage_clip=1"],
+    "dpo": DPO,
+    "dpo+map": [*DPO, MAP],
+    "grpo": GRPO,
+    "grpo+map": [*GRPO, MAP],
+    "nft": NFT,
+    "nft+map": [*NFT, MAP],
 }
+"""By algorithm; "+map" is the same with spatial credit."""
 FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_loss", "velocity_distance")
 
 
@@ -37,7 +45,7 @@ def run(name: str, seed: int, data: list[str], folder: Path) -> dict[str, Any]:
     started, worked = time.perf_counter(), time.process_time()
     settings = [*COMMON, *PRESETS[name], f"seed={seed}"]
     out = folder / f"{name}-{seed}"
-    train(resolve(None, settings, {"data": data, "out": str(out), "algorithm": {"name": name}}))
+    train(resolve(None, settings, {"data": data, "out": str(out), "algorithm": {"name": name.split("+")[0]}}))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = [{key: line[f"eval/{key}"] for key in FIGURES} for line in lines if "eval/psnr" in line]
     times = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
@@ -79,8 +87,8 @@ def main() -> None:
         found[name] = [r for r in runs if r["settings"] == [*COMMON, *PRESETS[name], f"seed={r['seed']}"]]
         if not found[name]:
             del found[name]
-    for name in args.algorithms:
-        for seed in args.seeds:
+    for seed in args.seeds:  # outside: a table of one seed is whole first
+        for name in args.algorithms:
             runs = found.setdefault(name, [])
             settings = [*COMMON, *PRESETS[name], f"seed={seed}"]
             if not any(r["settings"] == settings for r in runs):
