@@ -3,7 +3,7 @@
 Each algorithm with its default settings against `finpercep-tiny`, on the CPU with one thread: the embedded generator,
 and a small random pipeline in Stable Diffusion 3's layout. A row is a process of its own, whose peak memory is the
 row's. Medians over steps after a warm-up. The reward's part has its backward pass too, which ReFL needs. Of Flow-GRPO
-besides: generator and reward compiled by `torch.compile`, which takes a minute or more; and the three operators in its
+besides: generator and reward compiled by `torch.compile`, which takes a minute or more; and the operators in its
 loop, forward and backward, compiled kernels and their PyTorch definitions in turns from step to step.
 
 Writes `results/rl_step.json` and `.md` after each row; rows that are in it already, with the same settings on the same
@@ -13,6 +13,7 @@ device, are not repeated.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import resource
 import statistics
@@ -43,8 +44,8 @@ NAME = "rl_step"
 TINY, SD3 = "finpercep-sr-tiny", "SD3 layout"
 ALGORITHMS = ("refl", "dpo", "grpo", "nft")
 MODES = ("eager", "compiled")
-OPERATORS = ("sde_step", "group_advantage", "grpo_loss")
-"""Gradients go from their results to their first arguments, where there are any."""
+OPERATORS = [name for name in ops.__all__ if "backend" in inspect.signature(getattr(ops, name)).parameters]
+"""What a step calls of these is measured. Gradients go from results to first arguments, where there are any."""
 SETTINGS = ["eval_photos=1", "monitors.judge=''"]
 PARTS = ("rollout", "reward", "update", OTHER)
 WARM, LEAST = 2, 6
@@ -159,7 +160,7 @@ def operators(trainer: RLTrainer, seconds: float) -> dict[str, Any]:
             chosen[0], made = None if chosen[0] else "reference", dict(calls)
             spent.clear()
             calls.clear()
-    rows = {name: {one: statistics.median(values) for one, values in found[name].items()} for name in found}
+    rows = {name: {one: statistics.median(values) for one, values in found[name].items()} for name in made}
     return {"steps": len(totals), "step": statistics.median(totals), "operators": rows, "calls": made}
 
 

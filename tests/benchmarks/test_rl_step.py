@@ -93,7 +93,8 @@ def test_operators_of_a_small_sd3(photo_set):  # noqa: F811
     settings = [*SMALL, "generator_options.rank=2", "algorithm.group_size=2"]
     row = {"generator": rl_step.SD3, "algorithm": "grpo", "mode": "operators", "settings": settings}
     found = rl_step.measure(row, [str(photo_set)], 0.0)
-    assert found["calls"] == {"sde_step": 4, "group_advantage": 1, "grpo_loss": 1}  # two drawn, scored, trained
+    # two steps drawn, scored and trained; the reward has Eq. 7
+    assert found["calls"] == {"sde_step": 4, "group_advantage": 1, "grpo_loss": 1, "modulate": 1}
     for seconds in found["operators"].values():
         assert min(seconds.values()) > 0
 
