@@ -1,8 +1,9 @@
 """``python -m benchmarks.rl_claim DATA... --stages RM0 RM1 RM2``: what the curriculum does to a generator, at our
 scale.
 
-{ReFL, DPO, GRPO} x {RM_0 alone, the full reward from the start, the curriculum, the curriculum with refresh} x seeds,
-with as many steps for each variant of an algorithm; the embedded generator on the CPU, one run after the other.
+{ReFL, DPO, GRPO, NFT} x {RM_0 alone, the full reward from the start, the curriculum, the curriculum with refresh} x
+seeds, with as many steps for each variant of an algorithm; but for ReFL with spatial credit where a stage has a map;
+the embedded generator on the CPU, one run after the other.
 Measured on `val` photos by what no run climbs: a judging model, PSNR, SSIM, the severity of M_gt, ST-LPIPS where it is
 installed; and, for comparison alone, by the scores of RM_0 and of RM_2 as they were before any refresh.
 
@@ -32,12 +33,14 @@ from finpercep.rl.settings import resolve
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "rl_claim"
-STEPS = {"refl": 120, "dpo": 60, "grpo": 48}
-LR = {"refl": 2e-4, "dpo": 1e-4, "grpo": 1e-4}
+JUDGE = "finpercep-small"
+STEPS = {"refl": 120, "dpo": 60, "grpo": 48, "nft": 39}
+LR = {"refl": 2e-4, "dpo": 2e-4, "grpo": 3e-4, "nft": 2e-4}
 SETTINGS = {
     "refl": ["algorithm.weight=5"],
     "dpo": ["algorithm.beta=200"],
     "grpo": ["algorithm.window=[1,2]", "algorithm.shared_noise=true"],
+    "nft": ["algorithm.advantage_clip=1"],
 }
 VARIANTS = {
     "RM_0": "IQA-only: RM_0 for all steps",
@@ -76,12 +79,13 @@ def settings_of(algorithm: str, variant: str, seed: int, args: argparse.Namespac
     if importlib.util.find_spec("stlpips_pytorch") is not None:
         metrics.append(ST_LPIPS)
     every = max(1, steps // 6)
+    options = {"map_weight": 1.0} if algorithm != "refl" and variant != "RM_0" else {}
     return {
         "data": args.data,
-        "algorithm": {"name": algorithm},
+        "algorithm": {"name": algorithm, **options},
         "stages": stages(variant, args.stages, steps, LR[algorithm]),
         "refresh": {"every": every if variant == "ccl-refresh" else 0},
-        "monitors": {"metrics": metrics},
+        "monitors": {"judge": JUDGE, "metrics": metrics},
         "eval_photos": args.photos,
         "eval_every": max(1, steps // 3),
         "save_every": every,
@@ -208,7 +212,7 @@ def main(words: list[str] | None = None) -> None:
     if args.steps % 3:
         parser.error(f"--steps: expected a multiple of 3, got {args.steps}")
     torch.set_num_threads(1)
-    prints = {name: load_reward(name).fingerprint for name in args.stages}
+    prints = {name: load_reward(name).fingerprint for name in (*args.stages, JUDGE)}
     names = {args.stages[0]: "RM_0", args.stages[2]: "RM_2"}
     path = args.results / f"{NAME}.json"
     found: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.is_file() else []
