@@ -155,8 +155,10 @@ def check_map(reward: Reward) -> None:
         ValueError: names the reward.
     """
     parts = reward.parts.values() if isinstance(reward, Mixture) else [reward]
-    if not all(getattr(part, "without_map", False) for part in parts):
-        raise ValueError(f"map_weight: expected a reward with a map, got {type(reward).__name__} without")
+    for part in parts:
+        if not getattr(part, "without_map", False):
+            name = type(getattr(part, "reward", part)).__name__
+            raise ValueError(f"map_weight: expected a reward with a map, got {name} without")
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

@@ -85,5 +85,5 @@ def check_settings(was: dict[str, Any], now: dict[str, Any], folder: Path) -> No
     if changed:
         raise ValueError(
             f"{folder / STATE}: made with {', '.join(changed)}; use the same settings, or another folder "
-            "(where `init` or `generator` may name this model, to go on from it)"
+            "(where `generator` of reinforcement learning, or `init` of a reward's training, may name this model)"
         )
