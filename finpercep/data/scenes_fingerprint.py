@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from functools import cache
 
 from finpercep.data.scenes import Scene
+from finpercep.io.fingerprints import listing_fingerprint
 
 __all__ = ["scenes_fingerprint"]
 
@@ -22,8 +21,7 @@ def scenes_fingerprint(scenes: Sequence[Scene]) -> str:
         OSError: a file is missing; names it.
     """
     size = cache(os.path.getsize)  # the scenes of a stored data set share files
-    digest = hashlib.sha256()
-    for scene in scenes:
-        sources = [[name, size(path)] for name, path in scene.sr_paths.items()]
-        digest.update(json.dumps([scene.id, size(scene.gt_path), sources, scene.place()]).encode())
-    return digest.hexdigest()[:16]
+    return listing_fingerprint(
+        [scene.id, size(scene.gt_path), [[name, size(path)] for name, path in scene.sr_paths.items()], scene.place()]
+        for scene in scenes
+    )

@@ -102,8 +102,7 @@ def profiled(*, trace: str | Path | None = None) -> Iterator[Profile]:
     Args:
         trace: file for a trace of every operator, which https://ui.perfetto.dev and chrome://tracing show. It also
             gives the times of labels by `torch.profiler.record_function`, torch's own among them, under the span that
-            they are in. It slows the loop and takes memory with
-            every step: for a few steps.
+            they are in. It slows the loop and takes memory with every step: for a few steps.
     """
     profile = Profile()
     _active.append(profile)

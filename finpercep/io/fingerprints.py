@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["file_hash", "folder_fingerprint", "weights_fingerprint"]
+__all__ = ["file_hash", "folder_fingerprint", "listing_fingerprint", "weights_fingerprint"]
 
 _LARGE = 2**20
 
@@ -40,6 +40,14 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
             if size > 2 * _LARGE:
                 file.seek(-_LARGE, os.SEEK_END)
             digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def listing_fingerprint(rows: Iterable[Any]) -> str:
+    """16 hex digits that identify JSON-able rows, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode())
     return digest.hexdigest()[:16]
 
 

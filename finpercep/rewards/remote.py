@@ -40,6 +40,11 @@ _AGAIN = (408, 429, 502, 503, 504)
 log = logging.getLogger("finpercep.remote")
 
 
+def counted_pixels(height: int, width: int) -> int:
+    """What an image counts as against the limit of pixels of a request."""
+    return max(height, LEAST_SIDE) * max(width, LEAST_SIDE)
+
+
 class ServiceError(RuntimeError):
     """A service that gave no answer in time, refused a request, or serves another reward than before."""
 
@@ -154,8 +159,9 @@ class RemoteReward:
         group: list[Tensor] = []
         for item in items:
             pixels = item[0].numel()
-            counted = max(item.shape[-2], LEAST_SIDE) * max(item.shape[-1], LEAST_SIDE)
-            room = min(self._most, self._most_pixels // counted, self._most_bytes // (3 * pixels))
+            room = min(
+                self._most, self._most_pixels // counted_pixels(*item.shape[-2:]), self._most_bytes // (3 * pixels)
+            )
             if group and (len(group) >= room or group[0].shape != item.shape):
                 yield group
                 group = []

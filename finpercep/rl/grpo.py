@@ -14,7 +14,7 @@ from torch import Tensor
 from finpercep import ops
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import above_zero, at_least_one, not_negative
 from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -82,9 +82,7 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "micro_batch")
-        for name in ("noise_level", "advantage_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        above_zero(self, "noise_level", "advantage_clip")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
@@ -98,9 +96,7 @@ class GRPOConfig:
             )
         if self.map_weight and self.limit != "clip":
             raise ValueError(f"map_weight: expected limit clip with spatial credit, got {self.limit}")
-        for name in ("map_weight", "norm_weight", "photo_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        not_negative(self, "map_weight", "norm_weight", "photo_weight")
 
     @property
     def trained(self) -> tuple[int, int]:

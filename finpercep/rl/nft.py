@@ -10,7 +10,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import above_zero, at_least_one, not_negative
 from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -47,11 +47,8 @@ class NFTConfig:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
-        for name in ("mix", "advantage_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
-        if self.map_weight < 0:
-            raise ValueError(f"map_weight: expected 0 or more, got {self.map_weight}")
+        above_zero(self, "mix", "advantage_clip")
+        not_negative(self, "map_weight")
 
 
 class NFT:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from functools import cache
 
+from finpercep.io.fingerprints import listing_fingerprint
 from finpercep.rl.pairs import Pair
 
 
@@ -20,8 +19,6 @@ def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
         OSError: a file is missing; names it.
     """
     size = cache(os.path.getsize)  # the pairs of a stored data set share files
-    digest = hashlib.sha256()
-    for pair in pairs:
-        files = [[os.path.relpath(path, pair.root), size(path)] for path in pair.files]
-        digest.update(json.dumps([files, list(pair.place)]).encode())
-    return digest.hexdigest()[:16]
+    return listing_fingerprint(
+        [[[os.path.relpath(path, pair.root), size(path)] for path in pair.files], list(pair.place)] for pair in pairs
+    )

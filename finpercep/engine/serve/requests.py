@@ -16,7 +16,7 @@ from torch import Tensor
 
 from finpercep.engine.serve.settings import ServeSettings
 from finpercep.io.images import ImageError
-from finpercep.rewards.remote import LEAST_SIDE, PNG, RAW, SHAPE
+from finpercep.rewards.remote import LEAST_SIDE, PNG, RAW, SHAPE, counted_pixels
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -81,7 +81,7 @@ def images_of(kind: str, shape: str | None, body: bytes, settings: ServeSettings
         pixels = settings.request_pixels
         for number, data in enumerate(parts(kind, body, settings.request_images), 1):
             image = png(data, f"image {number}", pixels)
-            pixels -= _counted(*image.size)
+            pixels -= counted_pixels(*image.size)
             found.append(image)
         return found
     raise Refused(415, f"Content-Type: expected {PNG}, {FORM} or {RAW}, got {_shown(name)}")
@@ -97,7 +97,7 @@ def raw(shape: str | None, body: bytes, settings: ServeSettings) -> Tensor:
     if channels != 3 or not count or not height or not width:
         raise Refused(400, f"{SHAPE}: expected three channels and no zeros, got {_shown(shape or '')}")
     _limited("images", count, settings.request_images)
-    _limited("pixels", count * _counted(width, height), settings.request_pixels)
+    _limited("pixels", count * counted_pixels(height, width), settings.request_pixels)
     if len(body) != count * 3 * height * width:
         raise Refused(400, f"body: expected {count * 3 * height * width} bytes for {SHAPE} {shape}, got {len(body)}")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(count, 3, height, width)
@@ -114,7 +114,7 @@ def png(data: bytes, name: str, most_pixels: int) -> Png:
     width, height = struct.unpack_from(">II", data, place)
     if not 0 < width < 2**31 or not 0 < height < 2**31:
         raise Refused(400, f"{name}: expected at least 1x1 pixels, got {width}x{height}")
-    if _counted(width, height) > most_pixels:
+    if counted_pixels(height, width) > most_pixels:
         shorter = f", where a side counts as at least {LEAST_SIDE}" if min(width, height) < LEAST_SIDE else ""
         raise Refused(413, f"{name}: expected at most {most_pixels} pixels, got {width}x{height}{shorter}")
     texts = pixels = 0
@@ -160,10 +160,6 @@ def parts(kind: str, body: bytes, most: int) -> Iterator[bytes]:
         if not head.startswith(b"\r\n") or len(head) > HEADERS_OF_A_PART or len(head) == len(section):
             raise Refused(400, f"image {number}: expected headers, an empty line and a PNG, got something else")
         yield content
-
-
-def _counted(width: int, height: int) -> int:
-    return max(width, LEAST_SIDE) * max(height, LEAST_SIDE)
 
 
 def _limited(what: str, count: int, most: int) -> None:
