@@ -171,28 +171,37 @@ def grpo_loss(dtype: torch.dtype, *shape: int, kl: bool = False) -> Work:
 
 
 def sde_step(
-    dtype: torch.dtype, *shape: int, draw: bool = False, kl: bool = False, mean: bool = False, kind: str = "flow"
+    dtype: torch.dtype,
+    *shape: int,
+    draw: bool = False,
+    kl: bool = False,
+    mean: bool = False,
+    kind: str = "flow",
+    position: bool = False,
 ) -> Work:
     """Eq. 4. In a rollout (`draw`) it reads velocity, sample and noise and writes the next sample. In training it
-    reads a stored outcome instead and writes no image; backward reads all again and writes the velocity's gradient."""
+    reads a stored outcome instead and writes no image; backward reads all again and writes the velocity's gradient.
+    With `position` the log-probability has a number for each position, in the type of the arithmetic."""
     images = tuple(torch.rand(shape, dtype=dtype) - 0.5 for _ in range(3 + kl))
     sigma = torch.linspace(1.0, 0.1, shape[0], dtype=torch.float64 if dtype == torch.float64 else FP32)
 
     def run(operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, third: Tensor, *rest: Tensor) -> Outputs:
         *other, now, after = rest
         options = {"noise" if draw else "next_sample": third, "reference_velocity": other[0] if other else None}
+        options["log_prob"] = "position" if position else "sample"
         step = operator(v, x, now, after, kind=kind, return_mean=mean, **options)
         found = (step.next_sample if draw else None, step.log_prob, step.kl, step.mean if mean else None, step.std)
         return [out for out in found if out is not None]
 
     reads, image = _bytes(*images), _bytes(images[0])
+    scores = image // shape[1] // dtype.itemsize * sigma.itemsize if position else 0
     return Work(
         "sde_step",
         run,
         images,
         (0,),
-        forward_bytes=reads + (draw + mean) * image,
-        backward_bytes=reads + image,
+        forward_bytes=reads + (draw + mean) * image + scores,
+        backward_bytes=reads + image + scores,
         fixed=(sigma, sigma - 0.05),
         detached=(1,) if draw else (),
     )
@@ -364,6 +373,10 @@ FAMILIES = {
               for kind in ("cps", "dance") for draw in (True, False)),
             _call(sde_step, 3, 16, 64, 64, draw=True, kl=True, mean=True),
             _call(sde_step, 3, 16, 64, 64),
+            *(_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True, kind=kind, position=True)
+              for kind in ("flow", "cps", "dance") for draw in (True, False)),
+            _call(sde_step, 3, 16, 64, 64, draw=True, position=True),
+            _call(sde_step, 3, 16, 64, 64, kl=True, position=True),
         ],
         cpu=[
             *_rows("sde_step draw", FORWARD, FP32, "large", sde_step, 64, 16, 128, 128, draw=True),

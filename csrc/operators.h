@@ -39,11 +39,12 @@ Tensor grpo_loss_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sde_step(
     Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, std::optional<Tensor> noise,
     std::optional<Tensor> next_sample, std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl,
-    double noise_level, double sigma_max, bool return_mean);
+    double noise_level, double sigma_max, bool return_mean, int64_t positions);
 Tensor sde_step_backward(
     std::optional<Tensor> grad_next_sample, std::optional<Tensor> grad_mean, std::optional<Tensor> grad_log_prob,
     std::optional<Tensor> grad_kl, Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,
-    std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl, double noise_level, double sigma_max);
+    std::optional<Tensor> reference_velocity, int64_t kind, bool exact_kl, double noise_level, double sigma_max,
+    int64_t positions);
 
 #ifndef FINPERCEP_CUDA
 // stages of the degradations: CPU only

@@ -38,15 +38,16 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       "grpo_loss_backward(Tensor grad_loss, Tensor log_prob, Tensor old_log_prob, Tensor advantages,"
       " float clip_low, float clip_high) -> Tensor");
 
-  // sde_step: (next_sample, mean, log_prob, std, kl), empty where not asked for
+  // sde_step: (next_sample, mean, log_prob, std, kl), empty where not asked for; positions > 0: log_prob (B, positions)
   m.def(
       "sde_step(Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, Tensor? noise, Tensor? next_sample,"
-      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, bool return_mean)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, bool return_mean,"
+      " int positions=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sde_step_backward(Tensor? grad_next_sample, Tensor? grad_mean, Tensor? grad_log_prob, Tensor? grad_kl,"
       " Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,"
-      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max) -> Tensor");
+      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, int positions=0)"
+      " -> Tensor");
 
   // stages of the degradations (finpercep.data): CPU only, no gradients
   m.def("degrade_filter(Tensor padded, Tensor kernels) -> Tensor");

@@ -83,20 +83,71 @@ def _finish(
     KIND: tl.constexpr,
     EXACT_KL: tl.constexpr,
 ):
-    """Σ(x' - mean)² and Σ(v - v_reference)² of one sample to its statistics. fp64."""
+    """Σ(x' - mean)² and Σ(v - v_reference)² of one sample to its statistics. fp64. log_prob is None with positions."""
     square, gap = square / size, gap * b * b / size
     random = (spread <= 0) == 0  # NaN, from rising sigmas, stays visible
     width = tl.where(random, spread, 1.0)
     density = -square
     if KIND != CPS:
         density = -square / (2 * width * width) - tl.log(width) - HALF_LOG_TWO_PI
-    tl.store(log_prob + image, tl.where(random, density, 0.0).to(log_prob.dtype.element_ty))
+    if log_prob is not None:
+        tl.store(log_prob + image, tl.where(random, density, 0.0).to(log_prob.dtype.element_ty))
     tl.store(std_out + image, std.to(std_out.dtype.element_ty))
     if kl is not None:
         if not EXACT_KL:
             width = tl.where(random, std, 1.0)
         divergence = tl.where(random, gap / (2 * width * width), 0.0)
         tl.store(kl + image, divergence.to(kl.dtype.element_ty))
+
+
+@triton.jit
+def _density(square, channels, spread, KIND: tl.constexpr):
+    """Σ(x' - mean)² over the channels of each position to its log-probability. fp64."""
+    random = (spread <= 0) == 0  # NaN, from rising sigmas, stays visible
+    factor, constant = -1 / channels, 0.0
+    if KIND != CPS:
+        width = tl.where(random, spread, 1.0)
+        factor = factor / (2 * width * width)
+        constant = -tl.log(width) - HALF_LOG_TWO_PI
+    return tl.where(random, factor * square + constant, 0.0)
+
+
+@triton.jit
+def _forward_block(
+    velocity,
+    sample,
+    noise,
+    next_sample,
+    reference,
+    drawn,
+    mean_out,
+    at,
+    inside,
+    a,
+    b,
+    spread,
+    square,
+    gap,
+    A: tl.constexpr,
+):
+    """Stores what is wanted of one block; adds its (x' - mean)² to square, (v - v_reference)² to gap."""
+    x, v = load(sample + at, inside, A), load(velocity + at, inside, A)
+    mean = _mean(x, v, a, b)
+    if noise is not None:
+        outcome = mean + spread * load(noise + at, inside, A)
+        rounded = narrow(outcome, drawn.dtype.element_ty)
+        tl.store(drawn + at, rounded, mask=inside)
+        outcome = widen(rounded, A)  # scored as it is stored
+    else:
+        outcome = load(next_sample + at, inside, A)
+    if mean_out is not None:
+        store(mean_out + at, mean, inside)
+    away = tl.where(inside, outcome - mean, 0.0)
+    square = tl.fma(away, away, square)
+    if reference is not None:
+        apart = v - load(reference + at, inside, A)
+        gap = tl.fma(apart, apart, gap)
+    return square, gap
 
 
 @triton.jit
@@ -114,11 +165,12 @@ def sde_fwd_kernel(
     reference,  # [B, size] or None
     drawn,
     mean_out,  # [B, size] or None
-    log_prob,
+    log_prob,  # [B], or [B, positions] with POSITIONS
     std_out,
     kl,  # [B], kl may be None
     partial,  # [B, chunks, 2] fp64, or None: then there is one chunk
     size,
+    positions,
     chunks,
     noise_level: tl.float64,
     cosine: tl.float64,
@@ -129,38 +181,65 @@ def sde_fwd_kernel(
     A: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    POSITIONS: tl.constexpr,
 ):
+    """A chunk of a sample; with POSITIONS, BLOCK positions of it through all channels, of size // positions."""
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
-    first = program % chunks * CHUNK
     now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
     a64, b64, std, spread64 = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     a, b, spread = a64.to(A), b64.to(A), spread64.to(A)
     square, gap = tl.zeros([BLOCK], A), tl.zeros([BLOCK], A)
-    for start in range(0, CHUNK, BLOCK):
-        inside = first + start + tl.arange(0, BLOCK) < size
-        at = image * size + first + start + tl.arange(0, BLOCK)
-        x, v = load(sample + at, inside, A), load(velocity + at, inside, A)
-        mean = _mean(x, v, a, b)
-        if noise is not None:
-            outcome = mean + spread * load(noise + at, inside, A)
-            rounded = narrow(outcome, drawn.dtype.element_ty)
-            tl.store(drawn + at, rounded, mask=inside)
-            outcome = widen(rounded, A)  # scored as it is stored
-        else:
-            outcome = load(next_sample + at, inside, A)
-        if mean_out is not None:
-            store(mean_out + at, mean, inside)
-        away = tl.where(inside, outcome - mean, 0.0)
-        square = tl.fma(away, away, square)
-        if reference is not None:
-            apart = v - load(reference + at, inside, A)
-            gap = tl.fma(apart, apart, gap)
+    if POSITIONS:
+        place = program % chunks * BLOCK + tl.arange(0, BLOCK)
+        inside = place < positions
+        for channel in range(0, size, positions):
+            square, gap = _forward_block(
+                velocity,
+                sample,
+                noise,
+                next_sample,
+                reference,
+                drawn,
+                mean_out,
+                image * size + channel + place,
+                inside,
+                a,
+                b,
+                spread,
+                square,
+                gap,
+                A,
+            )
+        channels = tl.full((), size // positions, tl.float64)
+        store(log_prob + image * positions + place, _density(square.to(tl.float64), channels, spread64, KIND), inside)
+    else:
+        first = program % chunks * CHUNK
+        for start in range(0, CHUNK, BLOCK):
+            inside = first + start + tl.arange(0, BLOCK) < size
+            square, gap = _forward_block(
+                velocity,
+                sample,
+                noise,
+                next_sample,
+                reference,
+                drawn,
+                mean_out,
+                image * size + first + start + tl.arange(0, BLOCK),
+                inside,
+                a,
+                b,
+                spread,
+                square,
+                gap,
+                A,
+            )
     # Across lanes in fp64: whatever the layout that the compiler picks, the rounded sum is the same.
     square_sum, gap_sum = tl.sum(square.to(tl.float64), 0), tl.sum(gap.to(tl.float64), 0)
     if partial is None:
         count = tl.full((), size, tl.float64)
-        _finish(image, square_sum, gap_sum, b64, std, spread64, count, log_prob, std_out, kl, KIND, EXACT_KL)
+        of_sample = None if POSITIONS else log_prob
+        _finish(image, square_sum, gap_sum, b64, std, spread64, count, of_sample, std_out, kl, KIND, EXACT_KL)
     else:
         tl.store(partial + program * 2, square_sum)
         tl.store(partial + program * 2 + 1, gap_sum)
@@ -175,7 +254,7 @@ def sde_finish_kernel(
     sigma_next,
     next_stride,
     next_value: tl.float64,
-    log_prob,
+    log_prob,  # [B], or None with positions
     std_out,
     kl,
     size,
@@ -202,10 +281,45 @@ def sde_finish_kernel(
 
 
 @triton.jit
+def _backward_block(
+    grad_drawn,
+    grad_mean,
+    velocity,
+    sample,
+    next_sample,
+    reference,
+    grad_velocity,
+    at,
+    inside,
+    a,
+    b,
+    outcome_weight,
+    gap_weight,
+    SCORES: tl.constexpr,
+    DIVERGES: tl.constexpr,
+    A: tl.constexpr,
+):
+    """grad = outcome·(x' - mean) + b·(grad_drawn + grad_mean) + gap·(v - v_reference)"""
+    grad = tl.zeros(at.shape, A)
+    if SCORES or DIVERGES:
+        v = load(velocity + at, inside, A)
+    if SCORES:
+        mean = _mean(load(sample + at, inside, A), v, a, b)
+        grad += outcome_weight * (load(next_sample + at, inside, A) - mean)
+    if DIVERGES:
+        grad += gap_weight * (v - load(reference + at, inside, A))
+    if grad_drawn is not None:
+        grad += b * load(grad_drawn + at, inside, A)
+    if grad_mean is not None:
+        grad += b * load(grad_mean + at, inside, A)
+    store(grad_velocity + at, grad, inside)
+
+
+@triton.jit
 def sde_bwd_kernel(
     grad_drawn,
     grad_mean,  # [B, size] or None
-    grad_log_prob,
+    grad_log_prob,  # [B], [B, positions] with POSITIONS, or None
     grad_kl,  # [B] or None
     velocity,
     sample,
@@ -219,6 +333,7 @@ def sde_bwd_kernel(
     next_value: tl.float64,
     grad_velocity,
     size,
+    positions,
     chunks,
     noise_level: tl.float64,
     cosine: tl.float64,
@@ -229,43 +344,78 @@ def sde_bwd_kernel(
     A: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    POSITIONS: tl.constexpr,
 ):
-    """grad = outcome·(x' - mean) + b·(grad_drawn + grad_mean) + gap·(v - v_reference)"""
+    """The parts of the forward kernel; see _backward_block."""
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
-    first = program % chunks * CHUNK
     now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
     a64, b64, std, spread = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     a, b = a64.to(A), b64.to(A)
     random = (spread <= 0) == 0
     count = tl.full((), size, tl.float64)
+    place = program % chunks * BLOCK + tl.arange(0, BLOCK)  # with POSITIONS
+    outcome_weight, gap_weight = 0.0, 0.0
     if grad_log_prob is not None:
         sharpness = 2.0
         if KIND != CPS:
             sharpness = 1 / tl.where(random, spread * spread, 1.0)
-        outcome_weight = tl.load(grad_log_prob + image).to(tl.float64) * b64 * sharpness / count
-        outcome_weight = tl.where(random, outcome_weight, 0.0).to(A)
+        if POSITIONS:
+            slope = tl.where(random, b64 * sharpness / tl.full((), size // positions, tl.float64), 0.0).to(A)
+            outcome_weight = slope * load(grad_log_prob + image * positions + place, place < positions, A)
+        else:
+            outcome_weight = tl.load(grad_log_prob + image).to(tl.float64) * b64 * sharpness / count
+            outcome_weight = tl.where(random, outcome_weight, 0.0).to(A)
     if grad_kl is not None:
         width = spread if EXACT_KL else std
         width = tl.where(random, width, 1.0)
         gap_weight = tl.load(grad_kl + image).to(tl.float64) * b64 * b64 / (width * width * count)
         gap_weight = tl.where(random, gap_weight, 0.0).to(A)
-    for start in range(0, CHUNK, BLOCK):
-        inside = first + start + tl.arange(0, BLOCK) < size
-        at = image * size + first + start + tl.arange(0, BLOCK)
-        grad = tl.zeros([BLOCK], A)
-        if (grad_log_prob is not None) or (grad_kl is not None):
-            v = load(velocity + at, inside, A)
-        if grad_log_prob is not None:
-            mean = _mean(load(sample + at, inside, A), v, a, b)
-            grad += outcome_weight * (load(next_sample + at, inside, A) - mean)
-        if grad_kl is not None:
-            grad += gap_weight * (v - load(reference + at, inside, A))
-        if grad_drawn is not None:
-            grad += b * load(grad_drawn + at, inside, A)
-        if grad_mean is not None:
-            grad += b * load(grad_mean + at, inside, A)
-        store(grad_velocity + at, grad, inside)
+    SCORES: tl.constexpr = grad_log_prob is not None
+    DIVERGES: tl.constexpr = grad_kl is not None
+    if POSITIONS:
+        for channel in range(0, size, positions):
+            _backward_block(
+                grad_drawn,
+                grad_mean,
+                velocity,
+                sample,
+                next_sample,
+                reference,
+                grad_velocity,
+                image * size + channel + place,
+                place < positions,
+                a,
+                b,
+                outcome_weight,
+                gap_weight,
+                SCORES,
+                DIVERGES,
+                A,
+            )
+    else:
+        first = program % chunks * CHUNK
+        for start in range(0, CHUNK, BLOCK):
+            inside = first + start + tl.arange(0, BLOCK) < size
+            at = image * size + first + start + tl.arange(0, BLOCK)
+            _backward_block(
+                grad_drawn,
+                grad_mean,
+                velocity,
+                sample,
+                next_sample,
+                reference,
+                grad_velocity,
+                at,
+                inside,
+                a,
+                b,
+                outcome_weight,
+                gap_weight,
+                SCORES,
+                DIVERGES,
+                A,
+            )
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -291,6 +441,13 @@ def _level(noise_level: float, sigma_max: float) -> tuple[float, float, float, f
     return noise_level, math.cos(angle), math.sin(angle), sigma_max
 
 
+def _chunks(size: int, positions: int) -> int:
+    """Programs of a sample."""
+    if positions > 0:
+        return config.ceil_div(positions, config.FLAT_BLOCK)
+    return config.ceil_div(size, config.FLAT_CHUNK)
+
+
 def sde_step(
     velocity: Tensor,
     sample: Tensor,
@@ -304,6 +461,7 @@ def sde_step(
     noise_level: float,
     sigma_max: float,
     return_mean: bool,
+    positions: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `finpercep::sde_step`: (next_sample, mean, log_prob, std, kl), empty where not asked for."""
     velocity, sample = velocity.contiguous(), sample.contiguous()
@@ -312,12 +470,13 @@ def sde_step(
     compute = accumulation_type(velocity.dtype, sample.dtype)
     drawn = like.new_empty((0,) if noise is None else like.shape)
     mean = like.new_empty(like.shape if return_mean else (0,))
-    log_prob, std = like.new_empty(batch, dtype=compute), like.new_empty(batch, dtype=compute)
+    log_prob = like.new_empty((batch, positions) if positions > 0 else (batch,), dtype=compute)
+    std = like.new_empty(batch, dtype=compute)
     kl = like.new_empty(0 if reference_velocity is None else batch, dtype=compute)
     if batch == 0:
         return drawn, mean, log_prob, std, kl
     size = sample.numel() // batch
-    chunks = config.ceil_div(size, config.FLAT_CHUNK)
+    chunks = _chunks(size, positions)
     partial = like.new_empty((batch, chunks, 2), dtype=torch.float64) if chunks > 1 else None
     level = _level(noise_level, sigma_max)
     kl_out = None if reference_velocity is None else kl
@@ -335,6 +494,7 @@ def sde_step(
         kl_out,
         partial,
         size,
+        positions,
         chunks,
         *level,
         KIND=kind,
@@ -342,6 +502,7 @@ def sde_step(
         A=triton_type(compute),
         BLOCK=config.FLAT_BLOCK,
         CHUNK=config.FLAT_CHUNK,
+        POSITIONS=positions > 0,
         num_warps=config.WARPS,
         enable_fp_fusion=False,
     )
@@ -349,7 +510,7 @@ def sde_step(
         sde_finish_kernel[(batch,)](
             partial,
             *levels,
-            log_prob,
+            None if positions > 0 else log_prob,
             std,
             kl_out,
             size,
@@ -379,6 +540,7 @@ def sde_step_backward(
     exact_kl: bool,
     noise_level: float,
     sigma_max: float,
+    positions: int = 0,
 ) -> Tensor:
     """See `finpercep::sde_step_backward`: the gradient of velocity."""
     velocity, sample, next_sample = velocity.contiguous(), sample.contiguous(), next_sample.contiguous()
@@ -387,7 +549,7 @@ def sde_step_backward(
     if batch == 0:
         return grad
     size = sample.numel() // batch
-    chunks = config.ceil_div(size, config.FLAT_CHUNK)
+    chunks = _chunks(size, positions)
     sde_bwd_kernel[(batch * chunks,)](
         _contiguous(grad_next_sample),
         _contiguous(grad_mean),
@@ -400,6 +562,7 @@ def sde_step_backward(
         *_level_arguments(sigma, sigma_next),
         grad,
         size,
+        positions,
         chunks,
         *_level(noise_level, sigma_max),
         KIND=kind,
@@ -407,6 +570,7 @@ def sde_step_backward(
         A=triton_type(accumulation_type(velocity.dtype, sample.dtype)),
         BLOCK=config.FLAT_BLOCK,
         CHUNK=config.FLAT_CHUNK,
+        POSITIONS=positions > 0,
         num_warps=config.WARPS,
         enable_fp_fusion=False,
     )

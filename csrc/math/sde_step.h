@@ -62,9 +62,22 @@ FINPERCEP_FN Score score_of(const SdeParams& p, const Step& step, double square,
   return {-square / (2 * step.spread * step.spread) - log_of(step.spread) - kHalfLogTwoPi, kl};
 }
 
+// log p of a position from its Σ (x' - mean)² over the channels.
+struct Density {
+  double factor, constant;
+  FINPERCEP_FN double of(double square) const { return factor == 0 ? 0 : factor * square + constant; }
+};
+
+FINPERCEP_FN Density density_of(const SdeParams& p, const Step& step) {
+  if (step.spread <= 0) return {0, 0};  // deterministic, whatever the outcome; NaN stays visible
+  const double channels = double(p.size / p.positions);
+  if (p.kind == SdeKind::cps) return {-1 / channels, 0};
+  return {-1 / (2 * step.spread * step.spread * channels), -log_of(step.spread) - kHalfLogTwoPi};
+}
+
 // grad = outcome·(x' - mean) + pathwise·(grad_drawn + grad_mean) + gap·(v - v_reference)
 template <class A> struct Weights {
-  A outcome, pathwise, gap;
+  A outcome, pathwise, gap;  // with positions, outcome is still to be multiplied by the gradient of each
 };
 
 template <class A> FINPERCEP_FN Weights<A> weights(const SdeBackwardParams& q, const Step& step, int64_t sample) {
@@ -74,7 +87,8 @@ template <class A> FINPERCEP_FN Weights<A> weights(const SdeBackwardParams& q, c
   const double size = double(p.size), width = p.exact_kl ? step.spread : step.std;
   if (q.grad_log_prob != nullptr) {
     const double sharpness = p.kind == SdeKind::cps ? 2 : 1 / (step.spread * step.spread);
-    w.outcome = A(double(static_cast<const A*>(q.grad_log_prob)[sample]) * step.b * sharpness / size);
+    const double grad = p.positions > 0 ? 1 : double(static_cast<const A*>(q.grad_log_prob)[sample]);
+    w.outcome = A(grad * step.b * sharpness / (p.positions > 0 ? double(p.size / p.positions) : size));
   }
   if (q.grad_kl != nullptr)
     w.gap = A(double(static_cast<const A*>(q.grad_kl)[sample]) * step.b * step.b / (width * width * size));

@@ -301,8 +301,7 @@ def sde_step(
         return_mean: the mean is one more image-sized write that the log-probability and KL do not need; False
             saves it.
         log_prob: `sample` averages over all non-batch dimensions; `position` over channels alone, for `(B, C, H, W)`:
-            one number per position of the latents, whose mean is the sample's. `kl` is the sample's either way. Only
-            the reference computes `position`: None picks it, another backend raises.
+            one number per position of the latents, whose mean is the sample's. `kl` is the sample's either way.
         backend: None picks the fastest; "reference", "cpp", "triton" or "cuda" insist.
 
     Returns:
@@ -332,10 +331,6 @@ def sde_step(
     if isinstance(sigma_next, Tensor):
         sigma_next = _backend.savable(velocity, sigma_next)[1]
     chosen = _backend.resolve(backend, "sde_step", sample.device, sample.dtype)
-    if positions and chosen != "reference":
-        if backend is not None:
-            raise RuntimeError(f"backend={backend!r} has no log_prob 'position'; use backend='reference'")
-        chosen = "reference"
     if chosen == "reference":
         return sde_step_reference(
             velocity,
@@ -365,6 +360,7 @@ def sde_step(
         noise_level,
         -1.0 if sigma_max is None else sigma_max,
         return_mean,
+        positions,
     )
     return SDEStep(
         drawn if next_sample is None else constant(next_sample),
@@ -388,13 +384,14 @@ def _fake(
     noise_level: float,
     sigma_max: float,
     return_mean: bool,
+    positions: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     compute = torch.float64 if torch.float64 in (velocity.dtype, sample.dtype) else torch.float32
     batch = sample.shape[0]
     return (
         sample.new_empty((0,) if noise is None else sample.shape),
         sample.new_empty(sample.shape if return_mean else (0,)),
-        sample.new_empty(batch, dtype=compute),
+        sample.new_empty((batch, positions) if positions > 0 else (batch,), dtype=compute),
         sample.new_empty(batch, dtype=compute),
         sample.new_empty(0 if reference_velocity is None else batch, dtype=compute),
     )
@@ -415,17 +412,18 @@ def _fake_backward(
     exact_kl: bool,
     noise_level: float,
     sigma_max: float,
+    positions: int = 0,
 ) -> Tensor:
     return velocity.new_empty(velocity.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    velocity, sample, sigma, sigma_next, _noise, next_sample, reference, *options, _ = inputs
+    velocity, sample, sigma, sigma_next, _noise, next_sample, reference, *options, _, positions = inputs
     drawn, _, _, std, _ = output
     # Only tensors that exist anyway are kept; backward recomputes the mean from them.
     outcome = drawn if next_sample is None else next_sample
     ctx.save_for_backward(velocity, sample, outcome, sigma, sigma_next, reference)
-    ctx.options, ctx.drew = options, next_sample is None
+    ctx.options, ctx.drew = (*options, positions), next_sample is None
     ctx.mark_non_differentiable(std)
     ctx.set_materialize_grads(False)
 
@@ -445,7 +443,7 @@ def _backward(operator, ctx, grad_drawn, grad_mean, grad_log_prob, _, grad_kl): 
         reference,
         *ctx.options,
     )
-    return grad, *(None,) * 11
+    return grad, *(None,) * 12
 
 
 _backend.register(

@@ -90,11 +90,13 @@ def sde_launches() -> list[Launch]:
         image, sigma = meta(32, 16, 64, 64, dtype=dtype), meta(32, dtype=F64)
         rows = meta(32, dtype=F64 if dtype == F64 else F32)
         level = (kind, exact, 0.7, -1.0)
-        for noise, end, reference, mean in ((image, None, None, True), (None, image, image, False)):
-            launches += record(sde.sde_step, image, image, sigma, sigma, noise, end, reference, *level, mean)
-            grads = (image, image, rows, None) if noise is not None else (None, None, rows, rows)
-            arguments = (*grads, image, image, image, sigma, sigma, reference, *level)
-            launches += record(sde.sde_step_backward, *arguments)
+        for positions, scores in ((0, rows), (64 * 64, meta(32, 64 * 64, dtype=rows.dtype))):
+            for noise, end, reference, mean in ((image, None, None, True), (None, image, image, False)):
+                options = (*level, mean, positions)
+                launches += record(sde.sde_step, image, image, sigma, sigma, noise, end, reference, *options)
+                grads = (image, image, scores, None) if noise is not None else (None, None, scores, rows)
+                arguments = (*grads, image, image, image, sigma, sigma, reference, *level, positions)
+                launches += record(sde.sde_step_backward, *arguments)
     small = meta(24, 4, 16, 16)  # one chunk: no second stage
     for sigma in (
         meta(24, dtype=F64),

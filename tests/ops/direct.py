@@ -72,7 +72,7 @@ def grpo_loss_backward(generator):
 
 
 def sde_step(generator):
-    batch, side, kind, draws = _integers(generator, 1, 9, 4)
+    batch, side, kind, draws, positions = _integers(generator, 1, 9, 5)
     velocity, sample, other, reference = (torch.randn(batch, 4, side, side, generator=generator) for _ in range(4))
     outcome = {"noise": None, "next_sample": other} if draws % 2 else {"noise": other, "next_sample": None}
     tensors = {
@@ -82,7 +82,8 @@ def sde_step(generator):
         "sigma_next": torch.tensor(0.7),
     }
     options = {"kind": kind % 3, "exact_kl": True, "noise_level": 0.7, "sigma_max": 0.98}
-    return {**tensors, **outcome, "reference_velocity": reference, **options, "return_mean": True}
+    last = {"return_mean": True, "positions": side * side if positions % 2 else 0}
+    return {**tensors, **outcome, "reference_velocity": reference, **options, **last}
 
 
 def sde_step_backward(generator):
@@ -92,9 +93,9 @@ def sde_step_backward(generator):
     del given["return_mean"]
     like, batch = given["sample"], given["sample"].shape[0]
     grads = {"grad_next_sample": torch.ones_like(like), "grad_mean": torch.ones_like(like)}
-    scalars = {"grad_log_prob": torch.ones(batch), "grad_kl": torch.ones(batch)}
+    scalars = {"grad_log_prob": torch.ones(batch, max(1, given["positions"])), "grad_kl": torch.ones(batch)}
     order = ("velocity", "sample", "next_sample", "sigma", "sigma_next", "reference_velocity")
-    rest = ("kind", "exact_kl", "noise_level", "sigma_max")
+    rest = ("kind", "exact_kl", "noise_level", "sigma_max", "positions")
     return {**grads, **scalars, **{name: given[name] for name in (*order, *rest)}}
 
 

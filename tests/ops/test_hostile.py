@@ -120,6 +120,9 @@ REFUSED = {
         ("sigma_next: expected float32 or float64", {"sigma_next": ZEROS(2, dtype=torch.int64)}),
         ("kind: expected an index below 3, got 3", {"kind": 3}),
         ("reference_velocity: expected 8 elements", {"reference_velocity": ZEROS(0)}),
+        ("positions: expected 0 or a divisor of 4 numbers per sample, got 3", {"positions": 3}),
+        ("positions: expected 0 or a divisor of 4 numbers per sample, got 8", {"positions": 8}),
+        ("positions: expected 0 or a divisor of 4 numbers per sample, got -4", {"positions": -4}),
     ],
     "sde_step_backward": [
         ("grad_log_prob: expected 2 elements, got 1", {"grad_log_prob": ZEROS(1)}),
@@ -127,6 +130,8 @@ REFUSED = {
         ("grad_kl: expected only with", {"reference_velocity": None}),
         ("grad_mean: expected 8 elements, got 0", {"grad_mean": ZEROS(0)}),
         ("next_sample: expected 8 elements, got 16", {"next_sample": ZEROS(4, 4)}),
+        ("grad_log_prob: expected 4 elements, got 2", {"positions": 2}),
+        ("positions: expected 0 or a divisor of 4 numbers per sample, got 5", {"positions": 5}),
     ],
 }
 
@@ -159,12 +164,13 @@ TAKEN = {
     | SIGMAS
     | given("noise next_sample reference_velocity", PAIR, None, PAIR)
     | OPTIONS
-    | given("return_mean", True),
+    | given("return_mean positions", True, 0),
     "sde_step_backward": given("grad_next_sample grad_mean grad_log_prob grad_kl", PAIR, PAIR, LEVELS, LEVELS)
     | given("velocity sample next_sample", PAIR, PAIR, PAIR)
     | SIGMAS
     | given("reference_velocity", PAIR)
-    | OPTIONS,
+    | OPTIONS
+    | given("positions", 0),
 }
 
 

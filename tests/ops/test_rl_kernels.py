@@ -203,8 +203,9 @@ def test_opcheck(cpp):
     v, x, end, other, s, s_next = sde_inputs(2, 3, 4)
     v.requires_grad_()
     for noise, next_sample, reference, mean in ((end, None, None, True), (None, end, other, False)):
-        arguments = (v, x, s, s_next, noise, next_sample, reference, 0, True, 0.7, -1.0, mean)
-        torch.library.opcheck(OPS.sde_step.default, arguments)
+        for positions in (0, 4):
+            arguments = (v, x, s, s_next, noise, next_sample, reference, 0, True, 0.7, -1.0, mean, positions)
+            torch.library.opcheck(OPS.sde_step.default, arguments)
 
 
 def test_fullgraph_compile_forward_and_backward(cpp):

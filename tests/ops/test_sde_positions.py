@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from finpercep import ops
+from finpercep.ops import _backend
 from finpercep.ops.sde import sde_step, sde_step_reference
 from tests.ops.test_sde import published
 
-BACKENDS = ["reference"]
+BACKENDS = [
+    "reference",
+    pytest.param("cpp", marks=pytest.mark.skipif(not _backend.has_cpp("sde_step"), reason="extension not built")),
+]
 KINDS = ["flow", "cps", "dance"]
 # (B, C, H, W): one channel, three and many; odd sides, one position, and more than a part of the kernels takes
 SHAPES = [(3, 1, 5, 7), (2, 3, 1, 1), (1, 48, 9, 3), (2, 3, 33, 67), (2, 4, 16, 8)]
@@ -215,6 +219,25 @@ def test_all_gradients_together(poisoned, shape, dtype):
             torch.testing.assert_close(value.double() / size, expected / size, rtol=tolerance, atol=tolerance)
 
 
+def test_fullgraph_compile_forward_and_backward(cpp):
+    v, x, end, reference = fresh(2, 3, 5, 4, dtype=torch.float32)
+    s, s_next = levels(2)
+
+    def train(velocity):
+        options = {"next_sample": end, "reference_velocity": reference, "log_prob": "position", "backend": "cpp"}
+        step = sde_step(velocity, x, s, s_next, return_mean=False, **options)
+        return step.log_prob * torch.linspace(-1, 2, 20), step.kl
+
+    results = []
+    for function in (train, torch.compile(train, fullgraph=True)):
+        velocity = v.clone().requires_grad_()
+        log_prob, kl = function(velocity)
+        assert log_prob.shape == (2, 20)
+        (log_prob.sum() + kl.sum()).backward()
+        results.append((log_prob, kl, velocity.grad))
+    torch.testing.assert_close(*results)
+
+
 @pytest.mark.parametrize(
     ("log_prob", "shape", "message"),
     [
@@ -227,9 +250,3 @@ def test_errors_name_the_argument(log_prob, shape, message):
     zeros = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
         ops.sde_step(zeros, zeros, 0.6, 0.5, noise=zeros, log_prob=log_prob)
-
-
-def test_a_named_backend_that_lacks_it_raises(cpp):
-    zeros = torch.zeros(1, 2, 3, 3)
-    with pytest.raises(RuntimeError, match="backend='cpp' has no log_prob 'position'; use backend='reference'"):
-        ops.sde_step(zeros, zeros, 0.6, 0.5, noise=zeros, log_prob="position", backend=cpp)
