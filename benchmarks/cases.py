@@ -188,8 +188,8 @@ def sde_step(
     def run(operator: Callable[..., ops.SDEStep], v: Tensor, x: Tensor, third: Tensor, *rest: Tensor) -> Outputs:
         *other, now, after = rest
         options = {"noise" if draw else "next_sample": third, "reference_velocity": other[0] if other else None}
-        options["log_prob"] = "position" if position else "sample"
-        step = operator(v, x, now, after, kind=kind, return_mean=mean, **options)
+        kept = "position" if position else "sample"
+        step = operator(v, x, now, after, kind=kind, return_mean=mean, log_prob=kept, **options)
         found = (step.next_sample if draw else None, step.log_prob, step.kl, step.mean if mean else None, step.std)
         return [out for out in found if out is not None]
 
@@ -383,6 +383,7 @@ FAMILIES = {
             *_rows("sde_step score", EVERY, FP32, "large", sde_step, 64, 16, 128, 128, kl=True),
             *_rows("sde_step score", TRAINING, BF16, "large", sde_step, 64, 16, 128, 128, kl=True),
             *_rows("sde_step score", TRAINING, FP32, "4x16x64²", sde_step, 4, 16, 64, 64, kl=True),
+            *_rows("sde_step positions", EVERY, FP32, "large", sde_step, 64, 16, 128, 128, kl=True, position=True),
         ],
         gpu=[
             *_rows("sde_step draw", FORWARD, BF16, "256x16x128²", sde_step, 256, 16, 128, 128, draw=True),
@@ -390,6 +391,8 @@ FAMILIES = {
             *_rows("sde_step score", TRAINING, BF16, "4x16x64²", sde_step, 4, 16, 64, 64, kl=True),
             *_rows("sde_step draw", FORWARD, BF16, "4x16x64²", sde_step, 4, 16, 64, 64, draw=True),
             *_rows("sde_step score", TRAINING, FP32, "1024x16x128²", sde_step, 1024, 16, 128, 128, kl=True),
+            *_rows("sde_step positions", TRAINING, BF16, "256x16x128²", sde_step, 256, 16, 128, 128, kl=True,
+                   position=True),
         ],
     ),
 }

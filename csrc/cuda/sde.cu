@@ -68,7 +68,7 @@ template <class T, class A, int N> using PackOf = Pack<typename Array<T, A>::Ele
 
 // V: dtype of velocity and reference; X: of sample, noise, next_sample and what is written.
 template <class V, class X, class A, int N, bool kPositions>
-__global__ void __launch_bounds__(kSdeThreads<kPositions, N>, 4 * kThreads / kSdeThreads<kPositions, N>)
+__global__ void __launch_bounds__(kSdeThreads<kPositions, N>, (kPositions ? 3 : 4) * kThreads / kSdeThreads<kPositions, N>)
     sde_step_fwd_kernel(SdeParams p) {
   FINPERCEP_SHARED(Step, shared_step, 1);
   FINPERCEP_SHARED(Density, shared_density, 1);
