@@ -58,7 +58,7 @@ def packaged_models() -> dict[str, Path]:
     A name is the path below the package's folder of models, without "models-": `realesrgan-x4plus`,
     `pro/up2x-no-denoise`. Real-CUGAN's up4x are left out: they need a step outside of their network.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for package in _PACKAGES:
         spec = importlib.util.find_spec(package.replace("-", "_"))  # not imported: that needs Vulkan
         for folder in (spec and spec.submodule_search_locations) or []:
