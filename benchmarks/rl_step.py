@@ -65,9 +65,8 @@ def measure(row: dict[str, Any], data: list[str], seconds: float) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         generator = TINY if row["generator"] == TINY else str(small_sd3(Path(folder)))
         given = {"data": data, "out": folder, "generator": generator, "algorithm": {"name": row["algorithm"]}}
+        given["compile"] = row["mode"] == "compiled"
         trainer = RLTrainer(resolve(None, row["settings"], given))
-    if row["mode"] == "compiled":
-        compile_networks(trainer)
     before = peak()
     found = operators(trainer, seconds) if row["mode"] == "operators" else parts(trainer, seconds)
     return {**found, "peak": peak(), "peak_before": before}
@@ -77,16 +76,6 @@ def small_sd3(folder: Path) -> Path:
     """The pipeline that the tests of training have, two blocks of a transformer and a ControlNet of one."""
     save: Callable[[Path], Path] = import_module("tests.rl.generators.pipelines").save_sd3  # tests have no types
     return save(folder)
-
-
-def compile_networks(trainer: RLTrainer) -> None:
-    """Compile what a step runs of generator and reward, in place, for any number of rows."""
-    networks = [getattr(trainer.generator, name, None) for name in ("network", "denoiser", "controlnet")]
-    if vae := getattr(trainer.generator, "vae", None):
-        networks.append(vae.decoder)
-    for network in (*networks, trainer.moment.stage.reward):
-        if isinstance(network, torch.nn.Module):
-            network.compile(dynamic=True)
 
 
 def peak() -> int:

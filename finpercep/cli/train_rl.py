@@ -49,7 +49,8 @@ def train_rl(
     """
     from finpercep.rl.loop import train
     from finpercep.rl.screen import RLScreen
-    from finpercep.rl.settings import as_yaml, resolve
+    from finpercep.rl.settings import resolve
+    from finpercep.rl.settings_yaml import as_yaml
 
     set_threads(threads)
     given: dict[str, Any] = {"data": [str(folder) for folder in data or []], "out": out and str(out)}

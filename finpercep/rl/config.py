@@ -31,6 +31,12 @@ class StageConfig:
 
     Of a `Mixture` it is the mixture of its parts' R_k, each of which algorithms with groups normalize in its groups.
 
+    Attributes:
+        reward: name, folder, hub id, pyiqa:NAME, http://… or module:name, see `load_reward`.
+        steps: of training.
+        lr: learning rate at the stage's first step, from where it falls to 0 along a cosine.
+        score_weight, map_weight: λ1 and λ2.
+
     Raises:
         ValueError: an option out of its range.
     """
@@ -56,21 +62,28 @@ class RLConfig:
         generator: name, folder, hub id or module:Class, see `load_generator`.
         generator_options: what of it is trained, and how it is sampled, where it is a pipeline of diffusers.
         algorithm: options of ReFL, DPO, GRPO or NFT; their type is the choice.
-        stages: the curriculum; `curriculum` says how one becomes the next, `refresh` when the reward model learns.
+        stages: of the curriculum.
+        curriculum: how one stage's reward becomes the next one's.
+        refresh: when and how the reward model learns from what the generator makes.
         monitors: what is measured beside the reward, and the alarm.
         batch: low-quality images in a step.
         side: of the crops of photos, pixels.
         degraded: share of the low-resolution images that are made on the fly by the degradation pipeline.
         updates: of the weights for each collection; its rows are divided among them.
+        weight_decay: of AdamW.
         max_norm: to which the gradient is limited.
         max_skipped: steps in a row that are skipped because no group's rewards differ; so many are an error.
         ema: decay of the moving average of the weights, which is what is measured and saved; 0 is none.
+        compile: run the generator's networks and the rewards by `torch.compile`; the first steps then take minutes.
         keep: checkpoints that are kept, the last ones.
+        save_every: steps between checkpoints.
         dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
             settings needs it; 0 measures on `val`.
         eval_every: steps between measurements on held-out photos.
         eval_photos: how many photos they use.
         eval_steps: of the sampler, when measuring.
+        seed: of all that is drawn.
+        device: cpu, cuda, cuda:1, …
 
     Raises:
         ValueError: an option out of its range, or two that do not go together.
@@ -93,6 +106,7 @@ class RLConfig:
     max_norm: float = 1.0
     max_skipped: int = 10
     ema: float = 0.0
+    compile: bool = False
     keep: int = 2
     save_every: int = 50
     dev_every: int = 0

@@ -68,10 +68,10 @@ class HeldOut:
         """
         photo = self.batch.photo
         assert photo is not None
-        rewards = self._scores(images, reward, device)
-        values = {"reward_avg": rewards, "jpeg_loss": rewards - self._scores(recompressed(images), reward, device)}
+        rewards = self.scores(images, reward, device)
+        values = {"reward_avg": rewards, "jpeg_loss": rewards - self.scores(recompressed(images), reward, device)}
         if judge is not None:
-            values["judge"] = self._scores(images, judge, device)
+            values["judge"] = self.scores(images, judge, device)
         for name, measure in (further or {}).items():
             found = [measure.function(images[rows].to(device), self.batch[rows].to(device)) for rows in self._rows()]
             values[name] = torch.cat(found).cpu()
@@ -90,7 +90,9 @@ class HeldOut:
         parts = (self.batch[i : i + self.size].to(device) for i in range(0, len(self.batch), self.size))
         return torch.cat([velocity_distance(generator, part, self.steps).cpu() for part in parts])
 
-    def _scores(self, images: Tensor, reward: Reward, device: torch.device) -> Tensor:
+    @torch.no_grad()
+    def scores(self, images: Tensor, reward: Reward, device: torch.device) -> Tensor:
+        """Of results (B,3,H,W), on the CPU."""
         found = [
             score(reward, images[rows].to(device), self.batch[rows].to(device)).score.cpu() for rows in self._rows()
         ]

@@ -70,13 +70,6 @@ def resolve(
     return from_plain(whole)
 
 
-def as_yaml(config: RLConfig) -> str:
-    """What `resolve` reads."""
-    import yaml
-
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
-
-
 def _read(file: str | Path) -> Mapping[str, Any]:
     import yaml
 

@@ -15,6 +15,7 @@ from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
 from finpercep.rl.checkpoints import checkpoints, write_checkpoint
 from finpercep.rl.clock import Clock, timed
+from finpercep.rl.compiled import compile_run
 from finpercep.rl.config import (
     RLConfig,
     build_algorithm,
@@ -90,6 +91,8 @@ class RLTrainer:
         self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
+        if config.compile:
+            compile_run(self.generator, [stage.reward for stage in self.curriculum.stages], self.held_out, self.device)
         self.before = self.held_out.images(self.generator, self.device)
         self.refresh = None
         if config.refresh.every:

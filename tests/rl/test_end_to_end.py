@@ -14,7 +14,7 @@ from finpercep.rl.config import KINDS, RLConfig, StageConfig
 from finpercep.rl.generators import GeneratorConfig, load_generator
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
-from finpercep.rl.settings import as_yaml
+from finpercep.rl.settings_yaml import as_yaml
 from tests.rl.conftest import Kill
 from tests.rl.generators.pipelines import save_flux, save_sd3, save_upscaler
 from tests.rl.test_trainer import lines

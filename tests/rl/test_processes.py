@@ -21,7 +21,7 @@ from finpercep.rl.config import StageConfig
 from finpercep.rl.generators import SRTiny
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
-from finpercep.rl.settings import as_yaml
+from finpercep.rl.settings_yaml import as_yaml
 from tests.rl.test_trainer import ALGORITHMS, config, lines  # noqa: F401
 
 BRIGHT = 0.46

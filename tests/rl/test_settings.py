@@ -11,7 +11,8 @@ import yaml
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.grpo import GRPOConfig
 from finpercep.rl.refl import ReFLConfig
-from finpercep.rl.settings import as_yaml, from_plain, resolve, to_plain
+from finpercep.rl.settings import from_plain, resolve, to_plain
+from finpercep.rl.settings_yaml import as_yaml
 
 
 @pytest.fixture

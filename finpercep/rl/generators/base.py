@@ -61,6 +61,17 @@ class GeneratorModule(nn.Module):
         """The batch with what is costly in `condition`, made once; nothing by default."""
         return batch
 
+    def networks(self) -> list[nn.Module]:
+        """What of it `torch.compile` may take, called as modules are: by default each of its parts."""
+        return list(self.children())
+
+    def compile_networks(self) -> None:
+        """Compile them and those of the reference, in place, for any number of rows."""
+        for network in self.networks():
+            network.compile(dynamic=True)
+        for kept in self._reference:
+            kept.compile_networks()
+
     def keep_reference(self) -> None:
         """From now on the reference is what the generator is at this moment; what is not trained is shared with it."""
         self._reference = ()

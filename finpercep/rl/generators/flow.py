@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import Steps, scheduler_steps
@@ -31,6 +31,10 @@ class ControlNetGenerator(LatentGenerator):
         self.controlnet = pipeline.controlnet.requires_grad_(False)
         self.scale, self.channels = config.scale, self.vae.config.latent_channels
         self.timescale = float(self.scheduler.config.num_train_timesteps)
+
+    def networks(self) -> list[nn.Module]:
+        """The transformer, the decoder of the VAE, and the ControlNet."""
+        return [*super().networks(), self.controlnet]
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:

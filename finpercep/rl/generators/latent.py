@@ -62,6 +62,10 @@ class LatentGenerator(GeneratorModule):
         """What the denoiser is told of low-resolution images, (B, ...) each."""
         raise NotImplementedError
 
+    def networks(self) -> list[nn.Module]:
+        """The denoiser, and the decoder of the VAE."""
+        return [self.denoiser, self.vae.decoder]
+
     @property
     def guided(self) -> bool:
         """Whether there is classifier-free guidance: two answers for each sample."""
