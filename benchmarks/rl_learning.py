@@ -27,8 +27,10 @@ GRPO = ["stages.0.steps=60", "stages.0.lr=3e-4", "algorithm.window=[1,2]", "algo
 NFT = ["stages.0.steps=40", "stages.0.lr=2e-4", "algorithm.advantage_clip=1"]
 DPO = ["stages.0.steps=60", "stages.0.lr=1e-4", "algorithm.beta=200"]
 MAP = "algorithm.map_weight=1"
+REFL = ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"]
 PRESETS = {
-    "refl": ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"],
+    "refl": REFL,
+    "refl+map": [*REFL, MAP],
     "dpo": DPO,
     "dpo+map": [*DPO, MAP],
     "grpo": GRPO,
@@ -36,7 +38,7 @@ PRESETS = {
     "nft": NFT,
     "nft+map": [*NFT, MAP],
 }
-"""By algorithm; "+map" is the same with spatial credit."""
+"""By algorithm; "+map" is the same with spatial credit, and with the gradient of ReFL weighed by the map."""
 FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_loss", "velocity_distance")
 
 
@@ -93,6 +95,7 @@ def main() -> None:
             settings = [*COMMON, *PRESETS[name], f"seed={seed}"]
             if not any(r["settings"] == settings for r in runs):
                 runs.append(run(name, seed, args.data, args.runs))
+                found = {name: found[name] for name in PRESETS if name in found}
                 write_json(path, found)
                 (RESULTS / "rl_learning.md").write_text(table(found))
     print(table(found))

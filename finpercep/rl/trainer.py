@@ -197,7 +197,10 @@ class RLTrainer:
         """Refresh the reward where it is due; returns what that changed."""
         if self.refresh is None or not self.refresh.due(self.done):
             return {}
-        changed = self.refresh.run(self.config.stages[self.moment.number].reward, self.generator, self.device)
+        name = self.config.stages[self.moment.number].reward
+        changed = self.refresh.run(name, self.generator, self.device)
+        # Where kernels add up in no fixed order, each process has learned something a little different.
+        self.ranks.take_first(self.refresh.models[name].state_dict().values())
         self.fingerprints = list(self.curriculum.fingerprints)
         return changed
 
