@@ -1,4 +1,4 @@
-"""What `reward_families` and `reward_ablations` share: short trainings, figures, and a file that resumes."""
+"""What `reward_families`, `reward_ablations`, `rl_ablations` share: short trainings, figures, a file that resumes."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ def settings_of(args: argparse.Namespace, seed: int) -> Run:
     return {**{name: getattr(args, name) for name in names}, "data": data, "seed": seed}
 
 
+def tag_of(args: argparse.Namespace, seed: int) -> str:
+    """Six digits of the settings, which folders of runs end with."""
+    return hashlib.sha256(json.dumps(settings_of(args, seed)).encode()).hexdigest()[:6]
+
+
 def trained(
     args: argparse.Namespace, name: str, seed: int, *, base: str | None = None, data: Sequence[str] = (), **changes: Any
 ) -> RewardModel:
@@ -84,7 +89,7 @@ def trained(
         "triplets": TripletConfig(crop=args.crop),
         **{key: changes.pop(key) for key in ("leave_out", "dev_every") if key in changes},
     }
-    tag = hashlib.sha256(json.dumps(settings_of(args, seed)).encode()).hexdigest()[:6]
+    tag = tag_of(args, seed)
     name, base = (f"{one.replace(' ', '-')}-{seed}-{tag}" for one in (name, base or name))
     folder = args.runs / f"{base}-rm0"
     encoder = ENCODERS[args.model]
@@ -111,13 +116,21 @@ def collect(
     args: argparse.Namespace,
     run: Callable[[str, int], Run],
     table: Callable[[dict[str, list[Run]]], str],
+    *,
+    same: Callable[[Run], bool] = lambda run: True,
 ) -> dict[str, list[Run]]:
-    """Make every run that the file `path` does not have with these settings; file and table are written after each."""
+    """Make every run that the file `path` does not have with these settings; file and table are written after each.
+
+    Args:
+        same: whether a run that the file has is one of today's, settings aside.
+    """
     torch.set_num_threads(1)
     found: dict[str, list[Run]] = json.loads(path.read_text()) if path.is_file() else {}
     wanted = {seed: settings_of(args, seed) for seed in args.seeds}
     for name, runs in list(found.items()):
-        found[name] = [one for one in runs if one["settings"] == settings_of(args, one["settings"]["seed"])]
+        found[name] = [
+            one for one in runs if one["settings"] == settings_of(args, one["settings"]["seed"]) and same(one)
+        ]
         if not found[name]:
             del found[name]
     for seed in args.seeds:  # one of each first: there is something to look at early
