@@ -123,7 +123,6 @@ class _Network:
         if [len(side) for side in names] != [1, 1]:
             raise ValueError(f"{param}: expected one input and one output, got {names[0]} and {names[1]}")
         self.input, self.output = (side[0] for side in names)
-
         self.scale, self.lost = 0, 0  # enlargement, and pixels of the result that are missing on each side
 
     def __call__(self, image: Tensor) -> Tensor:
