@@ -152,11 +152,11 @@ def _in_order(found: dict[str, list[Run]], names: Sequence[str]) -> dict[str, li
     return {name: found[name] for name in dict.fromkeys([*names, *found]) if name in found}
 
 
-def cell(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation over seeds; empty where nothing was measured."""
+def cell(values: Sequence[float | None], form: str = ".3f") -> str:
+    """Mean and standard deviation over seeds, the mean in this form; empty where nothing was measured."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
     if len(known) == 1:
-        return f"{known[0]:.3f}"
-    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+        return format(known[0], form)
+    return f"{statistics.mean(known):{form}} ± {statistics.stdev(known):{form.lstrip('+')}}"

@@ -44,7 +44,7 @@ def table(found: dict[str, list[Run]]) -> str:
         "|---|" + "---:|" * (len(FIGURES) + 1),
     ]
     for losses, runs in found.items():
-        cells = [cell([run["after"][name] - run["before"][name] for run in runs]) for name in FIGURES]
+        cells = [cell([run["after"][name] - run["before"][name] for run in runs], "+.4f") for name in FIGURES]
         lines.append(f"| {losses} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

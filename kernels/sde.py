@@ -113,44 +113,6 @@ def _density(square, channels, spread, KIND: tl.constexpr):
 
 
 @triton.jit
-def _forward_block(
-    velocity,
-    sample,
-    noise,
-    next_sample,
-    reference,
-    drawn,
-    mean_out,
-    at,
-    inside,
-    a,
-    b,
-    spread,
-    square,
-    gap,
-    A: tl.constexpr,
-):
-    """Stores what is wanted of one block; adds its (x' - mean)² to square, (v - v_reference)² to gap."""
-    x, v = load(sample + at, inside, A), load(velocity + at, inside, A)
-    mean = _mean(x, v, a, b)
-    if noise is not None:
-        outcome = mean + spread * load(noise + at, inside, A)
-        rounded = narrow(outcome, drawn.dtype.element_ty)
-        tl.store(drawn + at, rounded, mask=inside)
-        outcome = widen(rounded, A)  # scored as it is stored
-    else:
-        outcome = load(next_sample + at, inside, A)
-    if mean_out is not None:
-        store(mean_out + at, mean, inside)
-    away = tl.where(inside, outcome - mean, 0.0)
-    square = tl.fma(away, away, square)
-    if reference is not None:
-        apart = v - load(reference + at, inside, A)
-        gap = tl.fma(apart, apart, gap)
-    return square, gap
-
-
-@triton.jit
 def sde_fwd_kernel(
     velocity,
     sample,  # [B, size]
@@ -190,50 +152,29 @@ def sde_fwd_kernel(
     a64, b64, std, spread64 = _coefficients(now, after, noise_level, cosine, sine, sigma_max, KIND)
     a, b, spread = a64.to(A), b64.to(A), spread64.to(A)
     square, gap = tl.zeros([BLOCK], A), tl.zeros([BLOCK], A)
+    place = program % chunks * (BLOCK if POSITIONS else CHUNK) + tl.arange(0, BLOCK)
+    for start in range(0, size if POSITIONS else CHUNK, positions if POSITIONS else BLOCK):
+        inside = place < positions if POSITIONS else start + place < size
+        at = image * size + start + place
+        x, v = load(sample + at, inside, A), load(velocity + at, inside, A)
+        mean = _mean(x, v, a, b)
+        if noise is not None:
+            outcome = mean + spread * load(noise + at, inside, A)
+            rounded = narrow(outcome, drawn.dtype.element_ty)
+            tl.store(drawn + at, rounded, mask=inside)
+            outcome = widen(rounded, A)  # scored as it is stored
+        else:
+            outcome = load(next_sample + at, inside, A)
+        if mean_out is not None:
+            store(mean_out + at, mean, inside)
+        away = tl.where(inside, outcome - mean, 0.0)
+        square = tl.fma(away, away, square)
+        if reference is not None:
+            apart = v - load(reference + at, inside, A)
+            gap = tl.fma(apart, apart, gap)
     if POSITIONS:
-        place = program % chunks * BLOCK + tl.arange(0, BLOCK)
-        inside = place < positions
-        for channel in range(0, size, positions):
-            square, gap = _forward_block(
-                velocity,
-                sample,
-                noise,
-                next_sample,
-                reference,
-                drawn,
-                mean_out,
-                image * size + channel + place,
-                inside,
-                a,
-                b,
-                spread,
-                square,
-                gap,
-                A,
-            )
-        channels = tl.full((), size // positions, tl.float64)
-        store(log_prob + image * positions + place, _density(square.to(tl.float64), channels, spread64, KIND), inside)
-    else:
-        first = program % chunks * CHUNK
-        for start in range(0, CHUNK, BLOCK):
-            inside = first + start + tl.arange(0, BLOCK) < size
-            square, gap = _forward_block(
-                velocity,
-                sample,
-                noise,
-                next_sample,
-                reference,
-                drawn,
-                mean_out,
-                image * size + first + start + tl.arange(0, BLOCK),
-                inside,
-                a,
-                b,
-                spread,
-                square,
-                gap,
-                A,
-            )
+        scores = _density(square.to(tl.float64), tl.full((), size // positions, tl.float64), spread64, KIND)
+        store(log_prob + image * positions + place, scores, place < positions)
     # Across lanes in fp64: whatever the layout that the compiler picks, the rounded sum is the same.
     square_sum, gap_sum = tl.sum(square.to(tl.float64), 0), tl.sum(gap.to(tl.float64), 0)
     if partial is None:
@@ -281,41 +222,6 @@ def sde_finish_kernel(
 
 
 @triton.jit
-def _backward_block(
-    grad_drawn,
-    grad_mean,
-    velocity,
-    sample,
-    next_sample,
-    reference,
-    grad_velocity,
-    at,
-    inside,
-    a,
-    b,
-    outcome_weight,
-    gap_weight,
-    SCORES: tl.constexpr,
-    DIVERGES: tl.constexpr,
-    A: tl.constexpr,
-):
-    """grad = outcome·(x' - mean) + b·(grad_drawn + grad_mean) + gap·(v - v_reference)"""
-    grad = tl.zeros(at.shape, A)
-    if SCORES or DIVERGES:
-        v = load(velocity + at, inside, A)
-    if SCORES:
-        mean = _mean(load(sample + at, inside, A), v, a, b)
-        grad += outcome_weight * (load(next_sample + at, inside, A) - mean)
-    if DIVERGES:
-        grad += gap_weight * (v - load(reference + at, inside, A))
-    if grad_drawn is not None:
-        grad += b * load(grad_drawn + at, inside, A)
-    if grad_mean is not None:
-        grad += b * load(grad_mean + at, inside, A)
-    store(grad_velocity + at, grad, inside)
-
-
-@triton.jit
 def sde_bwd_kernel(
     grad_drawn,
     grad_mean,  # [B, size] or None
@@ -346,7 +252,7 @@ def sde_bwd_kernel(
     CHUNK: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """The parts of the forward kernel; see _backward_block."""
+    """grad = outcome·(x' - mean) + b·(grad_drawn + grad_mean) + gap·(v - v_reference), in the parts of forward"""
     program = tl.program_id(0).to(tl.int64)
     image = program // chunks
     now, after = _levels(sigma, sigma_stride, sigma_value, sigma_next, next_stride, next_value, image)
@@ -354,8 +260,7 @@ def sde_bwd_kernel(
     a, b = a64.to(A), b64.to(A)
     random = (spread <= 0) == 0
     count = tl.full((), size, tl.float64)
-    place = program % chunks * BLOCK + tl.arange(0, BLOCK)  # with POSITIONS
-    outcome_weight, gap_weight = 0.0, 0.0
+    place = program % chunks * (BLOCK if POSITIONS else CHUNK) + tl.arange(0, BLOCK)
     if grad_log_prob is not None:
         sharpness = 2.0
         if KIND != CPS:
@@ -371,51 +276,22 @@ def sde_bwd_kernel(
         width = tl.where(random, width, 1.0)
         gap_weight = tl.load(grad_kl + image).to(tl.float64) * b64 * b64 / (width * width * count)
         gap_weight = tl.where(random, gap_weight, 0.0).to(A)
-    SCORES: tl.constexpr = grad_log_prob is not None
-    DIVERGES: tl.constexpr = grad_kl is not None
-    if POSITIONS:
-        for channel in range(0, size, positions):
-            _backward_block(
-                grad_drawn,
-                grad_mean,
-                velocity,
-                sample,
-                next_sample,
-                reference,
-                grad_velocity,
-                image * size + channel + place,
-                place < positions,
-                a,
-                b,
-                outcome_weight,
-                gap_weight,
-                SCORES,
-                DIVERGES,
-                A,
-            )
-    else:
-        first = program % chunks * CHUNK
-        for start in range(0, CHUNK, BLOCK):
-            inside = first + start + tl.arange(0, BLOCK) < size
-            at = image * size + first + start + tl.arange(0, BLOCK)
-            _backward_block(
-                grad_drawn,
-                grad_mean,
-                velocity,
-                sample,
-                next_sample,
-                reference,
-                grad_velocity,
-                at,
-                inside,
-                a,
-                b,
-                outcome_weight,
-                gap_weight,
-                SCORES,
-                DIVERGES,
-                A,
-            )
+    for start in range(0, size if POSITIONS else CHUNK, positions if POSITIONS else BLOCK):
+        inside = place < positions if POSITIONS else start + place < size
+        at = image * size + start + place
+        grad = tl.zeros([BLOCK], A)
+        if (grad_log_prob is not None) or (grad_kl is not None):
+            v = load(velocity + at, inside, A)
+        if grad_log_prob is not None:
+            mean = _mean(load(sample + at, inside, A), v, a, b)
+            grad += outcome_weight * (load(next_sample + at, inside, A) - mean)
+        if grad_kl is not None:
+            grad += gap_weight * (v - load(reference + at, inside, A))
+        if grad_drawn is not None:
+            grad += b * load(grad_drawn + at, inside, A)
+        if grad_mean is not None:
+            grad += b * load(grad_mean + at, inside, A)
+        store(grad_velocity + at, grad, inside)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from finpercep.rl.generators import SRTiny
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings_yaml import as_yaml
+from tests.processes import together
 from tests.rl.test_trainer import ALGORITHMS, config, lines  # noqa: F401
 
 BRIGHT = 0.46
@@ -52,12 +52,6 @@ def start(runs, folder: Path, *words: str, **environment: str) -> subprocess.Pop
         cwd=root,
         env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
     )
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 class Plain:
@@ -101,8 +95,8 @@ def test_two_processes_are_one(config, tmp_path, monkeypatch):  # noqa: F811
     """
     runs = {name: replace(settings, out=str(tmp_path / f"{name}-1")) for name, settings in runs_of(config)}
     two = [replace(settings, out=str(tmp_path / f"{name}-2")) for name, settings in runs.items()]
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    running = [start(two, tmp_path / str(rank), "--exact", **together, RANK=str(rank)) for rank in range(2)]
+    environment = together()
+    running = [start(two, tmp_path / str(rank), "--exact", **environment, RANK=str(rank)) for rank in range(2)]
     for module in (held_out, scores):  # rounding to 8 bits would make steps of what differs in the last bit of fp32
         monkeypatch.setattr(module, "as_file", lambda images: images)
     for settings in runs.values():

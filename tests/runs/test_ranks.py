@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.processes import together
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
@@ -26,18 +27,9 @@ print([float(tensor.sum()) for tensor in model.state_dict().values()], ranks.tot
 
 def test_the_first_process_is_followed():
     """Weights, buffers and counts of a module become the first one's; numbers are added, values taken from it."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    together = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, **together()}
     running = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], env={**together, "RANK": rank}, stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", PROGRAM], env={**environment, "RANK": rank}, stdout=subprocess.PIPE)
         for rank in "01"
     ]
     said = [process.communicate(timeout=120)[0].decode() for process in running]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from finpercep.runs.ranks import own_device
 from finpercep.training.climbing import ClimbConfig
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.trainer import RewardTrainer, train
+from tests.processes import together
 from tests.training.test_trainer import ENCODER, Recorder, config, full  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -36,19 +36,12 @@ pickle.dump(told, open(sys.argv[2], "wb"))
 CLIMB = ClimbConfig(climbed=0.75, climb_steps=(1, 2))  # three of twelve images: one process has more of them
 
 
-def start(folder: Path, rank: int, port: str) -> subprocess.Popen[bytes]:
-    together = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def start(folder: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder / "runs"), str(folder / f"told{rank}")],
         cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, **together, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **environment, "RANK": str(rank)},
     )
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def runs_of(config: RewardTrainConfig) -> list[RewardTrainConfig]:  # noqa: F811
@@ -66,10 +59,10 @@ def runs_of(config: RewardTrainConfig) -> list[RewardTrainConfig]:  # noqa: F811
 
 def test_two_processes_are_one(config, tmp_path):  # noqa: F811
     alone = runs_of(config)
-    together = [dataclasses.replace(run, out=run.out + "-two") for run in alone]
-    (tmp_path / "runs").write_bytes(pickle.dumps(together))
-    port = free_port()
-    processes = [start(tmp_path, rank, port) for rank in range(2)]
+    of_two = [dataclasses.replace(run, out=run.out + "-two") for run in alone]
+    (tmp_path / "runs").write_bytes(pickle.dumps(of_two))
+    environment = together()
+    processes = [start(tmp_path, rank, environment) for rank in range(2)]
     expected = []
     for run in alone:
         recorder = Recorder()
@@ -84,7 +77,7 @@ def test_two_processes_are_one(config, tmp_path):  # noqa: F811
             assert other == pytest.approx(one, abs=1e-5)
     assert "climb" in found[0][0]
     assert "dev/auc" in found[0][2]
-    states = [[torch.load(Path(run.out) / "state.pt", weights_only=True) for run in runs] for runs in (alone, together)]
+    states = [[torch.load(Path(run.out) / "state.pt", weights_only=True) for run in runs] for runs in (alone, of_two)]
     for one, other in zip(*states, strict=True):
         normalized = any("running_mean" in name for name in one["model"])
         for name, tensor in one["model"].items():

@@ -153,14 +153,13 @@ class _Network:
         self.scale = scale
         if self._shape(_PROBE) == (3, scale * _PROBE, scale * _PROBE):
             return
-        (small, large), (first, second) = _PROBES, (self._shape(side) for side in _PROBES)
-        found, over = divmod(second[1] - first[1], large - small) if first and second else (0, 0)
-        lost = found * small - first[1] if first else 0
-        if (first[:1], over, found) != ((3,), 0, scale) or first[1] != first[2] or lost < 0 or lost % 2:
-            square = first[:1] == (3,) and first[1] == first[2] and not over and found
-            shown = f"x{found}" if square else f"{first or 'nothing'} from (3, {small}, {small})"
+        small, large = (self._shape(side) for side in _PROBES)
+        self.lost = (scale * _PROBES[0] - small[1]) // 2 if small else 0
+        sides = [scale * side - 2 * self.lost for side in _PROBES]
+        if self.lost < 0 or [small, large] != [(3, side, side) for side in sides]:
+            growth = (large[1] - small[1]) / (_PROBES[1] - _PROBES[0]) if small and large else 0
+            shown = f"x{growth:g}" if growth and small[0] == 3 else f"{small or 'nothing'} from (3, {_PROBES[0]}, …)"
             raise ValueError(f"{self.param}: expected a x{scale} model of RGB images, got {shown}")
-        self.lost = lost // 2
 
     def _shape(self, side: int) -> tuple[int, ...]:
         """Of the result for a black square; empty where ncnn has none."""
