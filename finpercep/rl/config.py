@@ -75,6 +75,7 @@ class RLConfig:
         max_skipped: steps in a row that are skipped because no group's rewards differ; so many are an error.
         ema: decay of the moving average of the weights, which is what is measured and saved; 0 is none.
         compile: run the generator's networks and the rewards by `torch.compile`; the first steps then take minutes.
+        shard: divide the frozen weights of a pipeline with adapters among the processes (FSDP2).
         keep: checkpoints that are kept, the last ones.
         save_every: steps between checkpoints.
         dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
@@ -107,6 +108,7 @@ class RLConfig:
     max_skipped: int = 10
     ema: float = 0.0
     compile: bool = False
+    shard: bool = False
     keep: int = 2
     save_every: int = 50
     dev_every: int = 0
@@ -139,6 +141,19 @@ class RLConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
+        if self.shard:
+            _check_even(self)
+
+
+def _check_even(config: RLConfig) -> None:
+    """Refuse what could have processes call sharded networks unequally often, or has not been tried with them."""
+    options = config.algorithm
+    if isinstance(options, DPOConfig) and options.pairs == "reward":
+        raise ValueError("shard: expected refl, grpo, nft, or dpo with pairs given; dpo drops ties by reward")
+    if isinstance(options, (GRPOConfig, NFTConfig)) and not options.keep_dead:
+        raise ValueError("shard: expected algorithm.keep_dead true, so that all processes have equally many rows")
+    if config.compile:
+        raise ValueError("shard: expected compile false, got true")
 
 
 def check_updates(config: RLConfig, images: int) -> None:
@@ -176,12 +191,14 @@ def comparable(config: RLConfig) -> dict[str, Any]:
 def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
     """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
 
+    A setting that is younger than the state had its default.
+
     Raises:
         ValueError: names what differs.
     """
     if "data_fingerprint" not in was:
         now = {**now, "data": config.data, "data_fingerprint": None}
-    check_settings(was, now, folder)
+    check_settings(comparable(RLConfig()) | was, now, folder)
 
 
 def check_held(config: RLConfig, count: int) -> None:

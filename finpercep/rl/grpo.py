@@ -57,6 +57,7 @@ class GRPOConfig:
         norm_weight: weight of `norm_hinge`, against velocities that become longer than the reference's.
         photo_weight: weight of the pre-training term on photos, E|v_θ - (ε - x0)|²: the divergence from the photos'
             distribution, as DDRL adds it (arXiv 2512.04332).
+        keep_dead: groups whose results have equal rewards stay in the mean, with advantage 0; `shard` needs it.
         micro_batch: rows, each one step of one sample, in a forward pass of training.
     """
 
@@ -78,6 +79,7 @@ class GRPOConfig:
     beta: float = 0.0
     norm_weight: float = 0.0
     photo_weight: float = 0.0
+    keep_dead: bool = False
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
@@ -149,8 +151,10 @@ class GRPO:
             group_size=config.group_size,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
+            keep_dead=config.keep_dead,
         )
-        keep, count = alive(advantages, config.group_size), len(taken["x"])
+        keep = slice(None) if config.keep_dead else alive(advantages, config.group_size)
+        count = len(taken["x"])
         rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
         std = rows.pop("std").unflatten(0, (-1, count))
         rows["advantage"] = advantages[keep].repeat_interleave(count, 0)

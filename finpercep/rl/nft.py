@@ -30,6 +30,7 @@ class NFTConfig:
         map_weight: γ of spatial credit, see `spatial_advantages`: r, L⁺ and L⁻ at each position of the latents. It
             needs a reward with a map. 0 is one r for all positions.
         reference_weight: weight of mean|v - v_ref|².
+        keep_dead: groups whose results have equal rewards stay in the mean, with r = ½; `shard` needs it.
         micro_batch: samples in a forward pass of training.
     """
 
@@ -39,6 +40,7 @@ class NFTConfig:
     advantage_clip: float = 5.0
     map_weight: float = 0.0
     reference_weight: float = 0.0
+    keep_dead: bool = False
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
@@ -77,6 +79,7 @@ class NFT:
             group_size=config.group_size,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
+            keep_dead=config.keep_dead,
         )
         levels = generator.steps(config.steps).s
         draws = sample_generators(groups.ids, self.seed, "nft", step)
@@ -86,7 +89,7 @@ class NFT:
         x = mix(x0, placed(torch.stack(epsilon), x0), s)
         share = (0.5 + (advantages / config.advantage_clip) / 2).to(x0.dtype)
         rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition), "share": share}
-        keep = alive(advantages, config.group_size)
+        keep = slice(None) if config.keep_dead else alive(advantages, config.group_size)
         return Experience(groups[keep], {name: row[keep] for name, row in rows.items()}, figures)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:

@@ -78,9 +78,12 @@ def _by_parts(reward: Mixture, scores: dict[str, Tensor], ids: Tensor) -> tuple[
 
 
 def group_advantages(
-    reward: Reward, scores: dict[str, Tensor], ids: Tensor, clip: float
+    reward: Reward, scores: dict[str, Tensor], ids: Tensor, clip: float, *, keep_dead: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 5 in the groups that `ids` form; each part of a mixture is normalized before they are added.
+
+    Args:
+        keep_dead: all groups may be dead; their advantages are 0.
 
     Returns:
         Advantages (N,) within [-clip, clip], and figures for the log under flow_grpo's names.
@@ -100,7 +103,7 @@ def group_advantages(
         dead = int(stats.zero_variance)
     figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
     figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
-    if dead == int(stats.groups):
+    if dead == int(stats.groups) and not keep_dead:
         raise DeadGroups(
             f"reward: all {dead} groups have equal rewards, so that nothing can be learned; raise noise_level or "
             "group_size, or use a reward that is not saturated on these images",
@@ -110,13 +113,22 @@ def group_advantages(
 
 
 def result_advantages(
-    reward: Reward, images: Tensor, batch: Batch, grid: torch.Size, *, group_size: int, clip: float, map_weight: float
+    reward: Reward,
+    images: Tensor,
+    batch: Batch,
+    grid: torch.Size,
+    *,
+    group_size: int,
+    clip: float,
+    map_weight: float,
+    keep_dead: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`group_advantages` of results (N,3,H,W) whose groups lie side by side; with `map_weight`, spatial credit.
 
     Args:
         grid: (h, w) of the latents.
         map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions, as are all of RM_0.
+        keep_dead: see `group_advantages`.
 
     Returns:
         Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); and figures for the log.
@@ -126,7 +138,7 @@ def result_advantages(
         DeadGroups, FloatingPointError: see `group_advantages` and `group_scores`.
     """
     scores, faults = scores_and_map(reward, images, batch)
-    advantages, figures = group_advantages(reward, scores, batch.ids, clip)
+    advantages, figures = group_advantages(reward, scores, batch.ids, clip, keep_dead=keep_dead)
     if not map_weight:
         return advantages, figures
     height, width = grid

@@ -39,6 +39,7 @@ from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
 from finpercep.rl.refresh import Refresh
+from finpercep.rl.sharded import shard_networks
 from finpercep.runs.ema import MovingAverage
 from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import read_state
@@ -91,6 +92,8 @@ class RLTrainer:
         self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
         self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
         self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
+        if config.shard:
+            shard_networks(self.generator, self.ranks, self.device)
         if config.compile:
             compile_run(self.generator, [stage.reward for stage in self.curriculum.stages], self.held_out, self.device)
         self.before = self.held_out.images(self.generator, self.device)
@@ -211,7 +214,8 @@ class RLTrainer:
         best generator so far in `<out>/best`.
         """
         number = self.curriculum.at(max(self.done - 1, 0)).number
-        values = self.ranks.agreed(self._measure(number) if self.ranks.first else {})
+        measures = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
+        values = self.ranks.agreed(self._measure(number) if measures else {})
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found
@@ -228,6 +232,12 @@ class RLTrainer:
             images = self.held_out.images(self.generator, self.device)
             values = self.held_out.measure(images, reward, self.device, self.judge, self.measures)
             values["velocity_distance"] = self.held_out.distance(self.generator, self.device)
+        if self.ranks.first:
+            self._draw(images, reward)
+        return values
+
+    def _draw(self, images: Tensor, reward: Reward) -> None:
+        """A picture of some held-out photos, before, now, and where the reward sees faults."""
         rows = slice(0, 6)
         sheet = comparison(
             self.held_out.batch[rows].to(self.device),
@@ -236,7 +246,6 @@ class RLTrainer:
             reward,
         )
         save_image(sheet, Path(self.config.out) / "pictures" / f"step-{self.done:06d}.png")
-        return values
 
     def _used(self) -> AbstractContextManager[None]:
         """Inside, the generator is what is measured and saved."""

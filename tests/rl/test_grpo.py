@@ -152,6 +152,18 @@ def test_dead_groups_are_left_out():
         torch.testing.assert_close(some.tensors[name], everything[name][6:])
 
 
+def test_dead_groups_are_kept_if_so_asked():
+    """With advantage 0: the loss is that of the others, over more rows."""
+    kept = GRPO(Toy(), replace(CONFIG, group_size=2, keep_dead=True))
+    rows = kept.collect(batch(), Given([0.5, 0.5, 0.0, 1.0]), 0)
+    assert rows.batch.ids.tolist() == [7] * 6 + [8] * 6
+    assert [round(a) for a in rows.tensors["advantage"].tolist()] == [0] * 6 + [-1] * 3 + [1] * 3
+    assert float(kept.collect(batch(), Given([0.5] * 4), 0).tensors["advantage"].abs().max()) == 0
+    dropped = GRPO(Toy(), replace(CONFIG, group_size=2)).collect(batch(), Given([0.5, 0.5, 0.0, 1.0]), 0)
+    losses = [float(kept.loss(experience)["policy_loss"]) for experience in (rows, dropped)]
+    assert losses[0] == pytest.approx(losses[1] / 2, abs=1e-7)
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         GRPOConfig(group_size=1)

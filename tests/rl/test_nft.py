@@ -150,6 +150,14 @@ def test_dead_groups_are_left_out():
         algorithm.collect(batch(), Given([0.5] * 4), 0)
 
 
+def test_dead_groups_are_kept_if_so_asked():
+    kept = NFT(Toy(), replace(CONFIG, group_size=2, keep_dead=True))
+    rows = kept.collect(batch(), Given([0.5, 0.5, 0.2, 0.7]), 0)
+    assert rows.batch.ids.tolist() == [7, 7, 8, 8]
+    assert rows.tensors["share"].tolist() == pytest.approx([0.5, 0.5, 0.25, 0.75], abs=1e-3)
+    assert kept.collect(batch(), Given([0.5] * 4), 0).tensors["share"].tolist() == [0.5] * 4
+
+
 def test_shares_and_levels():
     algorithm = NFT(Toy(), replace(CONFIG, group_size=2))
     rows = algorithm.collect(batch(), Given([0.1, 0.3, 0.9, 0.5]), 0).tensors

@@ -185,6 +185,18 @@ def test_another_reward_is_refused(config):
         train(replace(config, algorithm=ALGORITHMS["nft"]))
 
 
+def test_a_state_older_than_a_setting_had_its_default(config, tmp_path):
+    config = replace(config, stages=config.stages[:1], monitors=MonitorConfig(judge=""))
+    RLTrainer(config).save()
+    (path,) = (tmp_path / "run").glob("checkpoint-*/state.pt")
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["max_skipped"]
+    torch.save(state, path)
+    assert RLTrainer(config).resume()
+    with pytest.raises(ValueError, match=rf"made with max_skipped={config.max_skipped} \(now 99\)"):
+        RLTrainer(replace(config, max_skipped=99)).resume()
+
+
 def test_other_data_are_refused_and_moved_ones_taken(config, photo_set, tmp_path):
     """By the names and sizes of files."""
     config = replace(config, stages=config.stages[:1], eval_photos=1, monitors=MonitorConfig(judge=""))

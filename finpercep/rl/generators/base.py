@@ -62,7 +62,7 @@ class GeneratorModule(nn.Module):
         return batch
 
     def networks(self) -> list[nn.Module]:
-        """What of it `torch.compile` may take, called as modules are: by default each of its parts."""
+        """What of it `torch.compile` and FSDP may take, called as modules are: by default each of its parts."""
         return list(self.children())
 
     def compile_networks(self) -> None:
@@ -77,6 +77,11 @@ class GeneratorModule(nn.Module):
         self._reference = ()
         shared: dict[int, Any] = {id(p): p for p in self.parameters() if not p.requires_grad}
         self._reference = (copy.deepcopy(self, shared).requires_grad_(False).eval(),)
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether the reference is a copy of its own."""
+        return bool(self._reference)
 
     @torch.no_grad()
     def reference_velocity(self, x: Tensor, s: Tensor, condition: Any) -> Tensor:
