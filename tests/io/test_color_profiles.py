@@ -69,7 +69,7 @@ def test_strips_and_orientation_keep_the_conversion(
     profile = icc.rgb_profile(icc.DISPLAY_P3, None)
     path = written(Image.fromarray(colors), tmp_path / "a.png", profile)
     whole = load_image(path)
-    monkeypatch.setattr("finpercep.io.images._STRIP_PIXELS", 53 * 5)
+    monkeypatch.setattr("finpercep.io.pil_images._STRIP_PIXELS", 53 * 5)
     assert torch.equal(load_image(path), whole)
     exif = Image.Exif()
     exif[0x0112] = 3

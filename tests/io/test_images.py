@@ -47,7 +47,7 @@ def test_lossless_formats_keep_every_value(
 def test_strips_do_not_change_values(
     tmp_path: Path, pil: Image.Image, photo_u8: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finpercep.io.images._STRIP_PIXELS", 96 * 7)  # 64 rows: nine strips and a rest
+    monkeypatch.setattr("finpercep.io.pil_images._STRIP_PIXELS", 96 * 7)  # 64 rows: nine strips and a rest
     pil.save(tmp_path / "a.png")
     assert torch.equal(load_image(tmp_path / "a.png"), photo_u8)
 
