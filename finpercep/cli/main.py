@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -46,7 +47,8 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    pass
+    if "" not in sys.path:
+        sys.path.append("")  # for MODULE:NAME of one's own; what is installed comes first
 
 
 app.command()(score)

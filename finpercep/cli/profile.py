@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +61,7 @@ def profile(
 
     With --loop: the shares that the labeled parts of your own loop take of it.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU, torch's profiler says so as an error
     if loop is not None:
         set_threads(threads)
         page = _profile_loop(loop, out, steps, trace)
@@ -124,7 +125,6 @@ def _function(spec: str) -> Any:
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise ValueError(f"--loop: expected MODULE:NAME, got {spec}")
-    sys.path.insert(0, "")  # modules beside where the command is called
     try:
         found = imported(module, name)
     except (ImportError, ValueError) as error:

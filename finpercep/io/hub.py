@@ -52,7 +52,9 @@ def model_folder(
     try:
         return Path(snapshot_download(name, allow_patterns=None if patterns is None else list(patterns), **hub_options))
     except Exception as error:  # the hub's client raises many types: no network, no such name, no permission
-        raise ValueError(f"{name}: neither a folder nor {kind} that the hub gave: {one_line(error)}") from error
+        near = difflib.get_close_matches(name, known or (), n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{name}: {hint}neither a folder nor {kind} that the hub gave: {one_line(error)}") from error
 
 
 def check_hub_options(options: dict[str, Any]) -> None:

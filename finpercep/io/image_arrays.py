@@ -60,8 +60,19 @@ def check_float(image: torch.Tensor, name: str) -> torch.Tensor:
         if low != low or high != high:
             count = int(image.isnan().sum())
             raise ImageError(f"{name}: expected values in [0, 1], got NaN in {count} of {image.numel()} values")
-        raise ImageError(f"{name}: expected values in [0, 1], got {low:.7g} to {high:.7g}; clamp(0, 1) them")
+        raise ImageError(f"{name}: expected values in [0, 1], got {low:.7g} to {high:.7g}{_advice(low, high)}")
     return image if low >= 0 and high <= 1 else image.clamp(0, 1)
+
+
+def _advice(low: float, high: float) -> str:
+    """What values of a range most likely need; empty where they are of no usual one."""
+    if low >= -0.25 and high <= 1.25:
+        return "; clamp(0, 1) them"
+    if low >= -1.25 and high <= 1.25:
+        return "; (x + 1) / 2 brings [-1, 1] there"
+    if low >= 0 and high <= 255:
+        return "; divide by 255"
+    return ""
 
 
 def _to_three_channels(image: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from finpercep.io.files import atomic_write, write_json
 from finpercep.rl.config import RLConfig
 from finpercep.rl.generators import GeneratorModule
 from finpercep.rl.report import write_report
+from finpercep.rl.screen import measured
 from finpercep.rl.trainer import RLTrainer
 from finpercep.runs.interruption import Interruption
 from finpercep.runs.lock import folder_lock
@@ -53,10 +54,13 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:
             _cut_metrics(out / METRICS, trainer.done if resumed else -1)
-        if not resumed:
-            _log(trainer, {"stage": 0, "version": 0, **trainer.evaluate()})
-        stages = ", ".join(trainer.fingerprints)
+        names = zip((stage.reward for stage in config.stages), trainer.fingerprints, strict=True)
+        stages = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in names)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
+        if not resumed:
+            figures = {"stage": 0, "version": 0, **trainer.evaluate()}
+            _log(trainer, figures)
+            lines.append(measured(0, figures))
         if trainer.kept:
             lines.append(
                 f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"

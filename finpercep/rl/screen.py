@@ -18,6 +18,12 @@ SHOWN = {
 MEASURED = {"eval/reward_avg": "reward {:.3f}", "eval/psnr": "PSNR {:.2f}", "eval/severity": "severity {:.3f}"}
 
 
+def measured(step: int, figures: Mapping[str, float]) -> str:
+    """A line about a measurement on held-out photos; empty where there was none."""
+    found = ", ".join(form.format(figures[name]) for name, form in MEASURED.items() if name in figures)
+    return f"step {step}, held-out photos: {found}" if found else ""
+
+
 class RLScreen(Screen):
     """A bar with the reward, images per second and the shares of time; and a line for each measurement."""
 
@@ -26,6 +32,5 @@ class RLScreen(Screen):
         self.bar.update(self.task, completed=step, description=text)
         if not self.console.is_terminal:
             self.console.print(f"step {step}: {text}", soft_wrap=True)
-        measured = ", ".join(form.format(figures[name]) for name, form in MEASURED.items() if name in figures)
-        if measured:
-            self.console.print(f"step {step}, held-out photos: {measured}", soft_wrap=True)
+        if line := measured(step, figures):
+            self.console.print(line, soft_wrap=True)

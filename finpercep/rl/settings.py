@@ -106,7 +106,7 @@ def _assign(values: Any, assignment: str) -> None:
             key: Any = int(name)
         elif isinstance(values, dict):
             if name not in values and name != KIND:
-                raise _unknown(path, name, list(values))
+                raise _unknown(path, name, list(values), values.get(KIND, ""))
             key = name
         else:
             raise ValueError(f"{path}: {'.'.join(names[:depth])} is a value, it has no names inside")
@@ -119,10 +119,10 @@ def _assign(values: Any, assignment: str) -> None:
             raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
 
 
-def _unknown(path: str, name: str, known: list[str]) -> ValueError:
+def _unknown(path: str, name: str, known: list[str], algorithm: str = "") -> ValueError:
     near = get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return ValueError(f"{path}: no such setting; {hint}")
+    return ValueError(f"{path}: no such setting{f' of {algorithm}' if algorithm else ''}; {hint}")
 
 
 def _dataclass(kind: Any, values: Any, where: str) -> Any:
@@ -134,7 +134,7 @@ def _dataclass(kind: Any, values: Any, where: str) -> Any:
     for name, value in values.items():
         path = f"{where}.{name}" if where else str(name)
         if name not in known:
-            raise _unknown(path, str(name), known)
+            raise _unknown(path, str(name), known, next((one for one, of in KINDS.items() if of is kind), ""))
         found[name] = _value(hints[name], value, path)
     try:
         return kind(**found)

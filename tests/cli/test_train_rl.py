@@ -88,6 +88,14 @@ def test_the_device_is_checked_wherever_it_was_set(seen, tmp_path, monkeypatch):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_reward_beside_where_the_command_is_called(photo_set, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "own_reward_module.py").write_text("def brightness(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    result = invoke(photo_set, "--set", "stages.0.reward=own_reward_module:brightnes")
+    assert result.exit_code != 0
+    assert "own_reward_module has no 'brightnes'; did you mean brightness?" in result.stderr
+
+
 def test_mistakes_are_one_line(tmp_path):
     result = invoke("d", "--set", "bach=3")
     assert (result.exit_code, result.stderr) == (2, "bach: no such setting; did you mean batch?\n")

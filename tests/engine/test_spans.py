@@ -69,6 +69,19 @@ def test_labels_of_torchs_profiler_and_a_trace(tmp_path: Path) -> None:
     assert {"update", "reward", "aten::mm"} <= names
 
 
+def test_the_start_of_a_trace_is_not_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = torch.profiler.profile.__enter__
+
+    def slowly(profile: torch.profiler.profile) -> torch.profiler.profile:
+        time.sleep(0.5)
+        return begin(profile)
+
+    monkeypatch.setattr(torch.profiler.profile, "__enter__", slowly)
+    with profiled(trace=tmp_path / "trace.json") as p, p.span("step"):
+        time.sleep(0.05)
+    assert 0.05 <= p.seconds < 0.4
+
+
 def test_labels_in_spans_and_spans_in_labels_are_not_counted_twice(tmp_path: Path) -> None:
     layer = torch.nn.Linear(4, 4)
     adam = torch.optim.Adam(layer.parameters())  # labels itself

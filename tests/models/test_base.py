@@ -43,6 +43,8 @@ def test_what_is_no_model_says_so(tmp_path: Path) -> None:
         load_base(tmp_path)
     with pytest.raises(ValueError, match=r"^finpercep-tny: no such model or folder; did you mean"):
         load_base("finpercep-tny")
+    with pytest.raises(ValueError, match=r"^finpercep-tiny/7: did you mean 'finpercep-tiny/\d'\? neither a folder nor"):
+        load_base("finpercep-tiny/7", local_files_only=True)
 
 
 def test_clip_iqa_is_a_public_name() -> None:

@@ -60,7 +60,7 @@ def test_the_short_form_of_an_algorithm(tmp_path):
     ("assignment", "message"),
     [
         ("bach=3", r"bach: no such setting; did you mean batch\?"),
-        ("algorithm.stepz=3", r"algorithm\.stepz: no such setting; did you mean steps\?"),
+        ("algorithm.stepz=3", r"algorithm\.stepz: no such setting of refl; did you mean steps\?"),
         ("stages.0.rl=3", r"stages\.0\.rl: no such setting; did you mean lr\?"),
         ("stages.1.lr=3", r"stages\.1: expected a place from 0 to 0, got '1'"),
         ("batch=many", r"batch: expected a whole number, got 'many'"),

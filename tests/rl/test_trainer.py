@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,6 +175,14 @@ def test_log(config, tmp_path):
         "step-000003.png",
         "step-000005.png",
     ]
+
+
+def test_the_first_measurement_is_shown(config, monkeypatch):
+    told = []
+    screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
+    train(replace(config, algorithm=ALGORITHMS["refl"]), [screen])
+    assert told[0].startswith(f"ReFL against {config.stages[0].reward} (")
+    assert told[1].startswith("step 0, held-out photos: reward 0.")
 
 
 def test_another_reward_is_refused(config):

@@ -30,7 +30,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], hashes: Hashes, photos:
         ValueError: the folder holds a data set of other settings (the message says which), or something else.
     """
     path = folder / "settings.json"
-    if path.is_file():
+    begun = _holds_more(folder)
+    if begun and path.is_file():
         try:
             old = json.loads(path.read_text())
             old.keys()
@@ -44,10 +45,16 @@ def claim_folder(folder: Path, settings: dict[str, Any], hashes: Hashes, photos:
                 f"{folder}: made with other settings: {'; '.join(changed)}. Use another folder, or the same settings"
             )
         return {**settings, "inputs": old.get("inputs")}
-    if folder.is_dir() and any(path.name not in (LOCK, HASHES) for path in folder.iterdir()):
+    if begun:
         raise ValueError(f"{folder}: expected a new or empty folder, or one that this command made")
     write_json(path, settings)
     return settings
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether there is more in a folder than what a run leaves that ended before its first file was whole."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return not names <= {LOCK, HASHES, "settings.json", "data"} or any((folder / "data").glob("*.parquet"))
 
 
 def _inputs_difference(hashes: Hashes, photos: Sequence[Photo]) -> list[str]:

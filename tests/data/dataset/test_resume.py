@@ -226,6 +226,21 @@ def test_other_photos_are_named(made):
         fgr.make(root, out)
 
 
+def test_a_run_that_made_nothing_leaves_the_folder_free(made, tmp_path):
+    """It ended at a photo whose pixels cannot be read; that mended, the folder is taken with other settings, too."""
+    scenes, whole = made
+    photo = min((scenes / "train").glob("*/gt.png"))
+    pixels = photo.read_bytes()
+    photo.write_bytes(pixels[: len(pixels) // 2])
+    with pytest.raises(ValueError, match=r"gt\.png: expected a readable image"):
+        fgr.make(scenes, tmp_path / "again", replace(fgr.CONFIG, seed=1, photos_per_shard=5))
+    photo.write_bytes(pixels)
+    fgr.make(scenes, tmp_path / "again")
+    assert fgr.contents(tmp_path / "again").keys() == fgr.contents(whole).keys()
+    with pytest.raises(ValueError, match="made with other settings"):
+        fgr.make(scenes, tmp_path / "again", replace(fgr.CONFIG, seed=1))
+
+
 def test_other_inputs_of_a_data_set_without_a_record_are_refused(made):
     root, out = made
     (out / HASHES).unlink()
@@ -260,7 +275,7 @@ def test_converted_colors_are_in_the_files_identity(tmp_path, monkeypatch):
     picture.save(photo, icc_profile=icc.rgb_profile(icc.DISPLAY_P3, None))
     with monkeypatch.context() as patch:  # an older version, which ignored profiles
         patch.setattr("finpercep.data.dataset.hashes.is_converted", lambda path: False)
-        patch.setattr("finpercep.io.images.conversion_of", lambda image, name: None)
+        patch.setattr("finpercep.io.pil_images.conversion_of", lambda image, name: None)
         fgr.make(root, out)
     (out / HASHES).unlink()
     old = shard_of(out, "scene3")
