@@ -2,8 +2,8 @@
 scale.
 
 {ReFL, DPO, GRPO, NFT} x {RM_0 alone, the full reward from the start, the curriculum, the curriculum with refresh} x
-seeds, with as many steps for each variant of an algorithm; but for ReFL with spatial credit where a stage has a map;
-the embedded generator on the CPU, one run after the other.
+seeds, and ReFL without a reward as control, with as many steps for each variant of an algorithm; but for ReFL with
+spatial credit where a stage has a map; the embedded generator on the CPU, one run after the other.
 Measured on `val` photos by what no run climbs: a judging model, PSNR, SSIM, the severity of M_gt, ST-LPIPS where it is
 installed; and, for comparison alone, by the scores of RM_0 and of RM_2 as they were before any refresh.
 
@@ -47,6 +47,7 @@ VARIANTS = {
     "full": "RM_2 from the start",
     "ccl": "RM_0, RM_1, RM_2, a third of the steps each",
     "ccl-refresh": "the same, the reward refreshed five times",
+    "photos": "no reward: the pre-training term on photos alone, of ReFL",
 }
 FIGURES = {
     "judge": "judge",
@@ -68,7 +69,7 @@ FinPercep-RM without CCL, oscillates and does not converge; with CCL, stable and
 def stages(variant: str, rewards: list[str], steps: int, lr: float) -> list[dict[str, Any]]:
     """The stages of a variant, as settings."""
     zero, one, two = rewards
-    chosen = {"RM_0": [zero], "full": [two]}.get(variant, [zero, one, two])
+    chosen = {"RM_0": [zero], "photos": [zero], "full": [two]}.get(variant, [zero, one, two])
     return [{"reward": reward, "steps": steps // len(chosen), "lr": lr} for reward in chosen]
 
 
@@ -96,16 +97,21 @@ def settings_of(algorithm: str, variant: str, seed: int, args: argparse.Namespac
 def key_of(algorithm: str, variant: str, settings: dict[str, Any], prints: dict[str, str]) -> str:
     """What a result is of: the rewards by what they are, not by where they lie; the data by name."""
     settings = {**settings, "data": [Path(folder).name for folder in settings["data"]]}
-    text = json.dumps([algorithm, variant, settings, SETTINGS[algorithm]], sort_keys=True)
+    text = json.dumps([algorithm, variant, settings, assignments(algorithm, variant)], sort_keys=True)
     for place, fingerprint in prints.items():
         text = text.replace(json.dumps(place), json.dumps(fingerprint))
     return text
 
 
-def run(algorithm: str, settings: dict[str, Any], out: Path, names: dict[str, str]) -> dict[str, Any]:
+def assignments(algorithm: str, variant: str) -> list[str]:
+    """Settings beside `settings_of`."""
+    return [*SETTINGS[algorithm], *(["algorithm.weight=0"] if variant == "photos" else [])]
+
+
+def run(chosen: list[str], settings: dict[str, Any], out: Path, names: dict[str, str]) -> dict[str, Any]:
     """One run: step -> figures at each measurement, alarms, and how long it took here."""
     started, worked = time.perf_counter(), time.process_time()
-    train(resolve(None, SETTINGS[algorithm], {**settings, "out": str(out)}))
+    train(resolve(None, chosen, {**settings, "out": str(out)}))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     curve = {}
     for line in lines:
@@ -219,7 +225,8 @@ def main(words: list[str] | None = None) -> None:
     wanted = []
     for seed in args.seeds:  # the seeds outside: a table of one seed is whole first
         for algorithm in args.algorithms:
-            wanted += [(algorithm, variant, seed) for variant in args.variants]
+            variants = [name for name in args.variants if name != "photos" or algorithm == "refl"]
+            wanted += [(algorithm, variant, seed) for variant in variants]
     keys = {}
     for algorithm, variant, seed in wanted:
         settings = settings_of(algorithm, variant, seed, args)
@@ -229,7 +236,9 @@ def main(words: list[str] | None = None) -> None:
             continue
         print(f"{number}/{len(keys)}: {algorithm}, {variant}, seed {seed}", flush=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        made = run(algorithm, settings, args.runs / f"{algorithm}-{variant}-{seed}-{digest}", names)
+        made = run(
+            assignments(algorithm, variant), settings, args.runs / f"{algorithm}-{variant}-{seed}-{digest}", names
+        )
         same = (algorithm, variant, seed)
         found = [r for r in found if (r["algorithm"], r["variant"], r["seed"]) != same]  # of other settings no more
         found.append({"algorithm": algorithm, "variant": variant, "seed": seed, "key": key, **made})

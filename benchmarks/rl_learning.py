@@ -23,7 +23,7 @@ from finpercep.rl.settings import resolve
 
 RESULTS = Path(__file__).parent / "results"
 COMMON = ["dev_every=6", "eval_photos=32", "eval_every=1000", "save_every=1000"]
-GRPO = ["stages.0.steps=60", "stages.0.lr=3e-4", "algorithm.window=[1,2]", "algorithm.shared_noise=true"]
+GRPO = ["stages.0.steps=60", "stages.0.lr=1e-4", "batch=8", "algorithm.window=[1,2]", "algorithm.shared_noise=true"]
 NFT = ["stages.0.steps=40", "stages.0.lr=2e-4", "algorithm.advantage_clip=1"]
 DPO = ["stages.0.steps=60", "stages.0.lr=1e-4", "algorithm.beta=200"]
 MAP = "algorithm.map_weight=1"
@@ -31,6 +31,7 @@ REFL = ["stages.0.steps=100", "stages.0.lr=3e-4", "algorithm.weight=0.3"]
 PRESETS = {
     "refl": REFL,
     "refl+map": [*REFL, MAP],
+    "refl+no reward": [*REFL, "algorithm.weight=0"],
     "dpo": DPO,
     "dpo+map": [*DPO, MAP],
     "grpo": GRPO,
@@ -38,7 +39,8 @@ PRESETS = {
     "nft": NFT,
     "nft+map": [*NFT, MAP],
 }
-"""By algorithm; "+map" is the same with spatial credit, and with the gradient of ReFL weighed by the map."""
+"""By algorithm; "+map" is the same with spatial credit, and with the gradient of ReFL weighed by the map; "+no
+reward" is its pre-training term on photos alone, which has effects of its own."""
 FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_loss", "velocity_distance")
 
 

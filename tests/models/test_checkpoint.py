@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from finpercep.models import CLIPIQA, RewardModel, available_models, load_base
 
+GROWN = ("finpercep-tiny", "finpercep-small")
+"""Models of which there are three stages."""
+
 
 def test_round_trip(small_model: RewardModel, model_folder: Path, photo: torch.Tensor) -> None:
     again = RewardModel.from_pretrained(model_folder)
@@ -39,13 +42,15 @@ def test_what_is_pushed_to_the_hub_loads(pushed: Path, photo: torch.Tensor, tmp_
 
 def test_embedded_models_load() -> None:
     names = available_models()
-    assert [f"finpercep-tiny/{stage}" in names for stage in range(4)] == [True, True, True, False]
+    for grown in GROWN:
+        assert [f"{grown}/{stage}" in names for stage in range(4)] == [True, True, True, False]
     for name in names:
         assert RewardModel.from_pretrained(name).fingerprint
 
 
-def test_embedded_stages_grow() -> None:
-    base, light, full = (RewardModel.from_pretrained(f"finpercep-tiny/{stage}") for stage in range(3))
+@pytest.mark.parametrize("name", GROWN)
+def test_embedded_stages_grow(name: str) -> None:
+    base, light, full = (RewardModel.from_pretrained(f"{name}/{stage}") for stage in range(3))
     assert base.config["decoder"] is None
     assert (light.config["decoder"]["width"], full.config["decoder"]["width"]) == ("light", "full")
     assert full.config["encoder"] == light.config["encoder"] | {"adapter_rank": 16}
