@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ from finpercep.cli.common import (
     DEFAULT_MODEL,
     DataArgument,
     DeviceOption,
-    ModelOption,
     check_device,
     one_line_errors,
 )
@@ -19,7 +19,12 @@ from finpercep.cli.common import (
 
 def evaluate_reward(
     data: DataArgument,
-    model: ModelOption = DEFAULT_MODEL,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help=f"Name of a model, a folder, or a Hugging Face Hub id. Default: {DEFAULT_MODEL}."
+        ),
+    ] = None,
     baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Measure only the baselines.")] = False,
     split: Annotated[str, typer.Option("--split", help="Split to measure on.")] = "val",
     shift: Annotated[
@@ -73,6 +78,10 @@ def evaluate_reward(
     from finpercep.models import RewardModel
 
     device = check_device(device)
+    if models and len(models) > 1:
+        print(f"--model: expected one, got {', '.join(models)}; measure one after the other", file=sys.stderr)
+        raise typer.Exit(2)
+    model = models[0] if models else DEFAULT_MODEL
     with one_line_errors(2, ValueError, OSError, ImportError):
         reward = None if baselines_only else RewardModel.from_pretrained(model).to(device)
     with one_line_errors(1, ValueError, OSError, RuntimeError, ImportError):

@@ -62,6 +62,7 @@ def test_evaluate_reward_passes_every_option_on(
         ),
         ("--device gpu7", "gpu7"),
         ("--device gpu7 --baselines-only", "gpu7"),
+        ("--model finpercep-tiny --model a", "--model: expected one, got finpercep-tiny, a"),
     ],
 )
 def test_evaluation_without_its_model_or_device_ends_with_2(words: str, message: str) -> None:
