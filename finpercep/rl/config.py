@@ -191,14 +191,17 @@ def comparable(config: RLConfig) -> dict[str, Any]:
 def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
     """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
 
-    A setting that is younger than the state had its default.
+    A setting that is younger than the state had its default, also one of the algorithm.
 
     Raises:
         ValueError: names what differs.
     """
     if "data_fingerprint" not in was:
         now = {**now, "data": config.data, "data_fingerprint": None}
-    check_settings(comparable(RLConfig()) | was, now, folder)
+    defaults = comparable(RLConfig(algorithm=type(config.algorithm)()))
+    if was.get("kind") == defaults["kind"]:
+        was = {**was, "algorithm": defaults["algorithm"] | was["algorithm"]}
+    check_settings(defaults | was, now, folder)
 
 
 def check_held(config: RLConfig, count: int) -> None:

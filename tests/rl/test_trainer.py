@@ -199,7 +199,7 @@ def test_a_state_older_than_a_setting_had_its_default(config, tmp_path):
     RLTrainer(config).save()
     (path,) = (tmp_path / "run").glob("checkpoint-*/state.pt")
     state = torch.load(path, weights_only=True)
-    del state["settings"]["max_skipped"]
+    del state["settings"]["max_skipped"], state["settings"]["algorithm"]["micro_batch"]
     torch.save(state, path)
     assert RLTrainer(config).resume()
     with pytest.raises(ValueError, match=rf"made with max_skipped={config.max_skipped} \(now 99\)"):
