@@ -24,7 +24,7 @@ from finpercep.rl.settings import resolve
 LOSSES = {"rank": "losses rank", "rank, map": "losses rank, map", "rank, map, align": FULL}
 """As the table has it -> the variant of `reward_ablations`."""
 REFL = ["stages.0.steps=100", "stages.0.lr=2e-4", "algorithm.weight=5"]
-"""At the weight of `rl_learning`, 0.3, the pre-training term decides, and all rewards end alike."""
+"""A weight at which the reward decides, and not the pre-training term: see docs/rl.md."""
 SETTINGS = [f"dev_every={DEV}", "eval_photos=32", "eval_every=1000", "save_every=1000", *REFL]
 FIGURES = {"reward_avg": "its own reward", "judge": "judge", "psnr": "PSNR, dB", "ssim": "SSIM", "severity": "severity"}
 

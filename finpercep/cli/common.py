@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "finpercep-small"
 """The embedded model that judges best; finpercep-tiny is faster."""
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a model, a folder, or a Hugging Face Hub id.")]
+MODEL_HELP = "Name of a model, a folder, or a Hugging Face Hub id."
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
 WandBOption = Annotated[
     str | None, typer.Option("--wandb", metavar="PROJECT", help="Also send the figures to this project of W&B.")
 ]

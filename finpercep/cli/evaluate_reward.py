@@ -10,6 +10,7 @@ import typer
 
 from finpercep.cli.common import (
     DEFAULT_MODEL,
+    MODEL_HELP,
     DataArgument,
     DeviceOption,
     check_device,
@@ -21,9 +22,7 @@ def evaluate_reward(
     data: DataArgument,
     models: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model", "-m", help=f"Name of a model, a folder, or a Hugging Face Hub id. Default: {DEFAULT_MODEL}."
-        ),
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}."),
     ] = None,
     baselines_only: Annotated[bool, typer.Option("--baselines-only", help="Measure only the baselines.")] = False,
     split: Annotated[str, typer.Option("--split", help="Split to measure on.")] = "val",

@@ -14,7 +14,7 @@ from finpercep.io.image_error import ImageError, reason
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-_FORMATS = "PNG JPEG MPO WEBP TIFF BMP GIF PPM JPEG2000 TGA QOI AVIF HEIF".split()  # noqa: SIM905
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA", "QOI", "AVIF", "HEIF")
 ORIENTATION_TAG = 0x0112
 # Pillow's pixel limit and Python's warning filters are process-wide: one thread at a time may change them.
 PILLOW_STATE = threading.Lock()

@@ -142,10 +142,10 @@ class RLConfig:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
         if self.shard:
-            _check_even(self)
+            _check_shard(self)
 
 
-def _check_even(config: RLConfig) -> None:
+def _check_shard(config: RLConfig) -> None:
     """Refuse what could have processes call sharded networks unequally often, or has not been tried with them."""
     options = config.algorithm
     if isinstance(options, DPOConfig) and options.pairs == "reward":

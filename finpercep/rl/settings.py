@@ -20,8 +20,8 @@ def to_plain(config: Any) -> Any:
     """Dictionaries, lists, numbers and text, as YAML holds them; `from_plain` gives the settings back."""
     if is_dataclass(config) and not isinstance(config, type):
         values = {field.name: to_plain(getattr(config, field.name)) for field in fields(config)}
-        names = [name for name, kind in KINDS.items() if kind is type(config)]
-        return {KIND: names[0], **values} if names else values
+        name = _algorithm(type(config))
+        return {KIND: name, **values} if name else values
     if isinstance(config, (tuple, list)):
         return [to_plain(value) for value in config]
     return config
@@ -119,6 +119,11 @@ def _assign(values: Any, assignment: str) -> None:
             raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
 
 
+def _algorithm(kind: type) -> str:
+    """The name of an algorithm by the type of its options; empty for any other type."""
+    return next((name for name, options in KINDS.items() if options is kind), "")
+
+
 def _unknown(path: str, name: str, known: list[str], algorithm: str = "") -> ValueError:
     near = get_close_matches(name, known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
@@ -134,7 +139,7 @@ def _dataclass(kind: Any, values: Any, where: str) -> Any:
     for name, value in values.items():
         path = f"{where}.{name}" if where else str(name)
         if name not in known:
-            raise _unknown(path, str(name), known, next((one for one, of in KINDS.items() if of is kind), ""))
+            raise _unknown(path, str(name), known, _algorithm(kind))
         found[name] = _value(hints[name], value, path)
     try:
         return kind(**found)

@@ -214,8 +214,8 @@ class RLTrainer:
         best generator so far in `<out>/best`.
         """
         number = self.curriculum.at(max(self.done - 1, 0)).number
-        measures = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
-        values = self.ranks.agreed(self._measure(number) if measures else {})
+        here = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
+        values = self.ranks.agreed(self._measure(number) if here else {})
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found

@@ -177,7 +177,7 @@ def test_log(config, tmp_path):
     ]
 
 
-def test_the_first_measurement_is_shown(config, monkeypatch):
+def test_the_first_measurement_is_shown(config):
     told = []
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
     train(replace(config, algorithm=ALGORITHMS["refl"]), [screen])
