@@ -1,0 +1,42 @@
+// Small matrix products whose sums stay in registers: kRowsAtOnce rows of A times a panel of kPanel columns of B.
+#pragma once
+#include "vec.h"
+
+namespace finpercep {
+namespace FINPERCEP_ARCH {
+namespace {
+
+constexpr int kPanel = 16;
+constexpr int kVectors = kPanel / lanes_of<float>;  // in a row of a panel
+constexpr int kRowsAtOnce = 12 / kVectors;          // twelve sums: enough to hide an addition's latency, few enough to fit
+
+// How many rows a product of `rows` rows computes: buffers have room for them.
+constexpr int64_t whole_rows(int64_t rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce; }
+
+// out = A·B, or out += A·B: A (whole_rows(rows),depth) with rows `a_stride` apart, B (depth,kPanel), out
+// (whole_rows(rows),kPanel) with rows `out_stride` apart. Each number is added up in the order of depth, in any SIMD level.
+template <bool kAdd>
+inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int64_t rows, int64_t depth, float* out,
+                           int64_t out_stride) {
+  using V = vec<float>;
+  for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
+    const float* from = a + row * a_stride;
+    float* to = out + row * out_stride;
+    V sum[kRowsAtOnce][kVectors] = {};
+    if (kAdd)
+      for (int r = 0; r < kRowsAtOnce; ++r)
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = load_vec<V>(to + r * out_stride + v * lanes_of<float>);
+    for (int64_t k = 0; k < depth; ++k) {
+      V columns[kVectors];
+      for (int v = 0; v < kVectors; ++v) columns[v] = load_vec<V>(b + k * kPanel + v * lanes_of<float>);
+      for (int r = 0; r < kRowsAtOnce; ++r)
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += from[r * a_stride + k] * columns[v];
+    }
+    for (int r = 0; r < kRowsAtOnce; ++r)
+      for (int v = 0; v < kVectors; ++v) store_vec(to + r * out_stride + v * lanes_of<float>, sum[r][v]);
+  }
+}
+
+}  // namespace
+}  // namespace FINPERCEP_ARCH
+}  // namespace finpercep
