@@ -47,6 +47,11 @@ Tensor sde_step_backward(
     int64_t positions);
 
 #ifndef FINPERCEP_CUDA
+// blocks of the mobile encoder: CPU only
+Tensor inverted_residual(
+    Tensor x, std::optional<Tensor> expand_weight, std::optional<Tensor> expand_bias, Tensor filter_weight,
+    Tensor filter_bias, Tensor project_weight, Tensor project_bias, int64_t stride, bool skip);
+
 // stages of the degradations: CPU only
 Tensor degrade_filter(Tensor padded, Tensor kernels);
 Tensor degrade_resize(

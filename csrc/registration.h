@@ -49,6 +49,11 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, int positions=0)"
       " -> Tensor");
 
+  // blocks of the mobile encoder (finpercep.models): CPU only, no gradients; x and result (B,H,W,C)
+  m.def(
+      "inverted_residual(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor filter_weight,"
+      " Tensor filter_bias, Tensor project_weight, Tensor project_bias, int stride, bool skip) -> Tensor");
+
   // stages of the degradations (finpercep.data): CPU only, no gradients
   m.def("degrade_filter(Tensor padded, Tensor kernels) -> Tensor");
   m.def(
@@ -87,6 +92,9 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("sde_step_backward", TORCH_BOX(&sde_step_backward));
 
 #ifndef FINPERCEP_CUDA
+  // blocks of the mobile encoder
+  m.impl("inverted_residual", TORCH_BOX(&inverted_residual));
+
   // stages of the degradations
   m.impl("degrade_filter", TORCH_BOX(&degrade_filter));
   m.impl("degrade_resize", TORCH_BOX(&degrade_resize));

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models.conv_encoder import ConvEncoder
+from finpercep.models.inverted_residual import InvertedResidual, SameConv
 from finpercep.models.precision import at_least_float32, without_autocast
 
 # One row a stage of EfficientNet-lite0: blocks, kernel, stride, expansion, width. The last stage (320) is left out.
@@ -18,40 +19,6 @@ INJECTIONS = {1: 0, 2: 1, 3: 2}
 """Stage -> level of the energy path that is added to its output."""
 # ImageNet's normalization as EfficientNet-lite has it: (255 x - 127) / 128.
 SCALE, SHIFT = 255 / 128, -127 / 128
-
-
-class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does for sides that are multiples of the stride: more at bottom and right."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        total = max(0, kernel - stride)
-        self.before, self.after = total // 2, total - total // 2
-        symmetric = self.before == self.after
-        super().__init__(inputs, outputs, kernel, stride, self.before if symmetric else 0, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # In the input's type: the stem sees pixels in float32 whatever the model's type.
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
-        if self.before != self.after:
-            x = F.pad(x, [self.before, self.after, self.before, self.after])
-        return F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
-
-
-class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; the input is added where the shape stays."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        wide = inputs * expansion
-        self.expand = nn.Conv2d(inputs, wide, 1) if expansion > 1 else None
-        self.filter = SameConv(wide, wide, kernel, stride, groups=wide)
-        self.project = nn.Conv2d(wide, outputs, 1)
-        self.skip = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.filter(y), inplace=True))
-        return y + x if self.skip else y
 
 
 class LiteEncoder(nn.Module):

@@ -1,0 +1,111 @@
+"""The block of mobile networks, in one pass over the pixels where no gradient is due: csrc/cpu/inverted_residual.cpp.
+
+What lies between its three convolutions has six times the channels of what it is given. The kernel keeps a few rows of
+that in the cache, where PyTorch's convolutions write and read all of it. It is no public operator: where weights are
+trained, in a graph that is compiled or exported, and on GPUs PyTorch's convolutions run, which are the definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from finpercep.ops import _backend, has_cpp
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow does for sides that are multiples of the stride: more at bottom and right."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        total = max(0, kernel - stride)
+        self.before, self.after = total // 2, total - total // 2
+        symmetric = self.before == self.after
+        super().__init__(inputs, outputs, kernel, stride, self.before if symmetric else 0, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In the input's type: the stem sees pixels in float32 whatever the model's type.
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if self.before != self.after:
+            x = F.pad(x, [self.before, self.after, self.before, self.after])
+        return F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; the input is added where the shape stays.
+
+    Shape: (B,inputs,H,W) -> (B,outputs,H // stride,W // stride).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        self.expand = nn.Conv2d(inputs, wide, 1) if expansion > 1 else None
+        self.filter = SameConv(wide, wide, kernel, stride, groups=wide)
+        self.project = nn.Conv2d(wide, outputs, 1)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_for_kernel(x):
+            expand = (None, None) if self.expand is None else (self.expand.weight, self.expand.bias)
+            rest = (self.filter.weight, self.filter.bias, self.project.weight, self.project.bias)
+            stride, rows = self.filter.stride[0], x.permute(0, 2, 3, 1)
+            out: Tensor = torch.ops.finpercep.inverted_residual(rows, *expand, *rest, stride, self.skip)
+            return out.permute(0, 3, 1, 2)
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.filter(y), inplace=True))
+        return y + x if self.skip else y
+
+    def _is_for_kernel(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+            return False
+        if x.dtype != torch.float32 or _backend.resolve(None, "inverted_residual", x.device, x.dtype) != "cpp":
+            return False
+        if x.dim() != 4 or min(x.shape[-2:]) < self.filter.stride[0]:
+            return False
+        layers = [layer for layer in (self.expand, self.filter, self.project) if layer is not None]
+        if any(type(layer) not in (nn.Conv2d, SameConv) or _is_watched(layer) for layer in layers):
+            return False
+        tensors = [x, *self.parameters()]
+        if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+            return False
+        return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody waits for what this layer gives."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _fake(
+    x: Tensor,
+    expand_weight: Tensor | None,
+    expand_bias: Tensor | None,
+    filter_weight: Tensor,
+    filter_bias: Tensor,
+    project_weight: Tensor,
+    project_bias: Tensor,
+    stride: int,
+    skip: bool,
+) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1] // stride, x.shape[2] // stride, project_weight.shape[0]))
+
+
+def _flops(x: Any, expand: Any, _: Any, filters: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Those of the definition."""
+    project, (batch, height, width, outputs) = rest[1], out_shape
+    wide, taps = filters[0], filters[2] * filters[3]
+    total = conv_flop_count([batch, wide, height, width], list(project), [batch, outputs, height, width])
+    total += 2 * batch * height * width * wide * taps
+    if expand is not None:
+        sides = [x[1], x[2]]
+        total += conv_flop_count([batch, x[3], *sides], list(expand), [batch, wide, *sides])
+    return total
+
+
+if has_cpp("inverted_residual"):
+    torch.library.register_fake("finpercep::inverted_residual", _fake)
+    register_flop_formula(torch.ops.finpercep.inverted_residual)(_flops)
