@@ -8,7 +8,7 @@ import time
 
 from tests.sanitize import library
 
-SUITES = ("tests/sanitize", "tests/ops", "tests/data/degradations")
+SUITES = ("tests/sanitize", "tests/ops", "tests/data/degradations", "tests/models")
 
 start = time.perf_counter()
 library.build()
