@@ -47,6 +47,10 @@ Tensor sde_step_backward(
     int64_t positions);
 
 #ifndef FINPERCEP_CUDA
+// layers of the convolutional encoders: CPU only
+Tensor conv3x3_weight(Tensor weight);
+Tensor conv3x3(Tensor images, Tensor weight, Tensor bias, std::optional<Tensor> residual, bool relu);
+
 // blocks of the mobile encoder: CPU only
 Tensor inverted_residual(
     Tensor x, std::optional<Tensor> expand_weight, std::optional<Tensor> expand_bias, Tensor filter_weight,

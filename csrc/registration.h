@@ -49,6 +49,10 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, int positions=0)"
       " -> Tensor");
 
+  // layers of the convolutional encoders (finpercep.models): CPU only, no gradients
+  m.def("conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("conv3x3(Tensor images, Tensor weight, Tensor bias, Tensor? residual, bool relu) -> Tensor");
+
   // blocks of the mobile encoder (finpercep.models): CPU only, no gradients; x and result (B,H,W,C)
   m.def(
       "inverted_residual(Tensor x, Tensor? expand_weight, Tensor? expand_bias, Tensor filter_weight,"
@@ -92,6 +96,10 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("sde_step_backward", TORCH_BOX(&sde_step_backward));
 
 #ifndef FINPERCEP_CUDA
+  // layers of the convolutional encoders
+  m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight));
+  m.impl("conv3x3", TORCH_BOX(&conv3x3));
+
   // blocks of the mobile encoder
   m.impl("inverted_residual", TORCH_BOX(&inverted_residual));
 

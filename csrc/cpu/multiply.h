@@ -2,6 +2,8 @@
 #pragma once
 #include "vec.h"
 
+#define FINPERCEP_UNROLL _Pragma("GCC unroll 12")
+
 namespace finpercep {
 namespace FINPERCEP_ARCH {
 namespace {
@@ -22,18 +24,21 @@ inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int
   for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
     const float* from = a + row * a_stride;
     float* to = out + row * out_stride;
-    V sum[kRowsAtOnce][kVectors] = {};
-    if (kAdd)
-      for (int r = 0; r < kRowsAtOnce; ++r)
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = load_vec<V>(to + r * out_stride + v * lanes_of<float>);
+    V sum[kRowsAtOnce][kVectors];
+    // Unrolled by request: a loop over the sums that is left keeps them in memory.
+    FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
+      FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = kAdd ? load_vec<V>(to + r * out_stride + v * lanes_of<float>) : V{};
     for (int64_t k = 0; k < depth; ++k) {
       V columns[kVectors];
-      for (int v = 0; v < kVectors; ++v) columns[v] = load_vec<V>(b + k * kPanel + v * lanes_of<float>);
-      for (int r = 0; r < kRowsAtOnce; ++r)
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += from[r * a_stride + k] * columns[v];
+      FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)
+        columns[v] = load_vec<V>(b + k * kPanel + v * lanes_of<float>);
+      FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
+        FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] += from[r * a_stride + k] * columns[v];
     }
-    for (int r = 0; r < kRowsAtOnce; ++r)
-      for (int v = 0; v < kVectors; ++v) store_vec(to + r * out_stride + v * lanes_of<float>, sum[r][v]);
+    FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
+      FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)
+        store_vec(to + r * out_stride + v * lanes_of<float>, sum[r][v]);
   }
 }
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models.constants import KeepsConstants
+from finpercep.models.conv3x3 import conv3x3_relu
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution, scale_output
 from finpercep.models.precision import at_least_float32, without_autocast
@@ -25,8 +26,7 @@ class ResidualBlock(nn.Module):
         scale_output(self.conv2, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place: fresh memory costs more than the arithmetic here.
-        return F.relu_(self.conv2(F.relu_(self.conv1(x))).add_(x))
+        return conv3x3_relu(self.conv2, conv3x3_relu(self.conv1, x), residual=x)
 
 
 class EnergyStem(KeepsConstants):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finpercep.models.conv3x3 import conv3x3_relu
 from finpercep.models.norms import convolution
 
 WIDTHS = {"light": 32, "full": 128}
@@ -54,7 +55,7 @@ class FPNDecoder(nn.Module):
         x = levels[-1]
         for level in reversed(levels[:-1]):
             x = F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False).add_(level)
-        logits = self.conv2(F.relu_(self.conv1(x)))
+        logits = self.conv2(conv3x3_relu(self.conv1, x))
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid_()
 
 

@@ -1,6 +1,6 @@
 """Public operators. Each family is one file: reference (the definition), fake, autograd and backend choice."""
 
-from finpercep.ops._backend import backends, has_cpp
+from finpercep.ops._backend import backends, has_cpp, transformed
 from finpercep.ops.advantage import GroupStats, group_advantage, group_advantage_reference
 from finpercep.ops.degradation_target import degradation_target, degradation_target_reference
 from finpercep.ops.grpo import GRPOStats, grpo_loss, grpo_loss_reference
@@ -23,4 +23,5 @@ __all__ = [
     "modulate_reference",
     "sde_step",
     "sde_step_reference",
+    "transformed",
 ]

@@ -200,7 +200,7 @@ def _too_old(device: torch.device) -> str | None:
     )
 
 
-def _transformed() -> str | None:
+def transformed() -> str | None:
     """What only the reference takes: forward-mode derivatives, or a transform of torch.func (grad, vmap); else None."""
     if forward_ad._current_level >= 0:
         return "forward-mode derivatives"
@@ -248,7 +248,7 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
     Under the transforms of torch.func None picks "reference": compiled kernels would give jvp a derivative of 0.
     """
     if backend is None:
-        return "reference" if _transformed() else _fastest(operator, device, dtype)
+        return "reference" if transformed() else _fastest(operator, device, dtype)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     reason = unavailable_reason(backend, operator)
@@ -256,7 +256,7 @@ def resolve(backend: str | None, operator: str, device: torch.device, dtype: tor
         raise RuntimeError(f"backend={backend!r} is not available: {reason}")
     if backend == "reference":
         return backend
-    if transform := _transformed():
+    if transform := transformed():
         raise RuntimeError(f"{operator}: no {transform}; use backend='reference' for them")
     needed = "cpu" if backend == "cpp" else "cuda"
     if device.type != needed and not (backend == "triton" and _interpreted and device.type == "cpu"):
