@@ -6,7 +6,9 @@
 namespace finpercep {
 namespace {
 
-constexpr int64_t kMost = int64_t(1) << 20;  // of a side, of channels: no product of sizes overflows
+// No product of sizes overflows, and scratch memory, which has a few rows of all channels, is there.
+constexpr int64_t kMostPixels = int64_t(1) << 20;  // of a side
+constexpr int64_t kMostChannels = int64_t(1) << 14;
 
 // A contiguous float32 tensor of these sizes, refused by name.
 Tensor dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char* name, const char* shape) {
@@ -19,7 +21,7 @@ Tensor dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const c
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 
-bool is_usual(int64_t size) { return size >= 1 && size <= kMost; }
+bool is_usual(int64_t channels) { return channels >= 1 && channels <= kMostChannels; }
 
 }  // namespace
 
@@ -28,22 +30,22 @@ Tensor inverted_residual(Tensor x, std::optional<Tensor> expand_weight, std::opt
                          int64_t stride, bool skip) {
   InvertedResidualParams p{};
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride: expected 1 or 2, got ", stride);
-  STD_TORCH_CHECK(x.dim() == 4 && is_usual(x.size(1)) && is_usual(x.size(2)) && is_usual(x.size(3)) &&
-                      x.size(1) >= stride && x.size(2) >= stride,
-                  "x: expected (B,H,W,C), H and W at least the stride ", stride, ", all at most ", kMost);
+  STD_TORCH_CHECK(x.dim() == 4 && is_usual(x.size(3)), "x: expected (B,H,W,C), 1 to ", kMostChannels, " channels");
+  STD_TORCH_CHECK(x.size(1) >= stride && x.size(1) <= kMostPixels && x.size(2) >= stride && x.size(2) <= kMostPixels,
+                  "x: expected sides of ", stride, ", the stride, to ", kMostPixels, " pixels");
   p.batch = x.size(0), p.height = x.size(1), p.width = x.size(2), p.inputs = x.size(3);
   p.stride = stride, p.out_height = p.height / stride, p.out_width = p.width / stride;
 
   STD_TORCH_CHECK(filter_weight.dim() == 4 && is_usual(filter_weight.size(0)) &&
                       (filter_weight.size(2) == 3 || filter_weight.size(2) == 5),
-                  "filter_weight: expected (channels,1,k,k), k 3 or 5");
+                  "filter_weight: expected (channels,1,k,k), 1 to ", kMostChannels, " channels, k 3 or 5");
   p.hidden = filter_weight.size(0), p.kernel = filter_weight.size(2);
   STD_TORCH_CHECK(expand_weight.has_value() == expand_bias.has_value(),
                   "expand_weight, expand_bias: expected both or neither");
   STD_TORCH_CHECK(expand_weight.has_value() || p.hidden == p.inputs,
                   "filter_weight: expected the channels of x where expand_weight is None");
   STD_TORCH_CHECK(project_weight.dim() == 4 && is_usual(project_weight.size(0)),
-                  "project_weight: expected (outputs, channels of filter_weight, 1, 1)");
+                  "project_weight: expected (outputs, channels of filter_weight, 1, 1), outputs 1 to ", kMostChannels);
   p.outputs = project_weight.size(0);
   p.skip = skip;
   STD_TORCH_CHECK(!skip || (stride == 1 && p.outputs == p.inputs),
@@ -58,7 +60,7 @@ Tensor inverted_residual(Tensor x, std::optional<Tensor> expand_weight, std::opt
     eb = dense(*expand_bias, {p.hidden}, "expand_bias", wide);
     p.expand_weight = data(ew), p.expand_bias = data(eb);
   }
-  const Tensor fw = dense(filter_weight, {p.hidden, 1, p.kernel, p.kernel}, "filter_weight", "(channels,1,k,k), k 3 or 5");
+  const Tensor fw = dense(filter_weight, {p.hidden, 1, p.kernel, p.kernel}, "filter_weight", "(channels,1,k,k)");
   const Tensor fb = dense(filter_bias, {p.hidden}, "filter_bias", wide);
   const Tensor pw = dense(project_weight, {p.outputs, p.hidden, 1, 1}, "project_weight",
                           "(outputs, channels of filter_weight, 1, 1)");

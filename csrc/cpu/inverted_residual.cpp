@@ -12,27 +12,26 @@ namespace {
 
 using V = vec<float>;
 constexpr int kLanesOfVector = lanes_of<float>;
-constexpr int64_t kPixels = 96;                // expanded at once, with weights of one panel in L1
+constexpr int kSums = 12;                     // of a product, in registers
 constexpr int kFiltered = 8 / kVectors;       // pixels whose filtered sums are in registers
-constexpr int64_t kRingBytes = 320 << 10;      // beyond this, columns are divided ...
-constexpr int64_t kLeastColumns = 64;          // ... but not into fewer: neighbors expand kernel - stride columns twice
-constexpr int64_t kFilteredBytes = 64 << 10;   // of filtered activations that are projected at once, if those are ...
-constexpr int64_t kLeastPixels = 24;           // ... this many
-constexpr int64_t kPixelsOfStep = 64;          // of a step down the image, so that weights are read seldom
+constexpr int64_t kPixels = 96;               // expanded at once: they and the weights of a panel fit L1
+constexpr int64_t kFilteredBytes = 64 << 10;  // of filtered activations that are projected at once, if those are ...
+constexpr int64_t kLeastPixels = 24;          // ... this many: weights are read once for all of them
+constexpr int64_t kStepPixels = 64;           // of a step down the image, for the same reason
+constexpr int64_t kRingBytes = 320 << 10;     // of the rows that are kept; where they are more columns are divided ...
+constexpr int64_t kLeastColumns = 64;         // ... but not into fewer: kernel - stride columns are expanded twice
 
 inline int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
 
 inline V relu6(V v) {  // NaN stays NaN: x86 gives the second operand then
   const V zero = {}, six = zero + 6.0f;
-#if defined(__AVX512F__)
-  return _mm512_min_ps(six, _mm512_max_ps(zero, v));
-#elif defined(__AVX2__)
-  return _mm256_min_ps(six, _mm256_max_ps(zero, v));
-#elif defined(__x86_64__)
-  return _mm_min_ps(six, _mm_max_ps(zero, v));
-#else
+#if defined(__AVX512F__) || !defined(__x86_64__)
   v = v < zero ? zero : v;
   return v > six ? six : v;
+#elif defined(__AVX2__)
+  return _mm256_min_ps(six, _mm256_max_ps(zero, v));
+#else
+  return _mm_min_ps(six, _mm_max_ps(zero, v));
 #endif
 }
 
@@ -45,8 +44,18 @@ void pack(const float* weight, int64_t channels, int64_t depth, float* packed, c
       const float* from = weight + panel * kPanel * depth;
       float* to = packed + panel * kPanel * depth;
       const int64_t there = min_of(int64_t(kPanel), channels - panel * kPanel);
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t c = 0; c < kPanel; ++c) to[k * kPanel + c] = c < there ? from[c * depth + k] : 0.0f;
+      int64_t k = 0;
+#if defined(__x86_64__)
+      for (; there == kPanel && k + 4 <= depth; k += 4)  // small images wait for this
+        for (int c = 0; c < kPanel; c += 4) {
+          __m128 square[4];
+          for (int i = 0; i < 4; ++i) square[i] = _mm_loadu_ps(from + (c + i) * depth + k);
+          _MM_TRANSPOSE4_PS(square[0], square[1], square[2], square[3]);
+          for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (k + i) * kPanel + c, square[i]);
+        }
+#endif
+      for (; k < depth; ++k)
+        for (int c = 0; c < kPanel; ++c) to[k * kPanel + c] = c < there ? from[c * depth + k] : 0.0f;
     }
   });
 }
@@ -76,9 +85,9 @@ struct Weights {
 
 // Panels of half the width take twice the rows, so that a remainder of channels costs half.
 constexpr int kHalf = kVectors > 1 ? kVectors / 2 : 1;
-template <int kWide> constexpr int kRowsOf = 12 / kWide;
+template <int kWide> constexpr int kRowsOf = kSums / kWide;
 
-// What becomes of a product: + bias, then clamped or + `beside`. Row i goes to out + at[i]; `there` numbers of it.
+// What becomes of a product: + bias, then clamped or + `beside`. `there` numbers of row i go to out + at[i].
 struct Finish {
   const float *bias, *beside;  // beside + at[i], or nullptr
   float* out;
@@ -87,13 +96,15 @@ struct Finish {
 };
 
 inline void write(const Finish& f, int64_t at, V v, int64_t first) {
-  if (f.beside && first + kLanesOfVector <= f.there) v += load_vec<V>(f.beside + at + first);
-  if (first + kLanesOfVector <= f.there) return store_vec(f.out + at + first, v);
+  if (first + kLanesOfVector <= f.there) {
+    if (f.beside) v += load_vec<V>(f.beside + at + first);
+    return store_vec(f.out + at + first, v);
+  }
   for (int64_t c = first; c < f.there; ++c) f.out[at + c] = v[c - first] + (f.beside ? f.beside[at + c] : 0.0f);
 }
 
-// A·B + bias for A (rows,depth), rows `stride` apart, and B (depth,kPanel), of which kWide vectors of columns. Reads
-// whole blocks of kRowsOf<kWide> rows of A.
+// A·B + bias for A (rows,depth), rows `stride` apart, and kWide vectors of columns of B (depth,kPanel), finished while in
+// registers, of which there would be too few if this were inlined. Reads whole blocks of kRowsOf<kWide> rows of A.
 template <int kWide, bool kClamp>
 __attribute__((noinline)) void multiply(const float* a, int64_t stride, const float* b, int64_t rows, int64_t depth,
                                         const Finish& f) {
@@ -101,26 +112,19 @@ __attribute__((noinline)) void multiply(const float* a, int64_t stride, const fl
   for (int64_t row = 0; row < rows; row += kRows) {
     const float* from[kRows];
     V sum[kRows][kWide];
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    FINPERCEP_UNROLL for (int r = 0; r < kRows; ++r) {
       from[r] = a + (row + r) * stride;
-#pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) sum[r][v] = load_vec<V>(f.bias + v * kLanesOfVector);
+      FINPERCEP_UNROLL for (int v = 0; v < kWide; ++v) sum[r][v] = load_vec<V>(f.bias + v * kLanesOfVector);
     }
     for (int64_t k = 0; k < depth; ++k) {
       V columns[kWide];
-#pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) columns[v] = load_vec<V>(b + k * kPanel + v * kLanesOfVector);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kWide; ++v) sum[r][v] += from[r][k] * columns[v];
+      FINPERCEP_UNROLL for (int v = 0; v < kWide; ++v) columns[v] = load_vec<V>(b + k * kPanel + v * kLanesOfVector);
+      FINPERCEP_UNROLL for (int r = 0; r < kRows; ++r)
+        FINPERCEP_UNROLL for (int v = 0; v < kWide; ++v) sum[r][v] += from[r][k] * columns[v];
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    FINPERCEP_UNROLL for (int r = 0; r < kRows; ++r) {
       if (row + r == rows) return;
-#pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) {
+      FINPERCEP_UNROLL for (int v = 0; v < kWide; ++v) {
         if (kClamp) store_vec(f.out + f.at[row + r] + v * kLanesOfVector, relu6(sum[r][v]));
         else write(f, f.at[row + r], sum[r][v], v * kLanesOfVector);
       }
@@ -130,14 +134,16 @@ __attribute__((noinline)) void multiply(const float* a, int64_t stride, const fl
 
 // ---- where things are -------------------------------------------------------------------------------------------
 
-// Output columns [first,first+columns) and the columns [from,to) of x that they see. Rows of the ring have `pitch`
-// columns, the first being column `origin` of x, with zeros where x has none.
+// Output columns [first,first+columns) and the columns [from,to) of x that they see. Rows of the ring begin with column
+// `origin` of x; they are zero where x has no column.
 struct Tile {
-  int64_t first, columns, origin, from, to, pitch;
+  int64_t first, columns, origin, from, to;
 };
 
 struct Plan {
-  int64_t panels, before, rows, ring, tiles, columns, filtered;
+  int64_t panels, before;         // of hidden channels; rows and columns of zeros before the image
+  int64_t tiles, columns, pitch;  // columns of a tile, and of the ring for it
+  int64_t rows, ring, filtered;   // rows of a step, rows of the ring, pixels projected at once
 
   explicit Plan(const InvertedResidualParams& p) {
     panels = panels_of(p.hidden);
@@ -146,18 +152,17 @@ struct Plan {
     const int64_t most = max_of(kLeastColumns, kRingBytes / column);
     tiles = (p.out_width + most - 1) / most;
     columns = (p.out_width + tiles - 1) / tiles;
-    rows = max_of(int64_t(1), min_of(p.out_height, kPixelsOfStep / columns));
+    pitch = (columns + kFiltered - 2) * p.stride + p.kernel;  // filter_run computes whole blocks
+    rows = max_of(int64_t(1), min_of(p.out_height, kStepPixels / columns));
     ring = p.kernel + (rows - 1) * p.stride;
     const int64_t fit = kFilteredBytes / (panels * kPanel * int64_t(sizeof(float)));
-    filtered = max_of(kLeastPixels, min_of(kPixels, fit / 12 * 12));
+    filtered = max_of(kLeastPixels, min_of(kPixels, fit / kSums * kSums));
   }
-  int64_t pitch(const InvertedResidualParams& p) const { return (columns + kFiltered - 2) * p.stride + p.kernel; }
   Tile tile(const InvertedResidualParams& p, int64_t i) const {
     Tile t;
     t.first = i * columns, t.columns = min_of(columns, p.out_width - t.first);
     t.origin = t.first * p.stride - before;
     t.from = max_of(int64_t(0), t.origin), t.to = min_of(p.width, t.origin + (t.columns - 1) * p.stride + p.kernel);
-    t.pitch = pitch(p);
     return t;
   }
 };
@@ -174,8 +179,8 @@ template <class F> inline void for_runs(int64_t begin, int64_t count, int64_t wi
 
 // `count` pixels of one panel, filtered: rows[ky] is where the first one's kernel begins. Computes whole blocks.
 template <int kKernel, int kStride>
-__attribute__((noinline)) void filter_run(const float* const* rows, const float* weight, const float* bias, int64_t count, float* out,
-                int64_t out_stride) {
+__attribute__((noinline)) void filter_run(const float* const* rows, const float* weight, const float* bias,
+                                          int64_t count, float* out, int64_t out_stride) {
   for (int64_t i = 0; i < count; i += kFiltered) {
     V sum[kFiltered][kVectors];
     for (int j = 0; j < kFiltered; ++j)
@@ -184,7 +189,8 @@ __attribute__((noinline)) void filter_run(const float* const* rows, const float*
       const float* row = rows[ky] + i * kStride * kPanel;
       for (int kx = 0; kx < kKernel; ++kx) {
         V w[kVectors];
-        for (int v = 0; v < kVectors; ++v) w[v] = load_vec<V>(weight + (ky * kKernel + kx) * kPanel + v * kLanesOfVector);
+        const float* own = weight + (ky * kKernel + kx) * kPanel;
+        for (int v = 0; v < kVectors; ++v) w[v] = load_vec<V>(own + v * kLanesOfVector);
         for (int j = 0; j < kFiltered; ++j)
           for (int v = 0; v < kVectors; ++v)
             sum[j][v] += load_vec<V>(row + (j * kStride + kx) * kPanel + v * kLanesOfVector) * w[v];
@@ -200,12 +206,12 @@ __attribute__((noinline)) void filter_run(const float* const* rows, const float*
 class Range {
  public:
   Range(const InvertedResidualParams& p, const Plan& plan, const Weights& weights)
-      : p_(p), plan_(plan), weights_(weights), pitch_(plan.pitch(p)),
-        gathered_(kPixels * p.inputs), ring_(plan.panels * (plan.ring * pitch_) * kPanel),
-        zeros_(pitch_ * kPanel), filtered_((plan.filtered + kFiltered) * plan.panels * kPanel) {
-    __builtin_memset(gathered_.data, 0, kPixels * p.inputs * sizeof(float));
-    __builtin_memset(zeros_.data, 0, pitch_ * kPanel * sizeof(float));
-    __builtin_memset(filtered_.data, 0, (plan.filtered + kFiltered) * plan.panels * kPanel * sizeof(float));
+      : p_(p), plan_(plan), weights_(weights), gathered_(kPixels * p.inputs),
+        ring_(plan.panels * plan.ring * plan.pitch * kPanel), zeros_(plan.pitch * kPanel),
+        filtered_((plan.filtered + kFiltered) * plan.panels * kPanel) {
+    clear(gathered_, kPixels * p.inputs);
+    clear(zeros_, plan.pitch * kPanel);
+    clear(filtered_, (plan.filtered + kFiltered) * plan.panels * kPanel);
   }
 
   // Output rows [begin,end) of an image.
@@ -214,8 +220,7 @@ class Range {
     out_ = p_.out + image * p_.out_height * p_.out_width * p_.outputs;
     for (int64_t i = 0; i < plan_.tiles; ++i) {
       const Tile tile = plan_.tile(p_, i);
-      // What is not written below stays zero: columns beyond the image.
-      __builtin_memset(ring_.data, 0, plan_.panels * (plan_.ring * pitch_) * kPanel * sizeof(float));
+      clear(ring_, plan_.panels * plan_.ring * plan_.pitch * kPanel);  // columns beyond the image stay zero
       int64_t next = max_of(int64_t(0), begin * p_.stride - plan_.before);
       for (int64_t y = begin; y < end; y += plan_.rows) {
         const int64_t rows = min_of(plan_.rows, end - y);
@@ -228,8 +233,10 @@ class Range {
   }
 
  private:
+  static void clear(const Scratch<float>& scratch, int64_t n) { __builtin_memset(scratch.data, 0, n * sizeof(float)); }
+
   float* slot(int64_t panel, int64_t row) const {
-    return ring_.data + (panel * (plan_.ring * pitch_) + row % plan_.ring * pitch_) * kPanel;
+    return ring_.data + (panel * plan_.ring + row % plan_.ring) * plan_.pitch * kPanel;
   }
 
   void expand(const Tile& t, int64_t from, int64_t to) {
@@ -239,25 +246,29 @@ class Range {
       for_runs(begin, count, width, [&](int64_t row, int64_t column, int64_t run, int64_t done) {
         __builtin_memcpy(gathered_.data + done * p_.inputs,
                          x_ + ((from + row) * p_.width + t.from + column) * p_.inputs, run * p_.inputs * sizeof(float));
-        const int64_t to_ring = (from + row) % plan_.ring * pitch_ + t.from - t.origin + column;
-        for (int64_t i = 0; i < run; ++i) at_[done + i] = (to_ring + i) * kPanel;
+        const int64_t first = (from + row) % plan_.ring * plan_.pitch + t.from - t.origin + column;
+        for (int64_t i = 0; i < run; ++i) at_[done + i] = (first + i) * kPanel;
       });
-      for (int64_t panel = 0; panel < plan_.panels; ++panel) {
-        float* to_panel = slot(panel, 0);
-        if (p_.expand_weight)
-          multiply<kVectors, true>(gathered_.data, p_.inputs, weights_.expand.data + panel * kPanel * p_.inputs, count,
-                                   p_.inputs, {weights_.expand_bias.data + panel * kPanel, nullptr, to_panel, at_, kPanel});
-        else
-          for (int64_t i = 0; i < count; ++i)
-            copy(gathered_.data + i * p_.inputs + panel * kPanel, p_.inputs - panel * kPanel, to_panel + at_[i]);
-      }
+      for (int64_t panel = 0; panel < plan_.panels; ++panel)
+        p_.expand_weight ? multiply_pixels(panel, count) : copy_pixels(panel, count);
     }
   }
 
+  void multiply_pixels(int64_t panel, int64_t count) const {
+    const float* weight = weights_.expand.data + panel * kPanel * p_.inputs;
+    const Finish f{weights_.expand_bias.data + panel * kPanel, nullptr, slot(panel, 0), at_, kPanel};
+    multiply<kVectors, true>(gathered_.data, p_.inputs, weight, count, p_.inputs, f);
+  }
+
   // Without expansion: the panel's own channels of x.
-  static void copy(const float* from, int64_t channels, float* to) {
-    if (channels >= kPanel) __builtin_memcpy(to, from, kPanel * sizeof(float));
-    else for (int64_t c = 0; c < channels; ++c) to[c] = from[c];
+  void copy_pixels(int64_t panel, int64_t count) const {
+    const int64_t there = min_of(int64_t(kPanel), p_.inputs - panel * kPanel);
+    float* to = slot(panel, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = gathered_.data + i * p_.inputs + panel * kPanel;
+      if (there == kPanel) __builtin_memcpy(to + at_[i], from, kPanel * sizeof(float));
+      else __builtin_memcpy(to + at_[i], from, there * sizeof(float));
+    }
   }
 
   void filter(int64_t panel, int64_t y, int64_t column, int64_t count, float* to) const {
@@ -284,15 +295,15 @@ class Range {
       for_runs(begin, count, t.columns, [&](int64_t row, int64_t column, int64_t run, int64_t done) {
         for (int64_t panel = 0; panel < plan_.panels; ++panel)
           filter(panel, y + row, column, run, filtered_.data + done * stride + panel * kPanel);
-      });
-      for_runs(begin, count, t.columns, [&](int64_t row, int64_t column, int64_t run, int64_t done) {
-        for (int64_t i = 0; i < run; ++i)
-          at_[done + i] = ((y + row) * p_.out_width + t.first + column + i) * p_.outputs;
+        const int64_t first = (y + row) * p_.out_width + t.first + column;
+        for (int64_t i = 0; i < run; ++i) at_[done + i] = (first + i) * p_.outputs;
       });
       for (int64_t first = 0; first < p_.outputs; first += kPanel) {
-        const Finish f{weights_.project_bias.data + first, p_.skip ? x_ + first : nullptr, out_ + first, at_, min_of(int64_t(kPanel), p_.outputs - first)};
+        const int64_t there = min_of(int64_t(kPanel), p_.outputs - first);
+        const float* beside = p_.skip ? x_ + first : nullptr;  // of the result's shape
+        const Finish f{weights_.project_bias.data + first, beside, out_ + first, at_, there};
         const float* weight = weights_.project.data + first * p_.hidden;
-        if (f.there * 2 > kPanel) multiply<kVectors, false>(filtered_.data, stride, weight, count, p_.hidden, f);
+        if (2 * there > kPanel) multiply<kVectors, false>(filtered_.data, stride, weight, count, p_.hidden, f);
         else multiply<kHalf, false>(filtered_.data, stride, weight, count, p_.hidden, f);
       }
     }
@@ -301,10 +312,9 @@ class Range {
   const InvertedResidualParams& p_;
   const Plan& plan_;
   const Weights& weights_;
-  const int64_t pitch_;
-  // Pixels of x; a panel of a product; expanded rows (panels,ring,pitch,kPanel); a row of zeros; (pixels,hidden).
+  // Pixels of x (kPixels,inputs); expanded rows (panels,ring,pitch,kPanel); such a row of zeros; (pixels,hidden).
   Scratch<float> gathered_, ring_, zeros_, filtered_;
-  int64_t at_[kPixels];
+  int64_t at_[kPixels];  // where each pixel's result goes
   const float* x_ = nullptr;
   float* out_ = nullptr;
 };

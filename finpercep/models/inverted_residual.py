@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.ops import _backend, has_cpp
+from finpercep.ops import has_cpp, transformed
 
 
 class SameConv(nn.Conv2d):
@@ -62,7 +62,7 @@ class InvertedResidual(nn.Module):
     def _is_for_kernel(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
             return False
-        if x.dtype != torch.float32 or _backend.resolve(None, "inverted_residual", x.device, x.dtype) != "cpp":
+        if not has_cpp("inverted_residual") or transformed():
             return False
         if x.dim() != 4 or min(x.shape[-2:]) < self.filter.stride[0]:
             return False

@@ -51,14 +51,16 @@ def test_hostile_arguments() -> None:
 
 ZEROS = torch.zeros
 REFUSED: list[tuple[str, dict[str, Any]]] = [
-    (r"x: expected \(B,H,W,C\)", {"x": ZEROS(4, 4, 8)}),
-    (r"x: expected \(B,H,W,C\)", {"x": ZEROS(1, 4, 0, 8)}),
-    (r"x: expected \(B,H,W,C\), H and W at least the stride 2", {"x": ZEROS(1, 4, 1, 8), "stride": 2, "skip": False}),
+    (r"x: expected \(B,H,W,C\), 1 to 16384 channels", {"x": ZEROS(4, 4, 8)}),
+    (r"x: expected \(B,H,W,C\), 1 to 16384 channels", {"x": ZEROS(1, 4, 4, 16385)}),
+    ("x: expected sides of 1, the stride, to 1048576", {"x": ZEROS(1, 4, 0, 8)}),
+    ("x: expected sides of 1, the stride, to 1048576", {"x": ZEROS(1, 2**20 + 1, 1, 8)}),
+    ("x: expected sides of 2, the stride, to 1048576", {"x": ZEROS(1, 4, 1, 8), "stride": 2, "skip": False}),
     ("x: expected float32", {"x": ZEROS(1, 4, 4, 8).half()}),
     ("stride: expected 1 or 2, got 3", {"stride": 3}),
-    ("filter_weight: expected .channels,1,k,k., k 3 or 5", {"filter_weight": ZEROS(16, 1, 4, 4)}),
-    ("filter_weight: expected .channels,1,k,k., k 3 or 5", {"filter_weight": ZEROS(16, 1, 3, 5)}),
-    ("filter_weight: expected .channels,1,k,k., k 3 or 5", {"filter_weight": ZEROS(16, 2, 3, 3)}),
+    ("filter_weight: expected .channels,1,k,k., 1 to 16384 channels, k 3 or 5", {"filter_weight": ZEROS(16, 1, 4, 4)}),
+    ("filter_weight: expected .channels,1,k,k.", {"filter_weight": ZEROS(16, 1, 3, 5)}),
+    ("filter_weight: expected .channels,1,k,k.", {"filter_weight": ZEROS(16, 2, 3, 3)}),
     ("filter_bias: expected one number per channel of filter_weight", {"filter_bias": ZEROS(15)}),
     ("expand_weight: expected .channels of filter_weight, channels of x", {"expand_weight": ZEROS(16, 7, 1, 1)}),
     ("expand_weight, expand_bias: expected both or neither", {"expand_bias": None}),
