@@ -50,6 +50,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
       " -> Tensor");
 
   // layers of the convolutional encoders (finpercep.models): CPU only, no gradients
+  m.def("energy_stem(Tensor images, Tensor weight, Tensor bias, float floor, float center) -> Tensor");
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
   m.def("conv3x3(Tensor images, Tensor weight, Tensor bias, Tensor? residual, bool relu) -> Tensor");
 
@@ -97,6 +98,7 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
 
 #ifndef FINPERCEP_CUDA
   // layers of the convolutional encoders
+  m.impl("energy_stem", TORCH_BOX(&energy_stem));
   m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight));
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
 

@@ -16,10 +16,10 @@ constexpr int kRowsAtOnce = 12 / kVectors;          // twelve sums: enough to hi
 constexpr int64_t whole_rows(int64_t rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce; }
 
 // out = A·B, or out += A·B: A (whole_rows(rows),depth) with rows `a_stride` apart, B (depth,kPanel), out
-// (whole_rows(rows),kPanel) with rows `out_stride` apart. Each number is added up in the order of depth, in any SIMD level.
+// (whole_rows(rows),kPanel) with rows `out_stride` apart; neighbors in a row of A are `a_step` apart. Each number is added up in the order of depth, in any SIMD level.
 template <bool kAdd>
 inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int64_t rows, int64_t depth, float* out,
-                           int64_t out_stride) {
+                           int64_t out_stride, int64_t a_step = 1) {
   using V = vec<float>;
   for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
     const float* from = a + row * a_stride;
@@ -34,7 +34,7 @@ inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int
       FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)
         columns[v] = load_vec<V>(b + k * kPanel + v * lanes_of<float>);
       FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
-        FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] += from[r * a_stride + k] * columns[v];
+        FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] += from[r * a_stride + k * a_step] * columns[v];
     }
     FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
       FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)

@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.ops import has_cpp, transformed
-
-PANEL = 16
-"""Both channel counts are multiples of it, as of `kConvPanel` in csrc/include/conv3x3.h."""
+from finpercep.models.cpu_kernels import PANEL, alone, takes
+from finpercep.ops import has_cpp
 
 
 def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -29,22 +27,12 @@ def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None
         x: (B,C,H,W).
         residual: (B,K,H,W), or None.
     """
-    conv, norm = layer
-    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.Identity) and _is_for_kernel(conv, x):
+    conv = alone(layer)
+    if conv is not None and takes("conv3x3", x, conv):
         out: Tensor = _Convolution.apply(x, residual, conv.weight, conv.bias, conv)
         return out
     y = layer(x)
     return F.relu_(y if residual is None else y.add_(residual))  # in place: fresh memory costs more than arithmetic
-
-
-def _is_for_kernel(conv: nn.Conv2d, x: Tensor) -> bool:
-    weight, bias = conv.weight, conv.bias
-    if torch.compiler.is_compiling() or not has_cpp("conv3x3") or transformed():
-        return False
-    if bias is None or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    multiples = conv.in_channels % PANEL == 0 and conv.out_channels % PANEL == 0
-    return multiples and x.dtype == weight.dtype == bias.dtype == torch.float32
 
 
 class _Convolution(torch.autograd.Function):
@@ -56,24 +44,27 @@ class _Convolution(torch.autograd.Function):
         prepared = _prepared(conv, "forward")
         out = _channels_first(torch.ops.finpercep.conv3x3(_channels_last(x), prepared, bias, added, True))
         ctx.conv = conv
-        ctx.save_for_backward(x, weight, out)
+        trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(x if trained else None, weight, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
-        of_images, of_residual, of_weight, of_bias, _ = ctx.needs_input_grad
-        grad, images = grad * (out > 0), None
-        twice = torch.is_grad_enabled()  # somebody differentiates again
-        if of_images and not twice:
-            zeros = grad.new_zeros(len(x[0]))
-            prepared = _prepared(ctx.conv, "backward")
+        of_images, of_residual, *trained, _ = ctx.needs_input_grad
+        grad, images, of_parameters = grad * (out > 0), None, (None, None)
+        if of_images and torch.is_grad_enabled():  # somebody differentiates again
+            images = F.conv2d(grad, _turned(weight), padding=1)
+        elif of_images:
+            zeros, prepared = grad.new_zeros(weight.shape[1]), _prepared(ctx.conv, "backward")
             images = _channels_first(torch.ops.finpercep.conv3x3(_channels_last(grad), prepared, zeros, None, False))
-        asked, one, none = (of_images and twice, of_weight, of_bias), [1, 1], [0, 0]
-        given = torch.ops.aten.convolution_backward(
-            grad, x, weight, [len(weight)], one, one, one, False, none, 1, asked
-        )
-        return images if images is not None else given[0], grad if of_residual else None, given[1], given[2], None
+        if any(trained):
+            one = [1, 1]
+            given = torch.ops.aten.convolution_backward(
+                grad, x, weight, [len(weight)], one, one, one, False, [0, 0], 1, (False, *trained)
+            )
+            of_parameters = given[1:]
+        return images, grad if of_residual else None, *of_parameters, None
 
 
 def _turned(weight: Tensor) -> Tensor:

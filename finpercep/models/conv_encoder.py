@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from finpercep.models.constants import KeepsConstants
 from finpercep.models.conv3x3 import conv3x3_relu
+from finpercep.models.cpu_kernels import alone, is_differentiated, takes
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution, scale_output
 from finpercep.models.precision import at_least_float32, without_autocast
@@ -50,8 +51,14 @@ class EnergyStem(KeepsConstants):
         self.mix = convolution(self.SCALES * KERNELS + 3, channels, 1, norm=norm)
 
     def forward(self, images: Tensor) -> Tensor:
+        conv = alone(self.mix)
+        if conv is not None and takes("energy_stem", images, conv) and not is_differentiated(images, conv):
+            weight = conv.weight.flatten(1)
+            out: Tensor = torch.ops.finpercep.energy_stem(images, weight, conv.bias, ENERGY_FLOOR, ENERGY_CENTER)
+            return out.permute(0, 3, 1, 2)
         with without_autocast(images.device):
-            energies = self._energies(images.to(at_least_float32(images.dtype)))
+            pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
+            energies = self._energies(pixels)
         return F.relu_(self.mix(energies.to(next(self.mix.parameters()).dtype)))
 
     def _energies(self, level: Tensor) -> Tensor:
@@ -105,7 +112,7 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        x = self.stem(images)
         features = []
         for stage in self.stages:
             x = stage(x)

@@ -20,9 +20,9 @@ def as_stored(images: Tensor) -> Tensor:
     the image is outside of [0, 1].
     """
     clamped = images.to(at_least_float32(images.dtype)).clamp(0, 1)
-    rounded = clamped.detach().mul(255).round().div(255)
     if not torch.is_grad_enabled() or not images.requires_grad:
-        return rounded
+        return clamped.mul_(255).round_().div_(255)  # in place: fresh memory costs more than the arithmetic here
+    rounded = clamped.detach().mul(255).round().div(255)
     return rounded + (clamped - clamped.detach())  # the difference is 0: the values are those of the file
 
 

@@ -243,7 +243,7 @@ def test_the_halo_covers_what_the_model_sees(model: RewardModel, monkeypatch: py
 
     By the definition of convolutions: in the kernel's tiles, what lies beside is added and subtracted again.
     """
-    monkeypatch.setattr("finpercep.models.conv3x3._is_for_kernel", lambda conv, x: False)
+    monkeypatch.setattr("finpercep.models.conv3x3.takes", lambda *_: False)
     radius = scoring.context_radius(model)
     side = 8 * (2 * radius // 8 + 6)
     torch.manual_seed(0)

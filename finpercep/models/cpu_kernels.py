@@ -1,0 +1,52 @@
+"""Whether a layer runs as one of the kernels that take several of PyTorch's operators at once, on a CPU.
+
+They are no public operators: where this says no, PyTorch's own run, which are the definition. That is in a graph that
+is compiled or exported, on GPUs, in other types than float32 and under transforms of torch.func.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from finpercep.ops import has_cpp, transformed
+
+PANEL = 16
+"""What the kernels' channels are a multiple of, as of `kPanel` in csrc/cpu/multiply.h."""
+
+
+def alone(layer: nn.Sequential) -> nn.Conv2d | None:
+    """The convolution of a `norms.convolution` that has no normalization, if its channels fill panels; else None."""
+    conv, norm = layer
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.Identity):
+        return None
+    return conv if conv.in_channels % PANEL == 0 and conv.out_channels % PANEL == 0 else None
+
+
+def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
+    """Whether `operator` can take the place of convolutions, for this input.
+
+    Args:
+        operator: of `torch.ops.finpercep`.
+        x: what the first of them gets.
+        layers: the convolutions, all with a bias. One that is another module by now, or that somebody watches by a
+            hook, runs as it is.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+        return False
+    if not has_cpp(operator) or transformed():
+        return False
+    if not all(isinstance(layer, nn.Conv2d) and not _is_watched(layer) for layer in layers):
+        return False
+    tensors = [x, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
+    return all(isinstance(t, Tensor) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def is_differentiated(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether somebody may ask for a gradient of what these layers give for `x`."""
+    parts = [x, *(parameter for layer in layers for parameter in layer.parameters())]
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
