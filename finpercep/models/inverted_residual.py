@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.ops import has_cpp, transformed
+from finpercep.models.cpu_kernels import is_differentiated, takes
+from finpercep.ops import has_cpp
 
 
 class SameConv(nn.Conv2d):
@@ -60,24 +61,12 @@ class InvertedResidual(nn.Module):
         return y + x if self.skip else y
 
     def _is_for_kernel(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
-            return False
-        if not has_cpp("inverted_residual") or transformed():
-            return False
-        if x.dim() != 4 or min(x.shape[-2:]) < self.filter.stride[0]:
-            return False
         layers = [layer for layer in (self.expand, self.filter, self.project) if layer is not None]
-        if any(type(layer) not in (nn.Conv2d, SameConv) or _is_watched(layer) for layer in layers):
+        if any(type(layer) not in (nn.Conv2d, SameConv) for layer in layers):  # a subclass may do something else
             return False
-        tensors = [x, *self.parameters()]
-        if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+        if not takes("inverted_residual", x, *layers) or is_differentiated(x, *layers):
             return False
-        return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-
-
-def _is_watched(layer: nn.Module) -> bool:
-    """Whether somebody waits for what this layer gives."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+        return x.dim() == 4 and min(x.shape[-2:]) >= self.filter.stride[0]
 
 
 def _fake(
