@@ -84,6 +84,9 @@ def score(
     from rich.console import Console
 
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if maps is not None and maps.exists() and not maps.is_dir():
+        print(f"--maps: expected a folder, got the file {maps}", file=sys.stderr)
+        raise typer.Exit(2)
     files, failures = _expand(paths)
     reward = load_model(model, device, threads) if files else None
     if maps is not None and reward is not None and not reward.has_map:

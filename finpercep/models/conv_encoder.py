@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from finpercep.models.constants import KeepsConstants
 from finpercep.models.conv3x3 import conv3x3_relu
@@ -15,6 +17,7 @@ from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, deriv
 from finpercep.models.norms import convolution, scale_output
 from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.models.tiles import repeat_edges
+from finpercep.ops import has_cpp
 
 
 class ResidualBlock(nn.Module):
@@ -131,3 +134,17 @@ def _receptive_radius(depths: Sequence[int]) -> int:
         stride = 4 * 2**i
         radius += 2 * depth * stride + (stride // 2 if i else 0)
     return radius
+
+
+def _stem_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Those of the definition's convolutions."""
+    batch, _, height, width = images
+    total = conv_flop_count([batch, weight[1], 1, 1], [*weight, 1, 1], [batch, weight[0], height // 4, width // 4])
+    for cells in (2, 2, 4):
+        of_scale = [batch, KERNELS, height // cells, width // cells]
+        total += conv_flop_count([batch, 3, 1, 1], [KERNELS, 3, 3, 3], of_scale)
+    return total
+
+
+if has_cpp("energy_stem"):
+    register_flop_formula(torch.ops.finpercep.energy_stem)(_stem_flops)

@@ -81,9 +81,19 @@ def check_settings(was: dict[str, Any], now: dict[str, Any], folder: Path) -> No
     Raises:
         ValueError: names what differs.
     """
-    changed = [f"{name}={was.get(name)!r} (now {now[name]!r})" for name in sorted(now) if was.get(name) != now[name]]
+    changed = [change for name in sorted(now) for change in _changes(name, was.get(name), now[name])]
     if changed:
         raise ValueError(
             f"{folder / STATE}: made with {', '.join(changed)}; use the same settings, or another folder "
             "(where `generator` of reinforcement learning, or `init` of a reward's training, may name this model)"
         )
+
+
+def _changes(name: str, was: Any, now: Any) -> list[str]:
+    """`name=was (now now)` of each part that differs: of `stages` the one number, and not all of them."""
+    if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
+        return [change for key in sorted(now) for change in _changes(f"{name}.{key}", was[key], now[key])]
+    if isinstance(was, list | tuple) and isinstance(now, list | tuple) and len(was) == len(now):
+        parts = enumerate(zip(was, now, strict=True))
+        return [change for i, (a, b) in parts for change in _changes(f"{name}.{i}", a, b)]
+    return [] if was == now else [f"{name}={was!r} (now {now!r})"]

@@ -225,6 +225,10 @@ def test_maps_that_cannot_be_written_are_reported(write: Write, run: Run) -> Non
     assert result.exit_code == 1
     assert result.stderr.startswith("a.png: expected to write its map, got ")
     assert len(result.stderr.splitlines()) == 1
+    refused = run("a.png", "--maps", "file")
+    assert refused.exit_code == 2
+    assert refused.stderr == "--maps: expected a folder, got the file file\n"
+    assert Path("file").read_text() == "in the way"
 
 
 def test_tiny_and_grey_images(run: Run) -> None:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from finpercep.models import RewardModel, conv3x3
 from finpercep.models.conv3x3 import conv3x3_relu
@@ -172,6 +173,18 @@ def test_a_model_scores_the_same(calls, monkeypatch):
     assert torch.allclose(score, plain_score, atol=1e-6)
     assert torch.allclose(degradation, plain_map, atol=3e-6)
     assert (gradient - plain_gradient).abs().max() <= 1e-4 * plain_gradient.abs().max()
+
+
+def test_counts_the_operations_of_the_definition(monkeypatch):
+    def counted():
+        with FlopCounterMode(display=False) as counter:
+            conv3x3_relu(layer, x)
+        return counter.get_total_flops()
+
+    layer, x = layer_of(16, 32), torch.randn(2, 16, 9, 7)
+    ours = counted()
+    monkeypatch.setattr(conv3x3, "takes", lambda *_: False)
+    assert ours == counted() > 0
 
 
 def conv3x3_given(generator):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from finpercep.models import conv_encoder
 from finpercep.models.conv_encoder import EnergyStem
@@ -98,6 +99,16 @@ def test_who_differentiates_gets_the_definition(stem, plain, monkeypatch):
     assert torch.equal(stem(images), wanted)
     assert torch.autograd.grad(stem(images).sum(), images)[0].abs().sum() > 0
     assert stem.requires_grad_(True)(images.detach()).requires_grad
+
+
+def test_counts_the_operations_of_the_definition(stem, plain):
+    def counted(run):
+        with FlopCounterMode(display=False) as counter:
+            run(images)
+        return counter.get_total_flops()
+
+    images = torch.rand(2, 3, 24, 36)
+    assert counted(stem) == counted(lambda images: plain(stem, images)) > 0
 
 
 def given(generator):
