@@ -2,7 +2,8 @@
 
 The loop is `for path in paths: model.score([path])`, the engine `Scorer(model).score(paths)`. Both take turns on the
 same part of the folder, and the ratio is the median over parts, so that a machine's slow seconds do not count. Also
-what deterministic mode costs, and the share of decoding. Writes `benchmarks/results/engine.json` and `.md`.
+the loop without the kernels of the model's layers, what deterministic mode costs, and the share of decoding. Writes
+`benchmarks/results/engine.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from benchmarks.layers import pytorch_layers
 from benchmarks.report import RESULTS, device_name
 from finpercep import RewardModel, Scorer
 from finpercep.io.images import load_image
@@ -30,6 +32,7 @@ SIDES = (
 )
 FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (("png", {}), ("jpg", {"quality": 95}), ("webp", {"lossless": True}))
 PART = 40
+PYTORCH = "loop, PyTorch's layers"
 
 
 def write_folder(folder: Path, count: int) -> list[Path]:
@@ -60,12 +63,17 @@ def measure(name: str, paths: Sequence[Path]) -> dict[str, Any]:
         for path in part:
             model.score([path])
 
+    def loop_on_pytorch(part: Sequence[Path]) -> None:
+        with pytorch_layers():
+            loop(part)
+
     def decode(part: Sequence[Path]) -> None:
         for path in part:
             load_image(path)
 
     routes: dict[str, Callable[[Sequence[Path]], object]] = {
         "loop": loop,
+        PYTORCH: loop_on_pytorch,
         "engine": engine.score,
         "deterministic": same_bits.score,
         "decoding alone": decode,
@@ -100,7 +108,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---:|---|---:|---:|---:|",
     ]
     for row in rows:
-        for route in ("loop", "engine", "deterministic", "decoding alone"):
+        for route in ("loop", PYTORCH, "engine", "deterministic", "decoding alone"):
             low, high = row[route]["times_quartiles"]
             lines.append(
                 f"| {row['model']} | {row['images']} | {route} | {row[route]['ms']:.1f} | {row[route]['core_ms']:.1f} "
