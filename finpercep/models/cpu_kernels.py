@@ -39,7 +39,9 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
     if not all(isinstance(layer, nn.Conv2d) and not _is_watched(layer) for layer in layers):
         return False
     tensors = [x, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
-    return all(isinstance(t, Tensor) and t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    # Not of a subclass, which may hold no numbers (fake tensors), only a part (DTensor), or quantized ones.
+    plain = all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+    return plain and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
 def is_differentiated(x: Tensor, *layers: nn.Module) -> bool:
