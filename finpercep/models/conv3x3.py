@@ -52,7 +52,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         of_images, of_residual, *trained, _ = ctx.needs_input_grad
-        grad, images, of_parameters = grad * (out > 0), None, (None, None)
+        grad, images, of_parameters = torch.ops.aten.threshold_backward(grad, out, 0), None, (None, None)
         if of_images and torch.is_grad_enabled():  # somebody differentiates again
             images = F.conv2d(grad, _turned(weight), padding=1)
         elif of_images:

@@ -69,20 +69,6 @@ class InvertedResidual(nn.Module):
         return x.dim() == 4 and min(x.shape[-2:]) >= self.filter.stride[0]
 
 
-def _fake(
-    x: Tensor,
-    expand_weight: Tensor | None,
-    expand_bias: Tensor | None,
-    filter_weight: Tensor,
-    filter_bias: Tensor,
-    project_weight: Tensor,
-    project_bias: Tensor,
-    stride: int,
-    skip: bool,
-) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1] // stride, x.shape[2] // stride, project_weight.shape[0]))
-
-
 def _flops(x: Any, expand: Any, _: Any, filters: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
     """Those of the definition."""
     project, (batch, height, width, outputs) = rest[1], out_shape
@@ -96,5 +82,4 @@ def _flops(x: Any, expand: Any, _: Any, filters: Any, *rest: Any, out_shape: Any
 
 
 if has_cpp("inverted_residual"):
-    torch.library.register_fake("finpercep::inverted_residual", _fake)
     register_flop_formula(torch.ops.finpercep.inverted_residual)(_flops)
