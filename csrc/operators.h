@@ -49,6 +49,7 @@ Tensor sde_step_backward(
 #ifndef FINPERCEP_CUDA
 // layers of the convolutional encoders: CPU only
 Tensor energy_stem(Tensor images, Tensor weight, Tensor bias, double floor, double center);
+Tensor energy_stem_backward(Tensor grad, Tensor images, double floor);
 Tensor conv3x3_weight(Tensor weight);
 Tensor conv3x3(Tensor images, Tensor weight, Tensor bias, std::optional<Tensor> residual, bool relu);
 

@@ -51,6 +51,7 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
 
   // layers of the convolutional encoders (finpercep.models): CPU only, no gradients
   m.def("energy_stem(Tensor images, Tensor weight, Tensor bias, float floor, float center) -> Tensor");
+  m.def("energy_stem_backward(Tensor grad, Tensor images, float floor) -> Tensor");
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
   m.def("conv3x3(Tensor images, Tensor weight, Tensor bias, Tensor? residual, bool relu) -> Tensor");
 
@@ -99,6 +100,7 @@ inline void register_kernels(torch::stable::detail::StableLibrary& m) {
 #ifndef FINPERCEP_CUDA
   // layers of the convolutional encoders
   m.impl("energy_stem", TORCH_BOX(&energy_stem));
+  m.impl("energy_stem_backward", TORCH_BOX(&energy_stem_backward));
   m.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight));
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
 

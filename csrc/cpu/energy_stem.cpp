@@ -55,24 +55,28 @@ struct Window {
   const float *left[3], *middle[3], *right[3];
 };
 
+// The derivatives at kLanes32 positions from x on.
+inline void derivatives_at(const Window& at, int64_t x, V* out) {
+  V a[3], b[3], c[3];
+  for (int i = 0; i < 3; ++i) {
+    a[i] = load_vec<V>(at.left[i] + x);
+    b[i] = load_vec<V>(at.middle[i] + x);
+    c[i] = load_vec<V>(at.right[i] + x);
+  }
+  const V rising = c[0] - a[2], falling = c[2] - a[0];  // differences of opposite corners
+  const V across = c[1] - a[1], down = b[2] - b[0];
+  out[0] = (falling + rising + 2 * across) * 0.125f;
+  out[1] = (falling - rising + 2 * down) * 0.125f;
+  out[2] = (2 * falling + across + down) * 0.125f;
+  out[3] = (down - across - 2 * rising) * 0.125f;
+  out[4] = ((a[0] + b[0] + c[0]) + (a[1] + c[1]) + (a[2] + b[2] + c[2]) - 8 * b[1]) * 0.0625f;
+}
+
 // sums[d·stride + x] += |derivative d| at x, for `count` positions; buffers have room for whole vectors.
 void add_energies(const Window& at, int64_t count, float* sums, int64_t stride) {
   for (int64_t x = 0; x < count; x += kLanes32) {
-    V a[3], b[3], c[3];
-    for (int i = 0; i < 3; ++i) {
-      a[i] = load_vec<V>(at.left[i] + x);
-      b[i] = load_vec<V>(at.middle[i] + x);
-      c[i] = load_vec<V>(at.right[i] + x);
-    }
-    const V rising = c[0] - a[2], falling = c[2] - a[0];  // differences of opposite corners
-    const V across = c[1] - a[1], down = b[2] - b[0];
-    const V derivatives[kDerivatives] = {
-        (falling + rising + 2 * across) * 0.125f,
-        (falling - rising + 2 * down) * 0.125f,
-        (2 * falling + across + down) * 0.125f,
-        (down - across - 2 * rising) * 0.125f,
-        ((a[0] + b[0] + c[0]) + (a[1] + c[1]) + (a[2] + b[2] + c[2]) - 8 * b[1]) * 0.0625f,
-    };
+    V derivatives[kDerivatives];
+    derivatives_at(at, x, derivatives);
     for (int d = 0; d < kDerivatives; ++d) {
       const V value = derivatives[d], energy = value < 0.0f ? -value : value;
       store_vec(sums + d * stride + x, load_vec<V>(sums + d * stride + x) + energy);
@@ -91,37 +95,25 @@ void copy_row(const float* from, int64_t count, float* to) {
 
 // What a thread works in. Rows have a stride that leaves room for whole vectors behind them.
 struct Rows {
-  int64_t stride;             // of all rows below, at least width / 2 + 2
-  Scratch<float> pixels;      // scale 0: five rows of even, and five of odd columns; else three or four rows
-  Scratch<float> sums;        // kDerivatives rows
-  Scratch<float> inputs;      // kStemInputs rows
-  Scratch<float> results;     // (width / 4, kPanel)
+  int64_t stride;         // of all rows below, at least width / 2 + 2
+  Scratch<float> pixels;  // at full size five rows of even, and five of odd columns; else three or four rows
+  Scratch<float> sums;    // kDerivatives rows
   explicit Rows(const EnergyStemParams& p)
-      : stride(whole_vectors(p.width / 2 + 2) + kLanes32), pixels(10 * stride), sums(kDerivatives * stride),
-        inputs(kStemInputs * stride), results(whole_rows(p.width / 4) * kPanel) {
-    // Vectors and products run over the ends of rows: what lies there must be numbers, not traps.
-    for (int64_t i = 0; i < 10 * stride; ++i) pixels.data[i] = 0;
-    for (int64_t i = 0; i < kStemInputs * stride; ++i) inputs.data[i] = 0;
+      : stride(whole_vectors(p.width / 2 + 2) + kLanes32), pixels(10 * stride), sums(kDerivatives * stride) {
+    clear(pixels.data, 10 * stride);  // vectors run over the ends of rows: what lies there must be numbers, not traps
   }
+  static void clear(float* data, int64_t n) { __builtin_memset(data, 0, n * sizeof(float)); }
 };
 
-// Adds pairs of sums into rows of inputs, `factor` times, as logarithms.
-void write_logs(const EnergyStemParams& p, const float* sums, int64_t stride, bool pairs, float factor, float* inputs) {
-  const int64_t count = p.width / 4;
-  for (int d = 0; d < kDerivatives; ++d) {
-    const float* from = sums + d * stride;
-    float* to = inputs + d * stride;
-    if (pairs)
-      for (int64_t x = 0; x < count; ++x) to[x] = (from[2 * x] + from[2 * x + 1]) * factor;
-    else
-      for (int64_t x = 0; x < count; ++x) to[x] = from[x] * factor;
-    for (int64_t x = 0; x < count; x += kLanes32)
-      store_vec(to + x, log_of(load_vec<V>(to + x) + p.floor) - p.center);
-  }
-}
+// One color at one scale: where derivatives are taken for a row of results.
+struct Positions {
+  int lines;      // rows of positions: two, or one at a quarter of the size
+  int64_t count;  // in a row
+  Window at[2];
+};
 
 // At full size a derivative is taken at every second pixel of every second row.
-void full_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
+Positions full_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
   const int64_t plane = p.height * p.width, w = p.width / 2, stride = rows.stride;
   float *even = rows.pixels.data, *odd = even + 5 * stride;  // odd begins one column to the left of the image
   for (int i = 0; i < 5; ++i) {
@@ -134,44 +126,37 @@ void full_size(const EnergyStemParams& p, int64_t image, int64_t row, int color,
     }
     to_odd[-1] = to_even[0];
   }
-  for (int64_t i = 0; i < kDerivatives * stride; ++i) rows.sums.data[i] = 0;
-  for (int line = 0; line < 2; ++line) {
-    Window at;
+  Positions found{2, w, {}};
+  for (int line = 0; line < 2; ++line)
     for (int i = 0; i < 3; ++i) {
       const int64_t start = (2 * line + i) * stride;
+      Window& at = found.at[line];
       at.left[i] = odd + start, at.middle[i] = even + start, at.right[i] = odd + start + 1;
     }
-    add_energies(at, w, rows.sums.data, stride);
-  }
-  write_logs(p, rows.sums.data, stride, true, 0.25f, rows.inputs.data + color * kDerivatives * stride);
+  return found;
 }
 
-// At half size at every pixel, at a quarter, too: `lines` rows of positions of a plane that make up one row of results.
-void shrunken(const EnergyStemParams& p, int64_t row, int color, int scale, Rows& rows) {
-  const int lines = scale == 1 ? 2 : 1;
-  const int64_t w = p.width / (scale == 1 ? 2 : 4), stride = rows.stride;
-  for (int64_t i = 0; i < kDerivatives * stride; ++i) rows.sums.data[i] = 0;
-  for (int line = 0; line < lines; ++line) {
-    Window at;
+// At every pixel of rows that lie in `pixels` with their ends repeated.
+Positions every_pixel(int lines, int64_t count, const Rows& rows) {
+  Positions found{lines, count, {}};
+  for (int line = 0; line < lines; ++line)
     for (int i = 0; i < 3; ++i) {
-      const float* start = rows.pixels.data + (line + i) * stride;
+      const float* start = rows.pixels.data + (line + i) * rows.stride;
+      Window& at = found.at[line];
       at.left[i] = start, at.middle[i] = start + 1, at.right[i] = start + 2;
     }
-    add_energies(at, w, rows.sums.data, stride);
-  }
-  float* to = rows.inputs.data + (scale * kPerScale + color * kDerivatives) * stride;
-  write_logs(p, rows.sums.data, stride, lines == 2, lines == 2 ? 0.25f : 1.0f, to);
+  return found;
 }
 
-void half_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
+Positions half_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
   const int64_t h = p.height / 2, w = p.width / 2;
   const float* plane = p.half + (image * kColors + color) * h * w;
   for (int i = 0; i < 4; ++i)
     copy_row(plane + within(2 * row - 1 + i, h) * w, w, rows.pixels.data + i * rows.stride);
-  shrunken(p, row, color, 1, rows);
+  return every_pixel(2, w, rows);
 }
 
-void quarter_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
+Positions quarter_size(const EnergyStemParams& p, int64_t image, int64_t row, int color, Rows& rows) {
   const int64_t h = p.height / 4, w = p.width / 4;
   const float* planes = p.quarter + image * kColors * h * w;
   for (int i = 0; i < 3; ++i) {
@@ -180,21 +165,138 @@ void quarter_size(const EnergyStemParams& p, int64_t image, int64_t row, int col
     for (int64_t x = 0; x < w; ++x) to[1 + x] = opponent(color, red[x], green[x], blue[x]);
     to[0] = to[1], to[1 + w] = to[w];
   }
-  shrunken(p, row, color, 2, rows);
+  return every_pixel(1, w, rows);
 }
 
-// A row of results from its inputs; weights (outputs/kPanel, kStemInputs, kPanel).
-void mix(const EnergyStemParams& p, const float* weights, int64_t image, int64_t row, Rows& rows) {
+constexpr int kScales = 3;
+constexpr Positions (*kSizes[kScales])(const EnergyStemParams&, int64_t, int64_t, int, Rows&) = {
+    full_size, half_size, quarter_size};
+
+// Energies of a row of results, `kDerivatives` rows in rows.sums: means over its positions, width / 4 of them.
+void energies_of(const Positions& positions, Rows& rows) {
+  Rows::clear(rows.sums.data, kDerivatives * rows.stride);
+  for (int line = 0; line < positions.lines; ++line)
+    add_energies(positions.at[line], positions.count, rows.sums.data, rows.stride);
+  if (positions.lines == 1) return;
+  for (int d = 0; d < kDerivatives; ++d) {
+    float* row = rows.sums.data + d * rows.stride;
+    for (int64_t x = 0; x < positions.count / 2; ++x) row[x] = (row[2 * x] + row[2 * x + 1]) * 0.25f;
+  }
+}
+
+// The inputs of the 1x1 convolution for a row of results: (kStemInputs, rows.stride).
+void inputs_of(const EnergyStemParams& p, int64_t image, int64_t row, Rows& rows, float* inputs) {
+  const int64_t h = p.height / 4, w = p.width / 4;
+  for (int scale = 0; scale < kScales; ++scale)
+    for (int color = 0; color < kColors; ++color) {
+      energies_of(kSizes[scale](p, image, row, color, rows), rows);
+      for (int d = 0; d < kDerivatives; ++d) {
+        const float* from = rows.sums.data + d * rows.stride;
+        float* to = inputs + (scale * kPerScale + color * kDerivatives + d) * rows.stride;
+        for (int64_t x = 0; x < w; x += kLanes32) store_vec(to + x, log_of(load_vec<V>(from + x) + p.floor) - p.center);
+      }
+    }
+  for (int color = 0; color < kColors; ++color) {
+    const float* from = p.quarter + ((image * kColors + color) * h + row) * w;
+    float* to = inputs + (kEnergies + color) * rows.stride;
+    for (int64_t x = 0; x < w; ++x) to[x] = from[x] * 4 - 2;
+  }
+}
+
+// A row of results from its inputs; weights (outputs/kPanel, kStemInputs, kPanel), results (width/4, kPanel).
+void mix(const EnergyStemParams& p, const float* weights, const float* inputs, int64_t stride, int64_t image, int64_t row,
+         float* results) {
   const int64_t count = p.width / 4;
   float* out = p.out + (image * p.height / 4 + row) * count * p.outputs;
   for (int64_t k = 0; k < p.outputs; k += kPanel) {
-    multiply_panel<false>(rows.inputs.data, 1, weights + k * kStemInputs, count, kStemInputs, rows.results.data, kPanel,
-                          rows.stride);
+    multiply_panel<false>(inputs, 1, weights + k * kStemInputs, count, kStemInputs, results, kPanel, stride);
     for (int64_t x = 0; x < count; ++x)
       for (int lane = 0; lane < kPanel; lane += kLanes32) {
-        const V sum = load_vec<V>(rows.results.data + x * kPanel + lane) + load_vec<V>(p.bias + k + lane), zero = {};
+        const V sum = load_vec<V>(results + x * kPanel + lane) + load_vec<V>(p.bias + k + lane), zero = {};
         store_vec(out + x * p.outputs + k + lane, sum < zero ? zero : sum);  // NaN stays
       }
+  }
+}
+
+// ---- backward -----------------------------------------------------------------------------------------------------
+
+// What a row of positions gives to the nine pixels around each: parts[3·i + k], column k - 1, row i - 1.
+struct Parts {
+  float* row[9];
+};
+
+// `shares`: of each derivative, what one of its energies is worth at a position.
+void gradients_of(const Window& at, int64_t count, const float* shares, int64_t stride, const Parts& parts) {
+  const V zero = {};
+  for (int64_t x = 0; x < count; x += kLanes32) {
+    V g[kDerivatives];
+    derivatives_at(at, x, g);
+    for (int d = 0; d < kDerivatives; ++d) {
+      const V share = load_vec<V>(shares + d * stride + x) * (d < 4 ? 0.125f : 0.0625f);
+      g[d] = g[d] > zero ? share : g[d] < zero ? -share : zero;
+    }
+    const V falling = g[0] + g[1] + 2 * g[2], rising = g[0] - g[1] - 2 * g[3];
+    const V across = 2 * g[0] + g[2] - g[3], down = 2 * g[1] + g[2] + g[3], around = g[4];
+    const V all[9] = {around - falling, around - down, around + rising, around - across, -8 * around,
+                      around + across,  around - rising, around + down, around + falling};
+    for (int i = 0; i < 9; ++i) store_vec(parts.row[i] + x, all[i]);
+  }
+}
+
+// One color at one scale, a row of results after the other, into `to` (rows,columns) of opponent colors.
+void backward_rows(const EnergyStemBackwardParams& p, int64_t image, int color, int scale, float* to) {
+  const EnergyStemParams& f = p.forward;
+  const int64_t h = f.height / 4, w = f.width / 4, step = scale == 0 ? 4 : scale == 1 ? 2 : 1;
+  const int64_t height = step * h, width = step * w;
+  Rows rows(f);
+  const int64_t stride = rows.stride;
+  Scratch<float> shares(kDerivatives * stride), scratch(9 * stride);
+  Rows::clear(shares.data, kDerivatives * stride);
+  Rows::clear(to, height * width);
+  Parts parts;
+  for (int i = 0; i < 9; ++i) parts.row[i] = scratch.data + i * stride;
+  for (int64_t row = 0; row < h; ++row) {
+    const Positions positions = kSizes[scale](f, image, row, color, rows);
+    energies_of(positions, rows);
+    const float* grad = p.grad + (image * h + row) * w * kStemInputs + scale * kPerScale + color * kDerivatives;
+    const int64_t per = positions.lines;  // positions in a row of results, for each
+    for (int d = 0; d < kDerivatives; ++d)
+      for (int64_t x = 0; x < w; ++x) {
+        const float share = grad[x * kStemInputs + d] / (rows.sums.data[d * stride + x] + f.floor) / float(per * per);
+        for (int64_t i = 0; i < per; ++i) shares.data[d * stride + per * x + i] = share;
+      }
+    for (int line = 0; line < positions.lines; ++line) {
+      gradients_of(positions.at[line], positions.count, shares.data, stride, parts);
+      const int64_t count = positions.count, apart = width / count, center = step * row + apart * line;
+      for (int i = 0; i < 3; ++i) {
+        float* pixels = to + within(center - 1 + i, height) * width;
+        const float *left = parts.row[3 * i], *middle = parts.row[3 * i + 1], *right = parts.row[3 * i + 2];
+        for (int64_t x = 0; x < count; ++x) pixels[apart * x] += middle[x];
+        for (int64_t x = 1; x < count; ++x) pixels[apart * x - 1] += left[x];
+        for (int64_t x = 0; x + 1 < count; ++x) pixels[apart * x + 1] += right[x];
+        pixels[0] += left[0];  // what lies beyond the ends are the ends again
+        pixels[width - 1] += right[count - 1];
+      }
+    }
+  }
+}
+
+// Row `y` of the gradient to images.
+void join_row(const EnergyStemBackwardParams& p, int64_t image, int64_t y) {
+  const int64_t H = p.forward.height, W = p.forward.width;
+  const float* mean_grad = p.grad + (image * H / 4 + y / 4) * (W / 4) * kStemInputs + kEnergies;
+  for (int to = 0; to < 3; ++to) {
+    float* out = p.out + ((image * 3 + to) * H + y) * W;
+    for (int64_t x = 0; x < W; ++x) {
+      float sum = mean_grad[x / 4 * kStemInputs + to] * 0.25f;
+      for (int color = 0; color < kColors; ++color) {
+        const int64_t plane = image * kColors + color;
+        sum += kOpponent[color][to] * (p.full_grad[(plane * H + y) * W + x] +
+                                       0.25f * p.half_grad[(plane * (H / 2) + y / 2) * (W / 2) + x / 2] +
+                                       0.0625f * p.quarter_grad[(plane * (H / 4) + y / 4) * (W / 4) + x / 4]);
+      }
+      out[x] = sum;
+    }
   }
 }
 
@@ -211,18 +313,33 @@ void energy_stem(const EnergyStemParams& p, const Parallel& pool) {
   });
   parallel_for(pool, p.batch * h, grain_of(kStemInputs * w), [&](int64_t begin, int64_t end) {
     Rows rows(p);
+    Scratch<float> inputs(kStemInputs * rows.stride), results(whole_rows(w) * kPanel);
+    Rows::clear(inputs.data, kStemInputs * rows.stride);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = i / h, row = i % h;
-      for (int color = 0; color < kColors; ++color) {
-        full_size(p, image, row, color, rows);
-        half_size(p, image, row, color, rows);
-        quarter_size(p, image, row, color, rows);
-        const float* from = p.quarter + ((image * kColors + color) * h + row) * w;
-        float* to = rows.inputs.data + (kEnergies + color) * rows.stride;
-        for (int64_t x = 0; x < w; ++x) to[x] = from[x] * 4 - 2;
-      }
-      mix(p, weights.data, image, row, rows);
+      inputs_of(p, i / h, i % h, rows, inputs.data);
+      mix(p, weights.data, inputs.data, rows.stride, i / h, i % h, results.data);
     }
+  });
+}
+
+void energy_stem_backward(const EnergyStemBackwardParams& p, const Parallel& pool) {
+  const EnergyStemParams& f = p.forward;
+  const int64_t h = f.height / 4;
+  float* const grads[kScales] = {p.full_grad, p.half_grad, p.quarter_grad};
+  parallel_for(pool, f.batch * h, grain_of(12 * f.width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) shrink_row(f, i / h, i % h);
+  });
+  // A part is one color at one scale of an image: rows of results share pixels, parts do not.
+  parallel_for(pool, f.batch * kScales * kColors, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / (kScales * kColors);
+      const int scale = int(i % kScales), color = int(i / kScales % kColors);
+      const int64_t plane = f.height * f.width >> (2 * scale);
+      backward_rows(p, image, color, scale, grads[scale] + (image * kColors + color) * plane);
+    }
+  });
+  parallel_for(pool, f.batch * f.height, grain_of(12 * f.width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) join_row(p, i / f.height, i % f.height);
   });
 }
 

@@ -16,6 +16,16 @@ struct EnergyStemParams {
   float floor, center;
 };
 
+// out (batch,3,height,width): the gradient to images, of that to the inputs of the 1x1 convolution, `grad`
+// (batch,height/4,width/4,kStemInputs). Of `forward` weight, bias, out, outputs and center play no part.
+struct EnergyStemBackwardParams {
+  EnergyStemParams forward;
+  const float* grad;
+  float *full_grad, *half_grad, *quarter_grad;  // scratch: to opponent colors at each size (batch,3,·,·)
+  float* out;
+};
+
 FINPERCEP_KERNEL(energy_stem, EnergyStemParams)
+FINPERCEP_KERNEL(energy_stem_backward, EnergyStemBackwardParams)
 
 }  // namespace finpercep

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.models.constants import KeepsConstants
 from finpercep.models.conv3x3 import conv3x3_relu
-from finpercep.models.cpu_kernels import alone, is_differentiated, takes
-from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
+from finpercep.models.energy_stem import EnergyStem
 from finpercep.models.norms import convolution, scale_output
-from finpercep.models.precision import at_least_float32, without_autocast
-from finpercep.models.tiles import repeat_edges
-from finpercep.ops import has_cpp
 
 
 class ResidualBlock(nn.Module):
@@ -31,52 +23,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return conv3x3_relu(self.conv2, conv3x3_relu(self.conv1, x), residual=x)
-
-
-class EnergyStem(KeepsConstants):
-    """Log energies of derivatives at three scales, and the mean color, at stride 4.
-
-    Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
-    convolutional stem has to learn that ratio before it can find a fault; here the logarithm makes it a difference
-    from the first step. The filters stay fixed: trained, they lose their shape before anything behind them has learned.
-    Energies are float32 whatever the model's type, and under autocast: in half precision, faint ones would be noise.
-
-    Shape: (B,3,H,W) in [0, 1], sides multiples of 4 -> (B,channels,H/4,W/4).
-    """
-
-    kernels: Tensor
-
-    SCALES = 3
-
-    def __init__(self, channels: int, *, norm: bool = False) -> None:
-        super().__init__()
-        self.keep_constant("kernels", _kernels)
-        self.mix = convolution(self.SCALES * KERNELS + 3, channels, 1, norm=norm)
-
-    def forward(self, images: Tensor) -> Tensor:
-        conv = alone(self.mix)
-        if conv is not None and takes("energy_stem", images, conv) and not is_differentiated(images, conv):
-            weight = conv.weight.flatten(1)
-            out: Tensor = torch.ops.finpercep.energy_stem(images, weight, conv.bias, ENERGY_FLOOR, ENERGY_CENTER)
-            return out.permute(0, 3, 1, 2)
-        with without_autocast(images.device):
-            pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
-            energies = self._energies(pixels)
-        return F.relu_(self.mix(energies.to(next(self.mix.parameters()).dtype)))
-
-    def _energies(self, level: Tensor) -> Tensor:
-        features = []
-        for scale in range(self.SCALES):
-            if scale:
-                level = F.avg_pool2d(level, 2)
-            padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
-            # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
-            energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
-            if scale < 2:
-                energy = F.avg_pool2d(energy, 2)
-            features.append(energy)
-        energies = torch.cat(features, dim=1).add_(ENERGY_FLOOR).log_().sub_(ENERGY_CENTER)
-        return torch.cat([energies, level * 4 - 2], dim=1)
 
 
 class ConvEncoder(nn.Module):
@@ -123,10 +69,6 @@ class ConvEncoder(nn.Module):
         return features
 
 
-def _kernels() -> Tensor:
-    return derivative_kernels().contiguous(memory_format=torch.channels_last)
-
-
 def _receptive_radius(depths: Sequence[int]) -> int:
     """How many pixels away an input pixel can still move a feature."""
     radius = 4 + 4  # the stem: a 3x3 filter at stride 4
@@ -134,17 +76,3 @@ def _receptive_radius(depths: Sequence[int]) -> int:
         stride = 4 * 2**i
         radius += 2 * depth * stride + (stride // 2 if i else 0)
     return radius
-
-
-def _stem_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
-    """Those of the definition's convolutions."""
-    batch, _, height, width = images
-    total = conv_flop_count([batch, weight[1], 1, 1], [*weight, 1, 1], [batch, weight[0], height // 4, width // 4])
-    for cells in (2, 2, 4):
-        of_scale = [batch, KERNELS, height // cells, width // cells]
-        total += conv_flop_count([batch, 3, 1, 1], [KERNELS, 3, 3, 3], of_scale)
-    return total
-
-
-if has_cpp("energy_stem"):
-    register_flop_formula(torch.ops.finpercep.energy_stem)(_stem_flops)

@@ -44,10 +44,14 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
     return plain and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
+def is_trained(*layers: nn.Module) -> bool:
+    """Whether somebody may ask for a gradient to the weights of these layers."""
+    return torch.is_grad_enabled() and any(part.requires_grad for layer in layers for part in layer.parameters())
+
+
 def is_differentiated(x: Tensor, *layers: nn.Module) -> bool:
     """Whether somebody may ask for a gradient of what these layers give for `x`."""
-    parts = [x, *(parameter for layer in layers for parameter in layer.parameters())]
-    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    return is_trained(*layers) or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finpercep.models import conv_encoder
-from finpercep.models.conv_encoder import EnergyStem
+from finpercep.models.energy_stem import EnergyStem
 from tests.conftest import synthetic_photo
 from tests.ops.conftest import cpp, poisoned, simd  # noqa: F401
 from tests.ops.direct import fuzz, is_plain
@@ -24,21 +23,13 @@ def stem():
     return made.requires_grad_(False)
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """The stem by PyTorch's operators, in the type of its input."""
-
-    def run(stem, images):
-        with monkeypatch.context() as patch:
-            patch.setattr(conv_encoder, "takes", lambda *_: False)
-            return stem(images)
-
-    return run
+def plain(stem, images):
+    return stem.defined(images)
 
 
 @kernel
 @pytest.mark.parametrize("size", [(4, 4), (4, 96), (8, 12), (36, 52), (100, 4), (132, 260)])
-def test_value(stem, plain, size):
+def test_value(stem, size):
     images = torch.stack([synthetic_photo(*size, seed=1), torch.rand(3, *size), torch.zeros(3, *size)])
     made, exact = stem(images), plain(copy.deepcopy(stem).double(), images.double())
     rounding = (plain(stem, images) - exact).abs().max()
@@ -48,7 +39,7 @@ def test_value(stem, plain, size):
 
 
 @kernel
-def test_every_energy_by_itself(stem, plain):
+def test_every_energy_by_itself(stem):
     """One result for each input of the 1x1 convolution: none is in another's place."""
     inputs = stem.mix[0].weight.shape[1]
     with torch.no_grad():
@@ -72,11 +63,17 @@ def test_views_and_layouts(stem):
 @kernel
 def test_an_image_gives_the_same_bits_in_any_batch_and_with_any_threads(stem):
     images, threads = torch.rand(5, 3, 60, 44), torch.get_num_threads()
-    together = stem(images)
+
+    def slope(images):
+        images = images.clone().requires_grad_()
+        return torch.autograd.grad(stem(images).square().sum(), images)[0]
+
+    together, slopes = stem(images), slope(images)
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             assert torch.equal(stem(images[3:4]), together[3:4])
+            assert torch.equal(slope(images[3:4]), slopes[3:4])
     finally:
         torch.set_num_threads(threads)
 
@@ -91,17 +88,56 @@ def test_not_a_number_stays(stem, bad):
     assert made[0, :, 6:, 6:].isfinite().all()
 
 
-def test_who_differentiates_gets_the_definition(stem, plain, monkeypatch):
-    images = torch.rand(1, 3, 16, 16, requires_grad=True)
+@kernel
+@pytest.mark.parametrize("size", [(4, 4), (4, 40), (36, 8), (44, 68)])
+def test_gradient(stem, size):
+    images = torch.stack([synthetic_photo(*size, seed=3), torch.rand(3, *size), torch.full((3, *size), 0.5)])
+    up = torch.randn(3, 48, size[0] // 4, size[1] // 4)
+
+    def slope(run, images):
+        images = images.clone().requires_grad_()
+        return torch.autograd.grad((run(images) * up).sum(), images)[0]
+
+    made = slope(stem, images)
+    exact = slope(copy.deepcopy(stem).double().defined, images.double())
+    rounding = (slope(stem.defined, images) - exact).abs().max()
+    assert (made - exact).abs().max() <= 3 * rounding + 1e-6 * exact.abs().max()
+
+
+@kernel
+def test_what_is_flat_has_no_gradient_by_its_energies(stem):
+    """|x| has none at 0, where rounding must not choose a sign."""
+    with torch.no_grad():
+        stem.mix[0].weight[:, -3:] = 0
+        stem.mix[0].bias.fill_(3.0)
+    images = torch.tensor([0.1, 0.7, 0.3])[None, :, None, None].repeat(1, 1, 24, 32).requires_grad_()
+    stem(images).sum().backward()
+    assert images.grad.abs().max() == 0
+
+
+def test_gradients_of_gradients(stem):
+    images, up = torch.rand(1, 3, 12, 16), torch.randn(1, 48, 3, 4)
+
+    def second(run, images):
+        images = images.clone().requires_grad_()
+        (first,) = torch.autograd.grad((run(images).pow(2) * up).sum(), images, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), images)[0]
+
+    ours, theirs = second(stem, images), second(copy.deepcopy(stem).double().defined, images.double())
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_who_trains_gets_the_definition(stem, monkeypatch):
+    images = torch.rand(1, 3, 16, 16)
     wanted = plain(stem, images)
-    operator = "finpercep.models.conv_encoder.torch.ops.finpercep.energy_stem"
-    monkeypatch.setattr(operator, lambda *_: pytest.fail("the kernel has no gradient"))
-    assert torch.equal(stem(images), wanted)
-    assert torch.autograd.grad(stem(images).sum(), images)[0].abs().sum() > 0
-    assert stem.requires_grad_(True)(images.detach()).requires_grad
+    monkeypatch.setattr("finpercep.models.energy_stem._Stem.apply", lambda *_: pytest.fail("weights have no gradient"))
+    made = stem.requires_grad_(True)(images)
+    assert torch.equal(made, wanted)
+    made.sum().backward()
+    assert stem.mix[0].weight.grad.abs().sum() > 0
 
 
-def test_counts_the_operations_of_the_definition(stem, plain):
+def test_counts_the_operations_of_the_definition(stem):
     def counted(run):
         with FlopCounterMode(display=False) as counter:
             run(images)
@@ -122,7 +158,14 @@ def given(generator):
     }
 
 
-def test_hostile_arguments(cpp):  # noqa: F811
-    answers = fuzz(torch.ops.finpercep.energy_stem, given, 40)
+def backward_given(generator):
+    images = given(generator)["images"]
+    batch, _, height, width = images.shape
+    return {"grad": torch.rand(batch, height // 4, width // 4, 48, generator=generator), "images": images, "floor": 0.1}
+
+
+@pytest.mark.parametrize(("operator", "make"), [("energy_stem", given), ("energy_stem_backward", backward_given)])
+def test_hostile_arguments(cpp, operator, make):  # noqa: F811
+    answers = fuzz(getattr(torch.ops.finpercep, operator), make, 40)
     assert not [answer for answer in answers if not is_plain(answer)]
     assert 0 < answers.count("") < 40  # values pass, sizes and types do not

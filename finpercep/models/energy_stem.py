@@ -1,0 +1,104 @@
+"""The first layer of the small encoder: energies of derivatives. On a CPU one kernel, csrc/cpu/energy_stem.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from finpercep.models.constants import KeepsConstants
+from finpercep.models.cpu_kernels import alone, is_trained, takes
+from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
+from finpercep.models.norms import convolution
+from finpercep.models.precision import at_least_float32, without_autocast
+from finpercep.models.tiles import repeat_edges
+from finpercep.ops import has_cpp
+
+
+class EnergyStem(KeepsConstants):
+    """Log energies of derivatives at three scales, and the mean color, at stride 4.
+
+    Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
+    convolutional stem has to learn that ratio before it can find a fault; here the logarithm makes it a difference
+    from the first step. The filters stay fixed: trained, they lose their shape before anything behind them has learned.
+    Energies are float32 whatever the model's type, and under autocast: in half precision, faint ones would be noise.
+
+    Shape: (B,3,H,W) in [0, 1], sides multiples of 4 -> (B,channels,H/4,W/4).
+    """
+
+    kernels: Tensor
+
+    SCALES = 3
+
+    def __init__(self, channels: int, *, norm: bool = False) -> None:
+        super().__init__()
+        self.keep_constant("kernels", _kernels)
+        self.mix = convolution(self.SCALES * KERNELS + 3, channels, 1, norm=norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv = alone(self.mix)
+        if conv is not None and takes("energy_stem", images, conv) and not is_trained(conv):
+            out: Tensor = _Stem.apply(images, conv.weight.flatten(1), conv.bias, self)
+            return out
+        return self.defined(images)
+
+    def defined(self, images: Tensor) -> Tensor:
+        """The result by PyTorch's operators, the definition."""
+        with without_autocast(images.device):
+            pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
+            energies = self._energies(pixels)
+        return F.relu_(self.mix(energies.to(next(self.mix.parameters()).dtype)))
+
+    def _energies(self, level: Tensor) -> Tensor:
+        features = []
+        for scale in range(self.SCALES):
+            if scale:
+                level = F.avg_pool2d(level, 2)
+            padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
+            # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
+            energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
+            if scale < 2:
+                energy = F.avg_pool2d(energy, 2)
+            features.append(energy)
+        energies = torch.cat(features, dim=1).add_(ENERGY_FLOOR).log_().sub_(ENERGY_CENTER)
+        return torch.cat([energies, level * 4 - 2], dim=1)
+
+
+def _kernels() -> Tensor:
+    return derivative_kernels().contiguous(memory_format=torch.channels_last)
+
+
+class _Stem(torch.autograd.Function):
+    """The stem with frozen weights."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stem: EnergyStem) -> Tensor:
+        out: Tensor = torch.ops.finpercep.energy_stem(images, weight, bias, ENERGY_FLOOR, ENERGY_CENTER)
+        ctx.stem = stem
+        ctx.save_for_backward(images, weight, out)
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, out = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates again
+            return torch.autograd.grad(ctx.stem.defined(images), images, grad, create_graph=True)[0], None, None, None
+        grad = torch.ops.aten.threshold_backward(grad.permute(0, 2, 3, 1), out, 0)
+        return torch.ops.finpercep.energy_stem_backward(grad @ weight, images, ENERGY_FLOOR), None, None, None
+
+
+def _stem_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    """Those of the definition's convolutions."""
+    batch, _, height, width = images
+    total = conv_flop_count([batch, weight[1], 1, 1], [*weight, 1, 1], [batch, weight[0], height // 4, width // 4])
+    for cells in (2, 2, 4):
+        of_scale = [batch, KERNELS, height // cells, width // cells]
+        total += conv_flop_count([batch, 3, 1, 1], [KERNELS, 3, 3, 3], of_scale)
+    return total
+
+
+if has_cpp("energy_stem"):
+    register_flop_formula(torch.ops.finpercep.energy_stem)(_stem_flops)
