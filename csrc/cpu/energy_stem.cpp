@@ -69,7 +69,9 @@ inline void derivatives_at(const Window& at, int64_t x, V* out) {
   out[1] = (falling - rising + 2 * down) * 0.125f;
   out[2] = (2 * falling + across + down) * 0.125f;
   out[3] = (down - across - 2 * rising) * 0.125f;
-  out[4] = ((a[0] + b[0] + c[0]) + (a[1] + c[1]) + (a[2] + b[2] + c[2]) - 8 * b[1]) * 0.0625f;
+  const V m = b[1];  // of differences, so that what is flat gives 0 and not what rounding leaves
+  out[4] = (((a[0] - m) + (c[2] - m)) + ((c[0] - m) + (a[2] - m)) + ((a[1] - m) + (c[1] - m)) +
+            ((b[0] - m) + (b[2] - m))) * 0.0625f;
 }
 
 // sums[d·stride + x] += |derivative d| at x, for `count` positions; buffers have room for whole vectors.
