@@ -16,9 +16,12 @@ PANEL = 16
 
 
 def alone(layer: nn.Sequential) -> nn.Conv2d | None:
-    """The convolution of a `norms.convolution` that has no normalization, if its channels fill panels; else None."""
+    """The convolution of a `norms.convolution` that has no normalization, if its channels fill panels; else None.
+
+    None, too, where somebody watches by a hook what would not be called.
+    """
     conv, norm = layer
-    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.Identity):
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.Identity) or _is_watched(layer, norm):
         return None
     return conv if conv.in_channels % PANEL == 0 and conv.out_channels % PANEL == 0 else None
 
@@ -36,7 +39,9 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
         return False
     if not has_cpp(operator) or transformed():
         return False
-    if not all(isinstance(layer, nn.Conv2d) and not _is_watched(layer) for layer in layers):
+    if not all(isinstance(layer, nn.Conv2d) for layer in layers):
+        return False
+    if _is_watched(*layers):
         return False
     tensors = [x, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
     # Not of a subclass, which may hold no numbers (fake tensors), only a part (DTensor), or quantized ones.
@@ -54,5 +59,8 @@ def is_differentiated(x: Tensor, *layers: nn.Module) -> bool:
     return is_trained(*layers) or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def _is_watched(layer: nn.Module) -> bool:
-    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
+def _is_watched(*layers: nn.Module) -> bool:
+    return any(
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        for layer in layers
+    )

@@ -59,6 +59,26 @@ def test_alone():
     assert alone(convolution(3, 32, 3, norm=False)) is None
 
 
+@pytest.mark.parametrize("name", ["encoder.stem.mix", "encoder.stages.0.0.conv1", "encoder.stages.0.0.conv2.0"])
+def test_whoever_watches_a_layer_is_called(name):
+    model, seen = RewardModel.from_pretrained("finpercep-tiny").eval(), []
+    model.get_submodule(name).register_forward_hook(lambda *_: seen.append(name))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+    assert seen == [name]
+
+
+def test_weights_of_inference_mode_serve_a_gradient():
+    model, images = RewardModel.from_pretrained("finpercep-tiny").eval().requires_grad_(False), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = model(images).score.clone()
+    images.requires_grad_()
+    score = model(images).score
+    score.sum().backward()
+    assert torch.equal(score.detach(), wanted)
+    assert images.grad.abs().sum() > 0
+
+
 def test_is_differentiated(conv):
     assert is_differentiated(X, conv)
     with torch.no_grad():
