@@ -93,7 +93,8 @@ def _changes(name: str, was: Any, now: Any) -> list[str]:
     """`name=was (now now)` of each part that differs: of `stages` the one number, and not all of them."""
     if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
         return [change for key in sorted(now) for change in _changes(f"{name}.{key}", was[key], now[key])]
-    if isinstance(was, list | tuple) and isinstance(now, list | tuple) and len(was) == len(now):
+    lists = isinstance(was, list | tuple) and isinstance(now, list | tuple) and len(was) == len(now)
+    if lists and all(isinstance(part, dict) for part in (*was, *now)):
         parts = enumerate(zip(was, now, strict=True))
         return [change for i, (a, b) in parts for change in _changes(f"{name}.{i}", a, b)]
     return [] if was == now else [f"{name}={was!r} (now {now!r})"]
