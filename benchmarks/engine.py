@@ -9,7 +9,6 @@ the loop without the kernels of the model's layers, what deterministic mode cost
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 
 from benchmarks.layers import pytorch_layers
-from benchmarks.report import RESULTS, device_name
+from benchmarks.report import device_name, write_results
 from finpercep import RewardModel, Scorer
 from finpercep.io.images import load_image
 
@@ -127,8 +126,7 @@ def main() -> None:
         rows = [measure(name, paths) for name in arguments.models]
     text = markdown(rows)
     print(text)
-    (RESULTS / "engine.json").write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n")
-    (RESULTS / "engine.md").write_text(text)
+    write_results("engine", rows, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ machine's slow seconds do not count. Writes `benchmarks/results/layers.json` and
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import RESULTS, device_name
+from benchmarks.report import device_name, write_results
 from finpercep import RewardModel
 from finpercep.models import cpu_kernels
 
@@ -103,8 +102,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 )
     text = markdown(rows)
     print(text)
-    (RESULTS / "layers.json").write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n")
-    (RESULTS / "layers.md").write_text(text)
+    write_results("layers", rows, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ ViT-L/14 behind its processor, as the scorers of flow_grpo call such models. All
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.report import RESULTS, device_name
+from benchmarks.report import device_name, write_results
 from finpercep import RewardModel, Scorer
 
 TURNS, IMAGES = 5, 4
@@ -111,8 +110,7 @@ def main() -> None:
     lines += ["| reward | ms per photo of 512 × 512 | times the first |", "|---|---:|---:|"]
     lines += [f"| {row['route']} | {row['ms']:.0f} | {row['of_first']:.2f} |" for row in rows]
     print("\n".join(lines))
-    (RESULTS / "peers.json").write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n")
-    (RESULTS / "peers.md").write_text("\n".join(lines) + "\n")
+    write_results("peers", rows, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

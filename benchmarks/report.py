@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def device_name() -> str:
         model = found.group(1) if found else model
     words = re.sub(r"\((R|TM)\)|@.*|CPU|Processor", " ", model, flags=re.IGNORECASE).split()
     return f"cpu-{'-'.join(words).lower()}-{torch.get_num_threads()}c"
+
+
+def write_results(name: str, rows: Sequence[Row], text: str) -> None:
+    """`results/<name>.json` with the rows and this device's name, and `<name>.md`."""
+    (RESULTS / f"{name}.json").write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
 
 
 def rows_of(benchmarks: list[Row]) -> list[Row]:

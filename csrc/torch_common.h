@@ -74,6 +74,12 @@ inline ScalarType accumulation_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// The tensor, contiguous, if it is float32.
+inline Tensor dense_float(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+  return torch::stable::contiguous(tensor);
+}
+
 // on(tensor): the last argument of every launch.
 #if defined(FINPERCEP_EMULATE)
 inline Stream on(const Tensor&) { return {nullptr}; }

@@ -4,17 +4,9 @@
 #include "operators.h"
 
 namespace finpercep {
-namespace {
-
-Tensor dense(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
-  return torch::stable::contiguous(tensor);
-}
-
-}  // namespace
 
 Tensor conv3x3_weight(Tensor weight) {
-  const Tensor w = dense(weight, "weight");
+  const Tensor w = dense_float(weight, "weight");
   STD_TORCH_CHECK(w.dim() == 4 && w.size(2) == 3 && w.size(3) == 3, "weight: expected (K,C,3,3)");
   Conv3x3WeightParams p{};
   p.outputs = w.size(0), p.inputs = w.size(1), p.weight = static_cast<const float*>(w.const_data_ptr());
@@ -27,7 +19,7 @@ Tensor conv3x3_weight(Tensor weight) {
 }
 
 Tensor conv3x3(Tensor images, Tensor weight, Tensor bias, std::optional<Tensor> residual, bool relu) {
-  const Tensor x = dense(images, "images"), w = dense(weight, "weight"), b = dense(bias, "bias");
+  const Tensor x = dense_float(images, "images"), w = dense_float(weight, "weight"), b = dense_float(bias, "bias");
   STD_TORCH_CHECK(x.dim() == 4 && x.size(3) > 0 && x.size(3) % kConvPanel == 0,
                   "images: expected (B,H,W,C), C a multiple of ", kConvPanel);
   Conv3x3Params p{};
@@ -41,7 +33,7 @@ Tensor conv3x3(Tensor images, Tensor weight, Tensor bias, std::optional<Tensor> 
   if (out.numel() == 0) return out;
   Tensor added;
   if (residual.has_value()) {
-    added = dense(*residual, "residual");
+    added = dense_float(*residual, "residual");
     STD_TORCH_CHECK(added.dim() == 4, "residual: expected the shape of the result");
     for (int64_t i = 0; i < 4; ++i)
       STD_TORCH_CHECK(added.size(i) == out.size(i), "residual: expected the shape of the result");

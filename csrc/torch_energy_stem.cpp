@@ -6,11 +6,6 @@
 namespace finpercep {
 namespace {
 
-Tensor dense(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
-  return torch::stable::contiguous(tensor);
-}
-
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* room(Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
@@ -31,7 +26,7 @@ Tensor shrunken(const EnergyStemParams& p, int64_t by, const Tensor& like) {
 }  // namespace
 
 Tensor energy_stem(Tensor images, Tensor weight, Tensor bias, double floor, double center) {
-  const Tensor x = dense(images, "images"), w = dense(weight, "weight"), b = dense(bias, "bias");
+  const Tensor x = dense_float(images, "images"), w = dense_float(weight, "weight"), b = dense_float(bias, "bias");
   EnergyStemParams p = parameters(x, floor);
   STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == kStemInputs && w.size(0) > 0 && w.size(0) % kStemPanel == 0,
                   "weight: expected (K,", kStemInputs, "), K a multiple of ", kStemPanel);
@@ -46,7 +41,7 @@ Tensor energy_stem(Tensor images, Tensor weight, Tensor bias, double floor, doub
 }
 
 Tensor energy_stem_backward(Tensor grad, Tensor images, double floor) {
-  const Tensor x = dense(images, "images"), g = dense(grad, "grad");
+  const Tensor x = dense_float(images, "images"), g = dense_float(grad, "grad");
   EnergyStemBackwardParams p{};
   p.forward = parameters(x, floor);
   check_count(g, p.forward.batch * (p.forward.height / 4) * (p.forward.width / 4) * kStemInputs, x, "grad");

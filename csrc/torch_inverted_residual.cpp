@@ -12,11 +12,11 @@ constexpr int64_t kMostChannels = int64_t(1) << 14;
 
 // A contiguous float32 tensor of these sizes, refused by name.
 Tensor dense(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char* name, const char* shape) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+  const Tensor made = dense_float(tensor, name);
   bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
   for (size_t i = 0; same && i < sizes.size(); ++i) same = tensor.size(i) == sizes.begin()[i];
   STD_TORCH_CHECK(same, name, ": expected ", shape);
-  return torch::stable::contiguous(tensor);
+  return made;
 }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }

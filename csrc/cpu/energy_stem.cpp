@@ -20,6 +20,8 @@ inline float opponent(int color, float red, float green, float blue) {
   return kOpponent[color][0] * red + kOpponent[color][1] * green + kOpponent[color][2] * blue;
 }
 
+static_assert(kPanel == kStemPanel, "results fill whole panels");
+
 // Room for `n` numbers whose last vector is whole.
 constexpr int64_t whole_vectors(int64_t n) { return (n + kLanes32 - 1) / kLanes32 * kLanes32; }
 
@@ -211,7 +213,7 @@ void mix(const EnergyStemParams& p, const float* weights, const float* inputs, i
   const int64_t count = p.width / 4;
   float* out = p.out + (image * p.height / 4 + row) * count * p.outputs;
   for (int64_t k = 0; k < p.outputs; k += kPanel) {
-    multiply_panel<false>(inputs, 1, weights + k * kStemInputs, count, kStemInputs, results, kPanel, stride);
+    multiply_panel(inputs, 1, weights + k * kStemInputs, count, kStemInputs, results, kPanel, stride);
     for (int64_t x = 0; x < count; ++x)
       for (int lane = 0; lane < kPanel; lane += kLanes32) {
         const V sum = load_vec<V>(results + x * kPanel + lane) + load_vec<V>(p.bias + k + lane), zero = {};

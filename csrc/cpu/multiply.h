@@ -15,9 +15,8 @@ constexpr int kRowsAtOnce = 12 / kVectors;          // twelve sums: enough to hi
 // How many rows a product of `rows` rows computes: buffers have room for them.
 constexpr int64_t whole_rows(int64_t rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce * kRowsAtOnce; }
 
-// out = A·B, or out += A·B: A (whole_rows(rows),depth) with rows `a_stride` apart, B (depth,kPanel), out
-// (whole_rows(rows),kPanel) with rows `out_stride` apart; neighbors in a row of A are `a_step` apart. Each number is added up in the order of depth, in any SIMD level.
-template <bool kAdd>
+// out = A·B: A (whole_rows(rows),depth) with rows `a_stride` and neighbors in a row `a_step` apart, B (depth,kPanel), out
+// (whole_rows(rows),kPanel) with rows `out_stride` apart. Each number is added up in the order of depth.
 inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int64_t rows, int64_t depth, float* out,
                            int64_t out_stride, int64_t a_step = 1) {
   using V = vec<float>;
@@ -27,8 +26,7 @@ inline void multiply_panel(const float* a, int64_t a_stride, const float* b, int
     V sum[kRowsAtOnce][kVectors];
     // Unrolled by request: a loop over the sums that is left keeps them in memory.
     FINPERCEP_UNROLL for (int r = 0; r < kRowsAtOnce; ++r)
-      FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)
-        sum[r][v] = kAdd ? load_vec<V>(to + r * out_stride + v * lanes_of<float>) : V{};
+      FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = V{};
     for (int64_t k = 0; k < depth; ++k) {
       V columns[kVectors];
       FINPERCEP_UNROLL for (int v = 0; v < kVectors; ++v)

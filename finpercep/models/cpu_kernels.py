@@ -32,14 +32,14 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
     Args:
         operator: of `torch.ops.finpercep`.
         x: what the first of them gets.
-        layers: the convolutions, all with a bias. One that is another module by now, or that somebody watches by a
-            hook, runs as it is.
+        layers: the convolutions, all with a bias. One that is another module by now, whose `forward` is its own (as
+            of those that are trained to be quantized), or that somebody watches by a hook, runs as it is.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     if not has_cpp(operator) or transformed():
         return False
-    if not all(isinstance(layer, nn.Conv2d) for layer in layers):
+    if not all(isinstance(layer, nn.Conv2d) and type(layer).forward is nn.Conv2d.forward for layer in layers):
         return False
     if _is_watched(*layers):
         return False

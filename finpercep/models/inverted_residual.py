@@ -27,9 +27,9 @@ class SameConv(nn.Conv2d):
         symmetric = self.before == self.after
         super().__init__(inputs, outputs, kernel, stride, self.before if symmetric else 0, groups=groups)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # In the input's type: the stem sees pixels in float32 whatever the model's type.
-        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if self.before != self.after:
             x = F.pad(x, [self.before, self.after, self.before, self.after])
         return F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)
@@ -62,8 +62,6 @@ class InvertedResidual(nn.Module):
 
     def _is_for_kernel(self, x: Tensor) -> bool:
         layers = [layer for layer in (self.expand, self.filter, self.project) if layer is not None]
-        if any(type(layer) not in (nn.Conv2d, SameConv) for layer in layers):  # a subclass may do something else
-            return False
         if not takes("inverted_residual", x, *layers) or is_differentiated(x, *layers):
             return False
         return x.dim() == 4 and min(x.shape[-2:]) >= self.filter.stride[0]

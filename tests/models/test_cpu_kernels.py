@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finpercep.models import RewardModel
 from finpercep.models.cpu_kernels import alone, is_differentiated, takes
+from finpercep.models.inverted_residual import SameConv
 from finpercep.models.norms import convolution
 from tests.ops.conftest import cpp  # noqa: F401
 
@@ -29,6 +30,8 @@ def test_float32_on_a_cpu(conv):
 def test_a_layer_that_is_replaced_watched_or_has_no_bias_runs_as_it_is(conv):
     assert not takes("conv3x3", X, nn.Sequential(conv))
     assert not takes("conv3x3", X, nn.Conv2d(16, 16, 3, bias=False))
+    assert takes("inverted_residual", X, SameConv(16, 16, 3))
+    assert not takes("conv3x3", X, type("Quantized", (nn.Conv2d,), {"forward": lambda self, x: x})(16, 16, 3))
     hook = conv.register_forward_hook(lambda *_: None)
     assert not takes("conv3x3", X, conv)
     hook.remove()
