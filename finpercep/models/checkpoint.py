@@ -163,13 +163,18 @@ def load_tensors(model: nn.Module, file: Path, device: torch.device, dtype: torc
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:
-        given = {name: tensors.get_tensor(name) for name in model.state_dict()}
-        # A copy: what the file's memory is mapped to would change with the file.
-        types = {name: dtype or value.dtype for name, value in given.items() if value.is_floating_point()}
-        model.load_state_dict(
-            {name: value.to(device, types.get(name, torch.int64), copy=True) for name, value in given.items()},
-            assign=True,
-        )
+        given = {}
+        for name, built in model.state_dict().items():
+            value = tensors.get_tensor(name)
+            kind = (dtype or value.dtype) if value.is_floating_point() else torch.int64
+            # A copy: what the file's memory is mapped to would change with the file.
+            given[name] = value.to(device, kind, copy=True, memory_format=_layout(built))
+        model.load_state_dict(given, assign=True)
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    last = torch.channels_last
+    return last if tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def check_depth(encoder: dict[str, Any], tensors: int, file: Path) -> None:

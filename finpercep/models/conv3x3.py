@@ -2,17 +2,17 @@
 
 The kernel is Winograd's: 36 multiplications take the place of 144, so that a model scores, and gives its gradient to
 pixels, faster than by direct convolutions on a CPU. It is no public operator: on a GPU cuDNN does the same, and whoever
-compiles or exports has PyTorch's convolution, which is the definition.
+exports has PyTorch's convolution, which is the definition.
 """
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from finpercep.models.cpu_kernels import PANEL, alone, takes
@@ -29,7 +29,7 @@ def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None
     """
     conv = alone(layer)
     if conv is not None and takes("conv3x3", x, conv):
-        out: Tensor = _Convolution.apply(x, residual, conv.weight, conv.bias, conv)
+        out: Tensor = _Convolution.apply(x, residual, conv.weight, conv.bias)
         return out
     y = layer(x)
     return F.relu_(y if residual is None else y.add_(residual))  # in place: fresh memory costs more than arithmetic
@@ -39,11 +39,9 @@ class _Convolution(torch.autograd.Function):
     """relu(conv(x) + residual)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, conv: nn.Conv2d) -> Tensor:
-        added = None if residual is None else _channels_last(residual)
-        prepared = _prepared(conv, "forward")
-        out = _channels_first(torch.ops.finpercep.conv3x3(_channels_last(x), prepared, bias, added, True))
-        ctx.conv = conv
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        run = _forward_in_graph if torch.compiler.is_compiling() else _forward
+        out = run(x, residual, weight, bias)
         trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         ctx.save_for_backward(x if trained else None, weight, out)
         return out
@@ -51,20 +49,57 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
-        of_images, of_residual, *trained, _ = ctx.needs_input_grad
-        grad, images, of_parameters = torch.ops.aten.threshold_backward(grad, out, 0), None, (None, None)
-        if of_images and torch.is_grad_enabled():  # somebody differentiates again
-            images = F.conv2d(grad, _turned(weight), padding=1)
-        elif of_images:
-            zeros, prepared = grad.new_zeros(weight.shape[1]), _prepared(ctx.conv, "backward")
-            images = _channels_first(torch.ops.finpercep.conv3x3(_channels_last(grad), prepared, zeros, None, False))
+        of_images, of_residual, *trained = ctx.needs_input_grad
+        compiling = torch.compiler.is_compiling()
+        images, of_parameters = None, (None, None)
+        if of_images and (compiling or not torch.is_grad_enabled()):
+            run = _backward_in_graph if compiling else _backward
+            grad, images = run(grad, out, weight)
+        else:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+            if of_images:  # somebody differentiates again
+                images = F.conv2d(grad, _turned(weight), padding=1)
         if any(trained):
             one = [1, 1]
             given = torch.ops.aten.convolution_backward(
                 grad, x, weight, [len(weight)], one, one, one, False, [0, 0], 1, (False, *trained)
             )
             of_parameters = given[1:]
-        return images, grad if of_residual else None, *of_parameters, None
+        return images, grad if of_residual else None, *of_parameters
+
+
+def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(conv(x) + residual)."""
+    added = None if residual is None else _channels_last(residual)
+    panels = _prepared(weight, "forward")
+    return _channels_first(torch.ops.finpercep.conv3x3(_channels_last(x), panels, bias, added, True))
+
+
+def _backward(grad: Tensor, out: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of conv(x) + residual, and of x."""
+    rows = torch.ops.aten.threshold_backward(_channels_last(grad).contiguous(), _channels_last(out), 0)
+    panels, zeros = _prepared(weight, "backward"), grad.new_zeros(weight.shape[1])
+    return _channels_first(rows), _channels_first(torch.ops.finpercep.conv3x3(rows, panels, zeros, None, False))
+
+
+# The same as operators of compiled graphs, in which what was prepared could not be kept.
+_forward_in_graph = torch.library.custom_op("finpercep::conv3x3_layer", _forward, mutates_args=())
+_backward_in_graph = torch.library.custom_op("finpercep::conv3x3_layer_backward", _backward, mutates_args=())
+
+
+@_forward_in_graph.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    return _like_rows(x, len(weight))
+
+
+@_backward_in_graph.register_fake
+def _(grad: Tensor, out: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return _like_rows(grad, len(weight)), _like_rows(grad, weight.shape[1])
+
+
+def _like_rows(x: Tensor, channels: int) -> Tensor:
+    batch, _, *sides = x.shape
+    return _channels_first(x.new_empty(batch, *sides, channels))
 
 
 def _turned(weight: Tensor) -> Tensor:
@@ -72,18 +107,30 @@ def _turned(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1)
 
 
-_kept: WeakKeyDictionary[nn.Conv2d, dict[str, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
-"""Of each convolution and direction: its weights as they were, and what the kernel multiplies by."""
+class _Prepared(NamedTuple):
+    weight: Tensor
+    """as it was"""
+    storage: StorageWeakRef
+    """of the weight itself"""
+    panels: Tensor
+    """what the kernel multiplies by"""
 
 
-def _prepared(conv: nn.Conv2d, direction: str) -> Tensor:
+_kept: dict[tuple[int, str], _Prepared] = {}
+"""By address and direction: a compiled graph passes other tensors of the same memory."""
+
+
+def _prepared(weight: Tensor, direction: str) -> Tensor:
     """The weights as the kernel takes them. They are compared by value: not every change of a tensor is counted."""
-    of_conv = _kept.setdefault(conv, {})
-    if direction not in of_conv or not torch.equal(of_conv[direction][0], conv.weight):
-        weight = conv.weight.detach().clone()
-        given = weight if direction == "forward" else _turned(weight)
-        of_conv[direction] = weight, torch.ops.finpercep.conv3x3_weight(given)
-    return of_conv[direction][1]
+    key = weight.data_ptr(), direction
+    kept = _kept.get(key)
+    if kept is None or not torch.equal(kept.weight, weight):
+        for other in [other for other, old in list(_kept.items()) if old.storage.expired()]:
+            _kept.pop(other, None)
+        copy = weight.detach().clone()
+        panels = torch.ops.finpercep.conv3x3_weight(copy if direction == "forward" else _turned(copy))
+        kept = _kept[key] = _Prepared(copy, StorageWeakRef(weight.untyped_storage()), panels)
+    return kept.panels
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Whether a layer runs as one of the kernels that take several of PyTorch's operators at once, on a CPU.
 
 They are no public operators: where this says no, PyTorch's own run, which are the definition. That is in a graph that
-is compiled or exported, on GPUs, in other types than float32 and under transforms of torch.func.
+is exported, on GPUs, in other types than float32 and under transforms of torch.func.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
         layers: the convolutions, all with a bias. One that is another module by now, whose `forward` is its own (as
             of those that are trained to be quantized), or that somebody watches by a hook, runs as it is.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     if not has_cpp(operator) or transformed():
         return False

@@ -41,7 +41,7 @@ class EnergyStem(KeepsConstants):
     def forward(self, images: Tensor) -> Tensor:
         conv = alone(self.mix)
         if conv is not None and takes("energy_stem", images, conv) and not is_trained(conv):
-            out: Tensor = _Stem.apply(images, conv.weight.flatten(1), conv.bias, self)
+            out: Tensor = _Stem.apply(images, conv.weight, conv.bias, self)
             return out
         return self.defined(images)
 
@@ -76,18 +76,47 @@ class _Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stem: EnergyStem) -> Tensor:
-        out: Tensor = torch.ops.finpercep.energy_stem(images, weight, bias, ENERGY_FLOOR, ENERGY_CENTER)
+        run = _forward_in_graph if torch.compiler.is_compiling() else _forward
+        out = run(images, weight, bias)
         ctx.stem = stem
         ctx.save_for_backward(images, weight, out)
-        return out.permute(0, 3, 1, 2)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, out = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates again
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:  # somebody differentiates again
             return torch.autograd.grad(ctx.stem.defined(images), images, grad, create_graph=True)[0], None, None, None
-        grad = torch.ops.aten.threshold_backward(grad.permute(0, 2, 3, 1), out, 0)
-        return torch.ops.finpercep.energy_stem_backward(grad @ weight, images, ENERGY_FLOOR), None, None, None
+        run = _backward_in_graph if compiling else _backward
+        return run(grad, out, images, weight), None, None, None
+
+
+def _forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    rows: Tensor = torch.ops.finpercep.energy_stem(images, weight.flatten(1), bias, ENERGY_FLOOR, ENERGY_CENTER)
+    return rows.permute(0, 3, 1, 2)
+
+
+def _backward(grad: Tensor, out: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    rows = torch.ops.aten.threshold_backward(grad, out, 0).permute(0, 2, 3, 1)
+    of_images: Tensor = torch.ops.finpercep.energy_stem_backward(rows @ weight.flatten(1), images, ENERGY_FLOOR)
+    return of_images
+
+
+# The same as operators of compiled graphs: there would be no more to merge than a ReLU.
+_forward_in_graph = torch.library.custom_op("finpercep::energy_stem_layer", _forward, mutates_args=())
+_backward_in_graph = torch.library.custom_op("finpercep::energy_stem_layer_backward", _backward, mutates_args=())
+
+
+@_forward_in_graph.register_fake
+def _(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, _, height, width = images.shape
+    return images.new_empty(batch, height // 4, width // 4, len(bias)).permute(0, 3, 1, 2)
+
+
+@_backward_in_graph.register_fake
+def _(grad: Tensor, out: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
 def _stem_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:

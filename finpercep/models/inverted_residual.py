@@ -2,11 +2,12 @@
 
 What lies between its three convolutions has six times the channels of what it is given. The kernel keeps a few rows of
 that in the cache, where PyTorch's convolutions write and read all of it. It is no public operator: where weights are
-trained, in a graph that is compiled or exported, and on GPUs PyTorch's convolutions run, which are the definition.
+trained, in a graph that is exported, and on GPUs PyTorch's convolutions run, which are the definition.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,11 +52,19 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_for_kernel(x):
-            expand = (None, None) if self.expand is None else (self.expand.weight, self.expand.bias)
-            rest = (self.filter.weight, self.filter.bias, self.project.weight, self.project.bias)
-            stride, rows = self.filter.stride[0], x.permute(0, 2, 3, 1)
-            out: Tensor = torch.ops.finpercep.inverted_residual(rows, *expand, *rest, stride, self.skip)
-            return out.permute(0, 3, 1, 2)
+            expand, (filters, project) = self.expand, (self.filter, self.project)
+            run: Callable[..., Tensor] = _in_graph if torch.compiler.is_compiling() else _whole
+            return run(
+                x,
+                None if expand is None else expand.weight,
+                None if expand is None else expand.bias,
+                filters.weight,
+                filters.bias,
+                project.weight,
+                project.bias,
+                filters.stride[0],
+                self.skip,
+            )
         y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         y = self.project(F.relu6(self.filter(y), inplace=True))
         return y + x if self.skip else y
@@ -65,6 +74,33 @@ class InvertedResidual(nn.Module):
         if not takes("inverted_residual", x, *layers) or is_differentiated(x, *layers):
             return False
         return x.dim() == 4 and min(x.shape[-2:]) >= self.filter.stride[0]
+
+
+def _whole(
+    x: Tensor,
+    expand: Tensor | None,
+    expand_bias: Tensor | None,
+    filters: Tensor,
+    filters_bias: Tensor,
+    project: Tensor,
+    project_bias: Tensor,
+    stride: int,
+    skip: bool,
+) -> Tensor:
+    weights = (expand, expand_bias, filters, filters_bias, project, project_bias)
+    rows: Tensor = torch.ops.finpercep.inverted_residual(x.permute(0, 2, 3, 1), *weights, stride, skip)
+    return rows.permute(0, 3, 1, 2)
+
+
+_in_graph = torch.library.custom_op("finpercep::inverted_residual_layer", _whole, mutates_args=())
+"""The same as one operator of a compiled graph."""
+
+
+@_in_graph.register_fake
+def _(x: Tensor, *weights: Any) -> Tensor:
+    project, stride = weights[4], weights[6]
+    batch, _, height, width = x.shape
+    return x.new_empty(batch, height // stride, width // stride, len(project)).permute(0, 3, 1, 2)
 
 
 def _flops(x: Any, expand: Any, _: Any, filters: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:

@@ -207,3 +207,14 @@ def test_hostile_arguments(cpp, operator, make):  # noqa: F811
     answers = fuzz(getattr(torch.ops.finpercep, operator), make, 40)
     assert not [answer for answer in answers if not is_plain(answer)]
     assert 0 < answers.count("") < 40  # values pass, sizes and types do not
+
+
+def test_what_is_kept_of_weights_goes_with_them(cpp):  # noqa: F811
+    layer, x = layer_of(16, 32), torch.randn(1, 16, 8, 8)
+    conv3x3_relu(layer, x)
+    address = layer[0].weight.data_ptr()
+    assert (address, "forward") in conv3x3._kept
+    layer[0].weight.data = layer[0].weight.data.clone()
+    conv3x3_relu(layer, x)
+    assert (address, "forward") not in conv3x3._kept
+    assert (layer[0].weight.data_ptr(), "forward") in conv3x3._kept

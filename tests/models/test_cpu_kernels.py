@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from finpercep.models import RewardModel
 from finpercep.models.cpu_kernels import alone, is_differentiated, takes
-from finpercep.models.inverted_residual import SameConv
+from finpercep.models.inverted_residual import InvertedResidual, SameConv
 from finpercep.models.norms import convolution
 from tests.ops.conftest import cpp  # noqa: F401
 
@@ -53,6 +55,52 @@ def test_fake_tensors_run_through_a_model(name):
         out = model(torch.rand(2, 3, 64, 96))
     assert out.score.shape == (2,)
     assert out.map.shape == (2, 1, 64, 96)
+
+
+class Graphs:
+    """A backend of torch.compile that runs what it is given, forward and backward, and keeps its operators' names."""
+
+    def __init__(self):
+        self.operators = []
+
+    def __call__(self, module, inputs):
+        return aot_autograd(fw_compiler=self.keep, bw_compiler=self.keep)(module, inputs)
+
+    def keep(self, module, _):
+        self.operators.append(sorted(n.target.name() for n in module.graph.nodes if "finpercep" in str(n.target)))
+        return make_boxed_func(module.forward)
+
+
+def test_a_compiled_model_keeps_its_kernels(cpp):  # noqa: F811
+    torch.manual_seed(0)
+    model = RewardModel({"type": "conv", "channels": [16], "depths": [1]}, {"width": 16}).eval().requires_grad_(False)
+    graphs = Graphs()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=graphs)
+    for size in ((32, 24), (20, 36)):
+        x, y = (torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+        expected, out = model(x), compiled(y)
+        for made in (expected, out):
+            (made.score.sum() + made.map.mean()).backward()
+        assert (expected.score - out.score).abs().max() <= 1e-6
+        assert (x.grad - y.grad).abs().max() <= 1e-5 * x.grad.abs().max()
+    forward, backward = graphs.operators  # and no more: one compilation for all sizes
+    assert forward == [*["finpercep::conv3x3_layer"] * 3, "finpercep::energy_stem_layer"]
+    assert backward == [*["finpercep::conv3x3_layer_backward"] * 3, "finpercep::energy_stem_layer_backward"]
+
+
+@torch.no_grad()
+def test_a_compiled_block_keeps_its_kernel(cpp):  # noqa: F811
+    block, graphs = InvertedResidual(16, 24, 3, 2, 6), Graphs()
+    compiled = torch.compile(block, fullgraph=True, backend=graphs)
+    assert torch.equal(compiled(X), block(X))
+    assert graphs.operators == [["finpercep::inverted_residual_layer"]]
+
+
+@pytest.mark.parametrize("name", ["finpercep-tiny", "finpercep-small"])
+def test_an_exported_model_has_none_of_them(cpp, name):  # noqa: F811
+    model = RewardModel.from_pretrained(name).requires_grad_(False)
+    program = torch.export.export(model, (torch.rand(1, 3, 64, 64),))
+    assert "_layer" not in str(program.graph)
 
 
 def test_alone():

@@ -217,13 +217,11 @@ def test_where_the_definition_runs(calls: Calls, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("built")
-def test_what_is_compiled_needs_no_operator_of_ours(calls: Calls) -> None:
+def test_what_is_exported_needs_no_operator_of_ours(calls: Calls) -> None:
     made, x = block(16, 16).requires_grad_(False), pixels(2, 16, 6, 7)
-    expected = plain(made, x)
-    torch.testing.assert_close(torch.compile(made, backend="eager", fullgraph=True)(x), expected)
     program = torch.export.export(made, (x,))
     assert "finpercep" not in str(program.graph)
-    torch.testing.assert_close(program.module()(x), expected)
+    torch.testing.assert_close(program.module()(x), plain(made, x))
     assert calls == []
 
 
