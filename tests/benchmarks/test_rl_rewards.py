@@ -1,0 +1,54 @@
+"""Reward models in a loop: what is asked for, what the table says, and what is made anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import rl_claim, rl_rewards
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The runs that are asked for; each writes what a run would."""
+    made = []
+
+    def train(config):
+        made.append(config)
+        lines = [{"step": at, **{f"eval/{name}": value for name in rl_rewards.FIGURES}} for at, value in ((0, 0.5),)]
+        lines.append({"step": 10, "alarms": ["rose"], **{f"eval/{name}": 0.25 for name in rl_rewards.FIGURES}})
+        Path(config.out).mkdir(parents=True)
+        Path(config.out, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(rl_claim, "train", train)
+    return made
+
+
+def test_each_reward_is_climbed_over_seeds(asked, tmp_path):
+    words = ["data", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--seeds", "0", "1"]
+    rl_rewards.main(words)
+    assert [(config.stages[0].reward, config.seed) for config in asked] == [
+        (reward, seed) for seed in (0, 1) for reward in rl_rewards.REWARDS
+    ]
+    assert {(config.algorithm.weight, config.stages[0].steps, config.stages[0].lr) for config in asked} == {
+        (5.0, 120, 2e-4)
+    }
+    rows = [line for line in (tmp_path / "rl_rewards.md").read_text().splitlines() if line.startswith("| finpercep-s")]
+    assert rows == [f"| finpercep-small{end} | 2 |" + 6 * " -0.2500 ± 0.0000 |" + " 2 |" for end in ("", "-rl")]
+    rl_rewards.main(words)
+    assert len(asked) == 2 * len(rl_rewards.REWARDS)  # all is there
+    rl_rewards.main([*words[:-2], "1", "--rewards", "finpercep-tiny", "--steps", "40"])
+    assert [(config.stages[0].steps, config.eval_every) for config in asked[2 * len(rl_rewards.REWARDS) :]] == [
+        (40, 10)
+    ]
+    found = json.loads((tmp_path / "rl_rewards.json").read_text())["runs"]
+    assert len(found) == 2 * len(rl_rewards.REWARDS)  # the run of other settings is replaced
+
+
+def test_sharpness():
+    flat, board = torch.full((1, 3, 6, 6), 0.5), (torch.arange(6)[:, None] + torch.arange(6)).remainder(2.0)
+    scores, _ = rl_rewards.sharpness(torch.cat([flat, board.expand(1, 3, 6, 6)]), [], [])
+    assert scores.tolist() == [0.0, 40.0]
