@@ -43,8 +43,8 @@ FIGURES = {
     "severity": "severity (less is better)",
     ST_LPIPS: "ST-LPIPS (less is better)",
 }
-EXPECTED = """Expected beforehand: the filter is exploited at once, the score alone next; rewards with a map lose less and
-lower severity; finpercep-small-rl gains most by what it does not see, without an alarm."""
+EXPECTED = """Expected beforehand: the filter is exploited at once, the score alone next; rewards with a map lose less
+and lower severity; finpercep-small-rl gains most by what it does not see, without an alarm."""
 NOTE = """Change from before training to its end on `val` photos, mean ± standard deviation over seeds. The judge is
 finpercep-small: of itself, and of what began as it, it is no evidence."""
 
