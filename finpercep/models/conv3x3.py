@@ -29,8 +29,11 @@ def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None
     """
     conv = alone(layer)
     if conv is not None and takes("conv3x3", x, conv):
-        out: Tensor = _Convolution.apply(x, residual, conv.weight, conv.bias)
-        return out
+        given = x, residual, conv.weight, conv.bias
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
+            out: Tensor = _Convolution.apply(*given)
+            return out
+        return _run(*given)
     y = layer(x)
     return F.relu_(y if residual is None else y.add_(residual))  # in place: fresh memory costs more than arithmetic
 
@@ -40,8 +43,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        run = _forward_in_graph if torch.compiler.is_compiling() else _forward
-        out = run(x, residual, weight, bias)
+        out = _run(x, residual, weight, bias)
         trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         ctx.save_for_backward(x if trained else None, weight, out)
         return out
@@ -66,6 +68,11 @@ class _Convolution(torch.autograd.Function):
             )
             of_parameters = given[1:]
         return images, grad if of_residual else None, *of_parameters
+
+
+def _run(*given: Any) -> Tensor:
+    out: Tensor = (_forward_in_graph if torch.compiler.is_compiling() else _forward)(*given)
+    return out
 
 
 def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:

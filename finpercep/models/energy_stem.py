@@ -41,8 +41,10 @@ class EnergyStem(KeepsConstants):
     def forward(self, images: Tensor) -> Tensor:
         conv = alone(self.mix)
         if conv is not None and takes("energy_stem", images, conv) and not is_trained(conv):
-            out: Tensor = _Stem.apply(images, conv.weight, conv.bias, self)
-            return out
+            if torch.is_grad_enabled() and images.requires_grad:
+                out: Tensor = _Stem.apply(images, conv.weight, conv.bias, self)
+                return out
+            return _run(images, conv.weight, conv.bias)
         return self.defined(images)
 
     def defined(self, images: Tensor) -> Tensor:
@@ -76,8 +78,7 @@ class _Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stem: EnergyStem) -> Tensor:
-        run = _forward_in_graph if torch.compiler.is_compiling() else _forward
-        out = run(images, weight, bias)
+        out = _run(images, weight, bias)
         ctx.stem = stem
         ctx.save_for_backward(images, weight, out)
         return out
@@ -90,6 +91,11 @@ class _Stem(torch.autograd.Function):
             return torch.autograd.grad(ctx.stem.defined(images), images, grad, create_graph=True)[0], None, None, None
         run = _backward_in_graph if compiling else _backward
         return run(grad, out, images, weight), None, None, None
+
+
+def _run(*given: Any) -> Tensor:
+    out: Tensor = (_forward_in_graph if torch.compiler.is_compiling() else _forward)(*given)
+    return out
 
 
 def _forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
