@@ -71,6 +71,15 @@ class Graphs:
         return make_boxed_func(module.forward)
 
 
+@pytest.fixture
+def forgotten():
+    """What was compiled before, or is compiled here, does not make others' sizes dynamic."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_a_compiled_model_keeps_its_kernels(cpp):  # noqa: F811
     torch.manual_seed(0)
     model = RewardModel({"type": "conv", "channels": [16], "depths": [1]}, {"width": 16}).eval().requires_grad_(False)
@@ -88,6 +97,7 @@ def test_a_compiled_model_keeps_its_kernels(cpp):  # noqa: F811
     assert backward == [*["finpercep::conv3x3_layer_backward"] * 3, "finpercep::energy_stem_layer_backward"]
 
 
+@pytest.mark.usefixtures("forgotten")
 @torch.no_grad()
 def test_a_compiled_block_keeps_its_kernel(cpp):  # noqa: F811
     block, graphs = InvertedResidual(16, 24, 3, 2, 6), Graphs()
