@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.models.cpu_kernels import PANEL, alone, takes
+from finpercep.models.cpu_kernels import PANEL, alone, one_operator, takes
 from finpercep.ops import has_cpp
 
 
@@ -32,8 +32,9 @@ def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None
         given = x, residual, conv.weight, conv.bias
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
             out: Tensor = _Convolution.apply(*given)
-            return out
-        return _run(*given)
+        else:
+            out = _forward(*given)
+        return out
     y = layer(x)
     return F.relu_(y if residual is None else y.add_(residual))  # in place: fresh memory costs more than arithmetic
 
@@ -43,7 +44,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        out = _run(x, residual, weight, bias)
+        out: Tensor = _forward(x, residual, weight, bias)
         trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         ctx.save_for_backward(x if trained else None, weight, out)
         return out
@@ -52,11 +53,9 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         of_images, of_residual, *trained = ctx.needs_input_grad
-        compiling = torch.compiler.is_compiling()
         images, of_parameters = None, (None, None)
-        if of_images and (compiling or not torch.is_grad_enabled()):
-            run = _backward_in_graph if compiling else _backward
-            grad, images = run(grad, out, weight)
+        if of_images and (torch.compiler.is_compiling() or not torch.is_grad_enabled()):
+            grad, images = _backward(grad, out, weight)
         else:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
             if of_images:  # somebody differentiates again
@@ -70,11 +69,12 @@ class _Convolution(torch.autograd.Function):
         return images, grad if of_residual else None, *of_parameters
 
 
-def _run(*given: Any) -> Tensor:
-    out: Tensor = (_forward_in_graph if torch.compiler.is_compiling() else _forward)(*given)
-    return out
+def _like_rows(x: Tensor, channels: int) -> Tensor:
+    batch, _, *sides = x.shape
+    return _channels_first(x.new_empty(batch, *sides, channels))
 
 
+@one_operator("conv3x3_layer", lambda x, residual, weight, bias: _like_rows(x, len(weight)))
 def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(conv(x) + residual)."""
     added = None if residual is None else _channels_last(residual)
@@ -82,31 +82,15 @@ def _forward(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -
     return _channels_first(torch.ops.finpercep.conv3x3(_channels_last(x), panels, bias, added, True))
 
 
+@one_operator(
+    "conv3x3_layer_backward",
+    lambda grad, out, weight: (_like_rows(grad, len(weight)), _like_rows(grad, weight.shape[1])),
+)
 def _backward(grad: Tensor, out: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of conv(x) + residual, and of x."""
     rows = torch.ops.aten.threshold_backward(_channels_last(grad).contiguous(), _channels_last(out), 0)
     panels, zeros = _prepared(weight, "backward"), grad.new_zeros(weight.shape[1])
     return _channels_first(rows), _channels_first(torch.ops.finpercep.conv3x3(rows, panels, zeros, None, False))
-
-
-# The same as operators of compiled graphs, in which what was prepared could not be kept.
-_forward_in_graph = torch.library.custom_op("finpercep::conv3x3_layer", _forward, mutates_args=())
-_backward_in_graph = torch.library.custom_op("finpercep::conv3x3_layer_backward", _backward, mutates_args=())
-
-
-@_forward_in_graph.register_fake
-def _(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-    return _like_rows(x, len(weight))
-
-
-@_backward_in_graph.register_fake
-def _(grad: Tensor, out: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return _like_rows(grad, len(weight)), _like_rows(grad, weight.shape[1])
-
-
-def _like_rows(x: Tensor, channels: int) -> Tensor:
-    batch, _, *sides = x.shape
-    return _channels_first(x.new_empty(batch, *sides, channels))
 
 
 def _turned(weight: Tensor) -> Tensor:

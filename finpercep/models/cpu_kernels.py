@@ -6,6 +6,9 @@ is exported, on GPUs, in other types than float32 and under transforms of torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +50,28 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
     # Not of a subclass, which may hold no numbers (fake tensors), only a part (DTensor), or quantized ones.
     plain = all(type(t) in (Tensor, nn.Parameter) for t in tensors)
     return plain and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def one_operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: in a compiled graph the function is one operator, `finpercep::<name>`, elsewhere it is called.
+
+    So a graph, in which nothing could be kept between calls, has what the function keeps.
+
+    Args:
+        name: of the operator.
+        fake: what has the shapes and strides of the results, from arguments without data.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        operator = torch.library.custom_op(f"finpercep::{name}", function, mutates_args=())
+        operator.register_fake(fake)
+
+        def run(*given: Any) -> Any:
+            return (operator if torch.compiler.is_compiling() else function)(*given)
+
+        return run
+
+    return decorate
 
 
 def is_trained(*layers: nn.Module) -> bool:

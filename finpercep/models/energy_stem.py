@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from finpercep.models.constants import KeepsConstants
-from finpercep.models.cpu_kernels import alone, is_trained, takes
+from finpercep.models.cpu_kernels import alone, is_trained, one_operator, takes
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution
 from finpercep.models.precision import at_least_float32, without_autocast
@@ -43,8 +43,9 @@ class EnergyStem(KeepsConstants):
         if conv is not None and takes("energy_stem", images, conv) and not is_trained(conv):
             if torch.is_grad_enabled() and images.requires_grad:
                 out: Tensor = _Stem.apply(images, conv.weight, conv.bias, self)
-                return out
-            return _run(images, conv.weight, conv.bias)
+            else:
+                out = _forward(images, conv.weight, conv.bias)
+            return out
         return self.defined(images)
 
     def defined(self, images: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class _Stem(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stem: EnergyStem) -> Tensor:
-        out = _run(images, weight, bias)
+        out: Tensor = _forward(images, weight, bias)
         ctx.stem = stem
         ctx.save_for_backward(images, weight, out)
         return out
@@ -86,43 +87,28 @@ class _Stem(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, out = ctx.saved_tensors
-        compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() and not compiling:  # somebody differentiates again
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # somebody differentiates again
             return torch.autograd.grad(ctx.stem.defined(images), images, grad, create_graph=True)[0], None, None, None
-        run = _backward_in_graph if compiling else _backward
-        return run(grad, out, images, weight), None, None, None
+        return _backward(grad, out, images, weight), None, None, None
 
 
-def _run(*given: Any) -> Tensor:
-    out: Tensor = (_forward_in_graph if torch.compiler.is_compiling() else _forward)(*given)
-    return out
+def _like_forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, _, height, width = images.shape
+    return images.new_empty(batch, height // 4, width // 4, len(bias)).permute(0, 3, 1, 2)
 
 
+@one_operator("energy_stem_layer", _like_forward)
 def _forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows: Tensor = torch.ops.finpercep.energy_stem(images, weight.flatten(1), bias, ENERGY_FLOOR, ENERGY_CENTER)
     return rows.permute(0, 3, 1, 2)
 
 
+@one_operator("energy_stem_layer_backward", lambda grad, out, images, weight: images.new_empty(images.shape))
 def _backward(grad: Tensor, out: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    """The gradient to the images."""
     rows = torch.ops.aten.threshold_backward(grad, out, 0).permute(0, 2, 3, 1)
     of_images: Tensor = torch.ops.finpercep.energy_stem_backward(rows @ weight.flatten(1), images, ENERGY_FLOOR)
     return of_images
-
-
-# The same as operators of compiled graphs: there would be no more to merge than a ReLU.
-_forward_in_graph = torch.library.custom_op("finpercep::energy_stem_layer", _forward, mutates_args=())
-_backward_in_graph = torch.library.custom_op("finpercep::energy_stem_layer_backward", _backward, mutates_args=())
-
-
-@_forward_in_graph.register_fake
-def _(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    batch, _, height, width = images.shape
-    return images.new_empty(batch, height // 4, width // 4, len(bias)).permute(0, 3, 1, 2)
-
-
-@_backward_in_graph.register_fake
-def _(grad: Tensor, out: Tensor, images: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
 def _stem_flops(images: Any, weight: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:

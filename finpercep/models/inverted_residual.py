@@ -7,7 +7,6 @@ trained, in a graph that is exported, and on GPUs PyTorch's convolutions run, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.models.cpu_kernels import is_differentiated, takes
+from finpercep.models.cpu_kernels import is_differentiated, one_operator, takes
 from finpercep.ops import has_cpp
 
 
@@ -53,8 +52,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._is_for_kernel(x):
             expand, (filters, project) = self.expand, (self.filter, self.project)
-            run: Callable[..., Tensor] = _in_graph if torch.compiler.is_compiling() else _whole
-            return run(
+            out: Tensor = _whole(
                 x,
                 None if expand is None else expand.weight,
                 None if expand is None else expand.bias,
@@ -65,6 +63,7 @@ class InvertedResidual(nn.Module):
                 filters.stride[0],
                 self.skip,
             )
+            return out
         y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         y = self.project(F.relu6(self.filter(y), inplace=True))
         return y + x if self.skip else y
@@ -76,6 +75,13 @@ class InvertedResidual(nn.Module):
         return x.dim() == 4 and min(x.shape[-2:]) >= self.filter.stride[0]
 
 
+def _like_whole(x: Tensor, *weights: Any) -> Tensor:
+    project, stride = weights[4], weights[6]
+    batch, _, height, width = x.shape
+    return x.new_empty(batch, height // stride, width // stride, len(project)).permute(0, 3, 1, 2)
+
+
+@one_operator("inverted_residual_layer", _like_whole)
 def _whole(
     x: Tensor,
     expand: Tensor | None,
@@ -90,17 +96,6 @@ def _whole(
     weights = (expand, expand_bias, filters, filters_bias, project, project_bias)
     rows: Tensor = torch.ops.finpercep.inverted_residual(x.permute(0, 2, 3, 1), *weights, stride, skip)
     return rows.permute(0, 3, 1, 2)
-
-
-_in_graph = torch.library.custom_op("finpercep::inverted_residual_layer", _whole, mutates_args=())
-"""The same as one operator of a compiled graph."""
-
-
-@_in_graph.register_fake
-def _(x: Tensor, *weights: Any) -> Tensor:
-    project, stride = weights[4], weights[6]
-    batch, _, height, width = x.shape
-    return x.new_empty(batch, height // stride, width // stride, len(project)).permute(0, 3, 1, 2)
 
 
 def _flops(x: Any, expand: Any, _: Any, filters: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:

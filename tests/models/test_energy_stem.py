@@ -130,7 +130,7 @@ def test_gradients_of_gradients(stem):
 def test_who_trains_gets_the_definition(stem, monkeypatch):
     images = torch.rand(1, 3, 16, 16)
     wanted = plain(stem, images)
-    monkeypatch.setattr("finpercep.models.energy_stem._run", lambda *_: pytest.fail("weights have no gradient"))
+    monkeypatch.setattr("finpercep.models.energy_stem._forward", lambda *_: pytest.fail("weights have no gradient"))
     made = stem.requires_grad_(True)(images)
     assert torch.equal(made, wanted)
     made.sum().backward()
