@@ -73,9 +73,10 @@ def settings_of(reward: str, seed: int, args: argparse.Namespace) -> dict[str, A
 
 
 def key_of(reward: str, settings: dict[str, Any]) -> str:
-    """What a result is of: the reward by what it is, the data by name."""
+    """What a result is of: reward and judge by what they are, the data by name."""
     given = {**settings, "data": [Path(folder).name for folder in settings["data"]]}
-    return json.dumps([load_reward(reward).fingerprint, given, SETTINGS["refl"]], sort_keys=True)
+    prints = [load_reward(name).fingerprint for name in (reward, JUDGE)]
+    return json.dumps([prints, given, SETTINGS["refl"]], sort_keys=True)
 
 
 def table(found: list[dict[str, Any]]) -> str:

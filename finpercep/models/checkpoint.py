@@ -173,6 +173,7 @@ def load_tensors(model: nn.Module, file: Path, device: torch.device, dtype: torc
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
+    """That in which the model was built: a graph would otherwise lay out its weights at each call."""
     last = torch.channels_last
     return last if tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) else torch.contiguous_format
 

@@ -51,7 +51,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_for_kernel(x):
-            expand, (filters, project) = self.expand, (self.filter, self.project)
+            expand, filters, project = self.expand, self.filter, self.project
             out: Tensor = _whole(
                 x,
                 None if expand is None else expand.weight,
