@@ -175,7 +175,8 @@ def load_tensors(model: nn.Module, file: Path, device: torch.device, dtype: torc
 def _layout(tensor: Tensor) -> torch.memory_format:
     """That in which the model was built: a graph would otherwise lay out its weights at each call."""
     last = torch.channels_last
-    return last if tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) else torch.contiguous_format
+    is_last = not tensor.is_contiguous() and tensor.dim() == 4 and tensor.is_contiguous(memory_format=last)
+    return last if is_last else torch.contiguous_format
 
 
 def check_depth(encoder: dict[str, Any], tensors: int, file: Path) -> None:
