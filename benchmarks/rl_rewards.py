@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from benchmarks.reward_runs import cell
 from benchmarks.rl_claim import JUDGE, LR, RESULTS, SETTINGS, STEPS, changes, run
 from finpercep.io.files import write_json
 from finpercep.rewards import load_reward
@@ -86,11 +86,7 @@ def table(found: list[dict[str, Any]]) -> str:
         runs = [r for r in found if r["reward"] == reward]
         if not runs:
             continue
-        cells = []
-        for name in FIGURES:
-            values = changes(runs, name)
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):+.4f}{spread}" if values else "")
+        cells = [cell(changes(runs, name), "+.4f") for name in FIGURES]
         alarms = sum(bool(r["alarms"]) for r in runs)
         rows.append(f"| {title} | {len(runs)} | {' | '.join(cells)} | {alarms} |")
     return "\n".join(rows) + "\n"

@@ -117,7 +117,7 @@ void convolve(const Conv3x3Params& p, const Tiling& tiling, int64_t first, int64
     const float* weights = p.weight + channel * kPoints * p.inputs;
     for (int point = 0; point < kPoints; ++point)
       multiply_panel(products + point * kTiles * p.inputs, p.inputs, weights + point * p.inputs * kPanel, count,
-                            p.inputs, sums + point * kTiles * kPanel, kPanel);
+                     p.inputs, sums + point * kTiles * kPanel, kPanel);
     for (int64_t t = 0; t < count; ++t)
       for (int lane = 0; lane < kPanel; lane += kLanes32)
         write_tile(p, tiles[t], channel + lane, sums + t * kPanel + lane);

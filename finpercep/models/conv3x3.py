@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from finpercep.models.cpu_kernels import PANEL, alone, one_operator, takes
+from finpercep.models.cpu_kernels import PANEL, alone, is_differentiated, one_operator, takes
 from finpercep.ops import has_cpp
 
 
@@ -29,11 +29,9 @@ def conv3x3_relu(layer: nn.Sequential, x: Tensor, residual: Tensor | None = None
     """
     conv = alone(layer)
     if conv is not None and takes("conv3x3", x, conv):
-        given = x, residual, conv.weight, conv.bias
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
-            out: Tensor = _Convolution.apply(*given)
-        else:
-            out = _forward(*given)
+        differentiated = is_differentiated(x, conv) or (residual is not None and is_differentiated(residual))
+        run = _Convolution.apply if differentiated else _forward
+        out: Tensor = run(x, residual, conv.weight, conv.bias)
         return out
     y = layer(x)
     return F.relu_(y if residual is None else y.add_(residual))  # in place: fresh memory costs more than arithmetic

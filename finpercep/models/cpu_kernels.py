@@ -55,11 +55,12 @@ def takes(operator: str, x: Tensor, *layers: nn.Module) -> bool:
 def one_operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: in a compiled graph the function is one operator, `finpercep::<name>`, elsewhere it is called.
 
-    So a graph, in which nothing could be kept between calls, has what the function keeps.
+    What the function keeps between calls, such as prepared weights, is then kept for graphs too. Traced into one, it
+    would be computed at each call.
 
     Args:
         name: of the operator.
-        fake: what has the shapes and strides of the results, from arguments without data.
+        fake: gives results of the right shapes and strides, for arguments without data.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from finpercep.models.constants import KeepsConstants
-from finpercep.models.cpu_kernels import alone, is_trained, one_operator, takes
+from finpercep.models.cpu_kernels import alone, is_differentiated, is_trained, one_operator, takes
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution
 from finpercep.models.precision import at_least_float32, without_autocast
@@ -41,7 +41,7 @@ class EnergyStem(KeepsConstants):
     def forward(self, images: Tensor) -> Tensor:
         conv = alone(self.mix)
         if conv is not None and takes("energy_stem", images, conv) and not is_trained(conv):
-            if torch.is_grad_enabled() and images.requires_grad:
+            if is_differentiated(images, conv):
                 out: Tensor = _Stem.apply(images, conv.weight, conv.bias, self)
             else:
                 out = _forward(images, conv.weight, conv.bias)
@@ -99,6 +99,7 @@ def _like_forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @one_operator("energy_stem_layer", _like_forward)
 def _forward(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The stem's result."""
     rows: Tensor = torch.ops.finpercep.energy_stem(images, weight.flatten(1), bias, ENERGY_FLOOR, ENERGY_CENTER)
     return rows.permute(0, 3, 1, 2)
 

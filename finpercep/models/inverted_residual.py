@@ -93,6 +93,7 @@ def _whole(
     stride: int,
     skip: bool,
 ) -> Tensor:
+    """The block's result."""
     weights = (expand, expand_bias, filters, filters_bias, project, project_bias)
     rows: Tensor = torch.ops.finpercep.inverted_residual(x.permute(0, 2, 3, 1), *weights, stride, skip)
     return rows.permute(0, 3, 1, 2)

@@ -10,6 +10,8 @@ import torch
 
 from benchmarks import rl_claim, rl_rewards
 
+CURVE = ((0, 0.5), (10, 0.25))
+
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -18,8 +20,8 @@ def asked(monkeypatch):
 
     def train(config):
         made.append(config)
-        lines = [{"step": at, **{f"eval/{name}": value for name in rl_rewards.FIGURES}} for at, value in ((0, 0.5),)]
-        lines.append({"step": 10, "alarms": ["rose"], **{f"eval/{name}": 0.25 for name in rl_rewards.FIGURES}})
+        lines = [{"step": at, **{f"eval/{name}": value for name in rl_rewards.FIGURES}} for at, value in CURVE]
+        lines[-1]["alarms"] = ["rose"]
         Path(config.out).mkdir(parents=True)
         Path(config.out, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -40,10 +42,9 @@ def test_each_reward_is_climbed_over_seeds(asked, tmp_path):
     assert rows == [f"| finpercep-small{end} | 2 |" + 6 * " -0.2500 ± 0.0000 |" + " 2 |" for end in ("", "-rl")]
     rl_rewards.main(words)
     assert len(asked) == 2 * len(rl_rewards.REWARDS)  # all is there
+    asked.clear()
     rl_rewards.main([*words[:-2], "1", "--rewards", "finpercep-tiny", "--steps", "40"])
-    assert [(config.stages[0].steps, config.eval_every) for config in asked[2 * len(rl_rewards.REWARDS) :]] == [
-        (40, 10)
-    ]
+    assert [(config.stages[0].steps, config.eval_every) for config in asked] == [(40, 10)]
     found = json.loads((tmp_path / "rl_rewards.json").read_text())["runs"]
     assert len(found) == 2 * len(rl_rewards.REWARDS)  # the run of other settings is replaced
 
