@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from finpercep.data.image_ops import gaussian_blur, jpeg, resize
 from finpercep.data.masks.simple import random_blobs, random_boxes
 from finpercep.data.randomness import chance, choose, integer, stream, uniform32
 from finpercep.data.scenes import Scene, StoredSample
+from finpercep.data.sources.quilting import quilted
 from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
@@ -32,13 +33,23 @@ class Triplet(NamedTuple):
     target_sr: Tensor
 
 
+def _share(help: str) -> Any:
+    """A share of triplets, none by default, that `finpercep train-reward` has an option for."""
+    return field(default=0.0, metadata={"help": help, "min": 0})
+
+
 @dataclass(frozen=True)
 class TripletConfig:
     """How triplets are drawn. Shares are probabilities.
 
     Attributes:
         crop: side of the square crops, pixels.
-        synthetic: share of triplets whose `sr` is a synthetic source instead of a real model's result.
+        quilted: share of triplets whose `sr` is the photo with its detail in the wrong places (`sources.quilting`), the
+            nearest to what diffusion models invent that can be had without one.
+        synthetic: of the others, share of triplets whose `sr` is a synthetic source instead of a real model's result.
+        camera: share whose photo is first made soft and grainy all over, as cameras take them, by a sigma and a grain
+            uniform in `camera_blur` (pixels) and `camera_grain` (of 255). A real model's result then gets the same.
+        noisy: share whose `sr` alone gets grain, of `grain_range`: grain shall not make a result look like a photo.
         resized: share of triplets that are shrunk or enlarged, by a factor uniform in `resize_range`.
         compressed: share that go through JPEG, all three images at one quality uniform in `jpeg_range` (its end left
             out). Compression, size and softness of the whole photo are not the fault that the map looks for.
@@ -53,7 +64,12 @@ class TripletConfig:
     """
 
     crop: int = field(default=192, metadata={"help": "Side of the square crops, in pixels.", "min": 16})
+    quilted: float = _share("Share of triplets whose fault is the photo's own detail in the wrong places.")
     synthetic: float = 0.35
+    camera: float = _share("Share of triplets whose photo is made soft and grainy all over first.")
+    camera_blur: tuple[float, float] = (0.6, 2.0)
+    camera_grain: tuple[float, float] = (0.3, 5.0)
+    noisy: float = _share("Share of triplets whose super-resolved version alone gets grain.")
     resized: float = 0.6
     resize_range: tuple[float, float] = (0.55, 1.25)
     compressed: float = 0.4
@@ -103,15 +119,26 @@ class Triplets(Dataset[Triplet]):
         config = self.config
         prepare, side = _frame(scene.gt, config, generator, name=str(scene.gt_path))
         gt = prepare(scene.gt)
-        if not scene.sources or chance(config.synthetic, generator):
-            name = choose(list(SYNTHETIC_SOURCES), generator)
-            sr = synthetic_source(name, gt, generator)
-        else:
+        if (name := self._synthetic(scene, generator)) is None:
             sr = prepare(scene.sr(choose(scene.sources, generator)))
+            gt, sr = _as_by_a_camera([gt, sr], config, generator)
+        else:
+            (gt,) = _as_by_a_camera([gt], config, generator)
+            sr = synthetic_source(name, gt, generator)
+        if config.noisy and chance(config.noisy, generator):
+            sr = (sr + _grain(sr, config.grain_range, generator)).clamp(0, 1)
         if side == config.crop:
             return gt, sr
         size = (config.crop, config.crop)
         return resize(gt, size), resize(sr, size)
+
+    def _synthetic(self, scene: Scene, generator: torch.Generator) -> str | None:
+        """The synthetic source to take, or none: a result of the scene."""
+        if self.config.quilted and chance(self.config.quilted, generator):
+            return quilted.__name__
+        if not scene.sources or chance(self.config.synthetic, generator):
+            return choose(list(SYNTHETIC_SOURCES), generator)
+        return None
 
 
 def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch.Generator) -> Triplet:
@@ -163,6 +190,15 @@ def _defocus(images: list[Tensor], config: TripletConfig, generator: torch.Gener
     return [torch.lerp(image, gaussian_blur(image, sigma), part) for image in images]
 
 
+def _as_by_a_camera(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
+    """Soft all over, under grain: all images alike, or none."""
+    if not (config.camera and chance(config.camera, generator)):
+        return images
+    sigma = uniform32(*config.camera_blur, generator)
+    grain = _grain(images[0], config.camera_grain, generator)
+    return [(gaussian_blur(image, sigma) + grain).clamp(0, 1) for image in images]
+
+
 def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.Generator) -> list[Tensor]:
     """Darken, soften, grain and compress all images in the same way, or not."""
     if chance(config.dimmed, generator):
@@ -172,7 +208,7 @@ def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.G
         sigma = uniform32(*config.soften_range, generator)
         images = [gaussian_blur(image, sigma) for image in images]
     if chance(config.grainy, generator):
-        grain = _grain(images[0], config, generator)
+        grain = _grain(images[0], config.grain_range, generator)
         images = [(image + grain).clamp(0, 1) for image in images]
     if chance(config.compressed, generator):
         quality = integer(config.jpeg_range[0], config.jpeg_range[1] - 1, generator)
@@ -180,12 +216,12 @@ def _treat_alike(images: list[Tensor], config: TripletConfig, generator: torch.G
     return images
 
 
-def _grain(image: Tensor, config: TripletConfig, generator: torch.Generator) -> Tensor:
+def _grain(image: Tensor, strength: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Gaussian grain, with or without color, of one pixel or of up to three."""
     channels = 1 if chance(0.5, generator) else 3
     noise = torch.randn(channels, *image.shape[-2:], generator=generator).expand(3, -1, -1)
     noise = gaussian_blur(noise, uniform32(0.3, 1.2, generator))
-    return noise / noise.std() * (uniform32(*config.grain_range, generator) / 255)
+    return noise / noise.std() * (uniform32(*strength, generator) / 255)
 
 
 def _mask(config: TripletConfig, generator: torch.Generator) -> Tensor:

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from finpercep.data import triplets
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.loading import load_scenes
+from finpercep.data.randomness import stream
 from finpercep.data.targets import fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from tests.data.conftest import write_scenes
@@ -43,11 +45,11 @@ def test_syn_lies_between_photo_and_distorted(scenes):
 
 def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
     plain, soft = (
-        Triplets(scenes, TripletConfig(crop=48, soften_range=(1.0, 1.0), **AS_IT_IS | {"softened": share}))[4]
+        Triplets(scenes, TripletConfig(crop=48, soften_range=(1.0, 1.0), **AS_IT_IS | {"softened": share}))[1]
         for share in (0.0, 1.0)
     )
     assert torch.equal(plain.target_syn, soft.target_syn)
-    for a, b in zip(plain[:3], soft[:3], strict=True):  # all three of sample 4 have detail to lose
+    for a, b in zip(plain[:3], soft[:3], strict=True):  # all three of sample 1 have detail to lose
         assert b.diff(dim=-1).abs().mean() < 0.8 * a.diff(dim=-1).abs().mean()
         assert b.mean().item() == pytest.approx(a.mean().item(), abs=0.01)
 
@@ -133,3 +135,33 @@ def test_loader_collates_triplets(scenes):
     batch = next(iter(DataLoader(Triplets(scenes, TripletConfig(crop=32)), batch_size=2, sampler=range(2, 6))))
     assert isinstance(batch, Triplet)
     assert batch.target_sr.shape == (2, 1, 32, 32)
+
+
+def test_a_camera_softens_the_photo_before_anything_is_made_of_it(scenes):
+    """What softness hides is no fault; and what is made of a soft photo may be crisper than it."""
+    soft = {"camera_blur": (2.0, 2.0), "camera_grain": (0.5, 0.5), "defocused": 0.0, "gray": 0.0, **AS_IT_IS}
+    plain, taken = (
+        Triplets(scenes, TripletConfig(crop=48, quilted=1.0, camera=share, **soft))[4] for share in (1e-9, 1.0)
+    )
+    for a, b in zip(plain[:3], taken[:3], strict=True):
+        assert b.diff(dim=-1).abs().mean() < 0.7 * a.diff(dim=-1).abs().mean()
+    assert taken.target_sr.mean() < 0.5 * plain.target_sr.mean()
+    fault = fault_target(taken.gt[None], torch.stack([taken.syn, taken.sr]), FilterBank())
+    assert torch.equal(fault[1], taken.target_sr)  # M_gt is of what is seen
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_quilted_triplets(scenes, share, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(triplets, "synthetic_source", lambda name, image, generator: drawn.append(name) or image)
+    made = Triplets(scenes, TripletConfig(crop=48, synthetic=0.0, quilted=share))
+    for index in range(3):
+        made[index]
+    assert drawn == ["quilted"] * (3 if share else 0)
+
+
+def test_grain_of_the_result_alone_is_part_of_the_fault(scenes):
+    settings = (TripletConfig(crop=48, noisy=share, grain_range=(8.0, 8.0), resized=0) for share in (1e-9, 1.0))
+    plain, noisy = (Triplets(scenes, config)._pair(scenes[0], stream(0, 1, 1)) for config in settings)
+    assert torch.equal(plain[0], noisy[0])
+    assert 5 / 255 < (noisy[1] - plain[1]).std() < 9 / 255

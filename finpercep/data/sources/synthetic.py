@@ -15,6 +15,7 @@ from torch import Tensor
 from finpercep.data.degradations.blur_kernels import reflect
 from finpercep.data.image_ops import gaussian_blur, jpeg, resize
 from finpercep.data.randomness import chance, integer, uniform32
+from finpercep.data.sources.quilting import quilted
 
 __all__ = ["SYNTHETIC_SOURCES", "low_resolution", "synthetic_source"]
 
@@ -166,6 +167,7 @@ SYNTHETIC_SOURCES: dict[str, Synthetic] = {
         reinvented,
         wobbly,
         patterned,
+        quilted,
     )
 }
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from finpercep.data import SYNTHETIC_SOURCES, jpeg, resize, synthetic_source
 from finpercep.data.image_ops import gaussian_blur
+from finpercep.data.sources.quilting import _quilt
 
 
 @pytest.mark.parametrize("name", sorted(SYNTHETIC_SOURCES))
@@ -61,6 +62,30 @@ def test_wobbly_lines_are_bent():
     center = (made[0].clamp(0.2) - 0.2).mul(columns).sum(1) / (made[0].clamp(0.2) - 0.2).sum(1)
     straight = (lines[0] * columns).sum(1) / lines[0].sum(1)
     assert 0.3 < (center - straight).std() < 2.5
+
+
+def test_quilted_detail_is_the_photos_own_from_elsewhere():
+    noise = torch.randn(1, 96, 96, generator=torch.Generator().manual_seed(0))
+    photo = (0.5 + 0.15 * gaussian_blur(noise.expand(3, -1, -1), 0.7)).clamp(0, 1)
+    for seed in range(4):
+        made = synthetic_source("quilted", photo, torch.Generator().manual_seed(seed))
+        fine, invented = (image - gaussian_blur(image, 0.8) for image in (photo, made))
+        assert 0.5 < invented.std() / fine.std() < 1.3
+        together = (fine * invented).mean() / (fine.std() * invented.std())
+        assert together < 0.5  # wide sigmas move more than 0.8, and some of it may be kept
+        assert (gaussian_blur(made, 4.0) - gaussian_blur(photo, 4.0)).abs().mean() < 0.01
+
+
+def test_a_quilt_of_a_periodic_photo_is_the_photo():
+    """Pieces are found by what is coarser, wherever they are: one period on, everything is the same again."""
+    rows = torch.arange(96)
+    photo = (0.5 + 0.2 * torch.sin(rows[:, None] * torch.pi / 8) * torch.sin(rows * torch.pi / 8)).expand(3, -1, -1)
+    photo = photo + 0.05 * torch.sin(rows * torch.pi / 2)[:, None]
+    base = gaussian_blur(photo, 1.5)
+    made = _quilt(base, (base, photo - base), 8, 1.5, torch.Generator().manual_seed(0), same=True)
+    inner = slice(16, -16)
+    error = (made - (photo - base))[:, inner, inner]
+    assert error.std() < 0.01 * (photo - base)[:, inner, inner].std()
 
 
 def test_a_pattern_repeats_and_may_be_all_there_is():
