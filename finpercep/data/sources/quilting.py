@@ -8,6 +8,7 @@ diffusion models invent looks like this; faults of the spectrum do not.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ KEY = 5
 FLAT = 0.004
 """Contrast, as the mean size of a key's values, below which a piece counts as flat: one level of 255."""
 AT_ONCE = 1024
+"""Pieces of the result that are compared with all examples at once, which bounds the memory."""
 
 
 def quilted(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,6 +54,15 @@ def _bands(image: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     return base, image - base
 
 
+class _Pieces(NamedTuple):
+    """Squares of an image: rows and columns of their corners, keys (N, KEY²) and contrasts, each (N,)."""
+
+    rows: Tensor
+    columns: Tensor
+    keys: Tensor
+    contrast: Tensor
+
+
 def _quilt(
     base: Tensor, examples: tuple[Tensor, Tensor], side: int, sigma: float, generator: torch.Generator, *, same: bool
 ) -> Tensor:
@@ -63,24 +74,15 @@ def _quilt(
     rows, columns = (-(-(size - side) // step) + 1 for size in base.shape[-2:])
     canvas = ((rows - 1) * step + side, (columns - 1) * step + side)
     middle = _middle(base, sigma)
-    padded = F.pad(middle, (0, canvas[1] - base.shape[-1], 0, canvas[0] - base.shape[-2]), mode="replicate")
-    places = [
-        step * place.reshape(-1) for place in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    ]
+    middle = F.pad(middle, (0, canvas[1] - base.shape[-1], 0, canvas[0] - base.shape[-2]), mode="replicate")
+    places = torch.meshgrid(step * torch.arange(rows), step * torch.arange(columns), indexing="ij")
+    wanted = _pieces(middle, places[0].reshape(-1), places[1].reshape(-1), side)
     drawn = [(torch.rand(EXAMPLES, generator=generator) * (size - side + 1)).long() for size in examples[0].shape[-2:]]
-    wanted, contrast = _keys(padded, places, side)
-    offered, their_contrast = _keys(_middle(examples[0], sigma), drawn, side)
-    lots = (torch.rand(len(wanted), generator=generator) * NEAREST).long()
-    chosen = torch.cat(
-        [
-            _similar(wanted[part], offered, [place[part] for place in places], drawn, side if same else 0)
-            .gather(1, lots[part, None])
-            .squeeze(1)
-            for part in torch.arange(len(wanted)).split(AT_ONCE)
-        ]
-    )
-    pieces = _cut(examples[1], [place[chosen] for place in drawn], side)
-    pieces = pieces * (contrast / their_contrast[chosen]).clamp(0.3, 3.0)[:, None, None, None]
+    offered = _pieces(_middle(examples[0], sigma), drawn[0], drawn[1], side)
+
+    chosen = _similar(wanted, offered, generator, apart=side if same else 0)
+    gain = (wanted.contrast / offered.contrast[chosen]).clamp(0.3, 3.0)
+    pieces = _cut(examples[1], offered.rows[chosen], offered.columns[chosen], side) * gain[:, None, None, None]
     return _overlap(pieces, canvas, side, step)[:, : base.shape[-2], : base.shape[-1]]
 
 
@@ -89,29 +91,33 @@ def _middle(base: Tensor, sigma: float) -> Tensor:
     return (base - gaussian_blur(base, 2 * sigma + 1)).mean(0, keepdim=True)
 
 
-def _cut(image: Tensor, places: list[Tensor], side: int) -> Tensor:
-    """Squares (N,C,side,side) at places (rows and columns of their corners)."""
-    rows, columns = (place[:, None] + torch.arange(side) for place in places)
+def _cut(image: Tensor, rows: Tensor, columns: Tensor, side: int) -> Tensor:
+    """Squares (N,C,side,side)."""
+    rows, columns = (corner[:, None] + torch.arange(side) for corner in (rows, columns))
     return image[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
 
 
-def _keys(middle: Tensor, places: list[Tensor], side: int) -> tuple[Tensor, Tensor]:
-    """Keys (N, KEY²) of whole numbers up to 127, contrast divided out, and contrasts (N,).
+def _pieces(middle: Tensor, rows: Tensor, columns: Tensor, side: int) -> _Pieces:
+    """Pieces with keys of whole numbers up to 127, contrast divided out.
 
     Products of such numbers add up exactly in fp32, in any order: the choice does not depend on the number of threads.
     """
-    keys = F.adaptive_avg_pool2d(_cut(middle, places, side), KEY).flatten(1)
+    keys = F.adaptive_avg_pool2d(_cut(middle, rows, columns, side), KEY).flatten(1)
     contrast = keys.abs().mean(1) + FLAT
-    return (keys / contrast[:, None] * 32).round().clamp(-127, 127), contrast
+    return _Pieces(rows, columns, (keys / contrast[:, None] * 32).round().clamp(-127, 127), contrast)
 
 
-def _similar(wanted: Tensor, offered: Tensor, places: list[Tensor], drawn: list[Tensor], apart: int) -> Tensor:
-    """Of each wanted key the `NEAREST` nearest among those offered (N, NEAREST), at least `apart` pixels away."""
-    distance = offered.square().sum(1) - 2 * wanted @ offered.T
-    rows, columns = ((place[:, None] - other).abs() < apart for place, other in zip(places, drawn, strict=True))
-    distance = distance.long().masked_fill(rows & columns, 2**40)
-    order = distance * EXAMPLES + torch.arange(EXAMPLES)  # ties: the first one drawn
-    return order.topk(NEAREST, largest=False).indices
+def _similar(wanted: _Pieces, offered: _Pieces, generator: torch.Generator, *, apart: int) -> Tensor:
+    """For each wanted piece the number (N,) of one of the `NEAREST` offered ones that are `apart` pixels away."""
+    lots = (torch.rand((len(wanted.keys), 1), generator=generator) * NEAREST).long()
+    chosen = []
+    for part in torch.arange(len(lots)).split(AT_ONCE):
+        distance = offered.keys.square().sum(1) - 2 * wanted.keys[part] @ offered.keys.T
+        near = (wanted.rows[part, None] - offered.rows).abs() < apart
+        near &= (wanted.columns[part, None] - offered.columns).abs() < apart
+        order = distance.long().masked_fill(near, 2**40) * EXAMPLES + torch.arange(EXAMPLES)  # ties: the first drawn
+        chosen.append(order.topk(NEAREST, largest=False).indices.gather(1, lots[part]).squeeze(1))
+    return torch.cat(chosen)
 
 
 def _overlap(pieces: Tensor, canvas: tuple[int, int], side: int, step: int) -> Tensor:
