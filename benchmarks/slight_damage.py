@@ -1,13 +1,14 @@
 """``python -m benchmarks.slight_damage SR_PAIRS [--models MODEL …]``: which damage to a whole photo a score sees.
 
-Prints and writes `results/slight_damage.json`, by model: of the photos of `val`, the share that scores above its
-damaged copy and the mean change of the score; the range of the photos' scores; and the scores of images that are no
-photos. Checkerboards stand for what a generator finds that climbs a score.
+Prints and writes `results/slight_damage.json`, which keeps the rows of other models, by model: of the photos of `val`,
+the share that scores above its damaged copy and the mean change of the score; the range of the photos' scores; and the
+scores of images that are no photos. Checkerboards stand for what a generator finds that climbs a score.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -93,11 +94,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["finpercep-tiny", "finpercep-small", "finpercep-small-rl"])
     args = parser.parse_args()
     photos = [scene.gt.float() / 255 for scene in load_scenes(args.data, "val")]
-    found = {}
+    path = RESULTS / "slight_damage.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
     for name in args.models:
         print(name)
         found[name] = damage_seen(RewardModel.from_pretrained(name), photos)
-        write_json(RESULTS / "slight_damage.json", found)
+        write_json(path, found)
 
 
 if __name__ == "__main__":
