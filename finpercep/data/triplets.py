@@ -144,7 +144,7 @@ class Triplets(Dataset[Triplet]):
 def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch.Generator) -> Triplet:
     """A random crop of a stored sample, varied as `config` says.
 
-    The fault and its target are the stored ones, so `synthetic` and `feathered` do not apply.
+    Fault and target are the stored ones: `quilted`, `synthetic`, `camera`, `noisy` and `feathered` do not apply.
     """
     prepare, side = _frame(sample.gt, config, generator, name=sample.row["photo"])
     images = [prepare(image) for image in (sample.gt, sample.syn, sample.sr)]
