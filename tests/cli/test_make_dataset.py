@@ -140,8 +140,8 @@ def test_demo_is_made_of_scikit_images_photos(tmp_path, monkeypatch):
     result = run("--demo", "--out", tmp_path / "demo", "--workers", 1, "--masks", 1)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "demo" / "manifest.json").read_text())["rows"] == {
-        "train": 11,
-        "validation": 11,
+        "train": 12,
+        "validation": 12,
     }
 
 
