@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from finpercep._lazy import lazy
 
 if TYPE_CHECKING:
+    from finpercep.data.sources.autoencoder import AutoencoderSource
     from finpercep.data.sources.builtin import BicubicSource, BuiltinSource
     from finpercep.data.sources.diffusers_pipeline import DiffusersSource
     from finpercep.data.sources.folder import FolderSource
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOURCE_KINDS",
     "SYNTHETIC_SOURCES",
+    "AutoencoderSource",
     "BicubicSource",
     "BuiltinSource",
     "DiffusersSource",
@@ -41,6 +43,7 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "AutoencoderSource": "finpercep.data.sources.autoencoder",
         "BicubicSource": "finpercep.data.sources.builtin",
         "BuiltinSource": "finpercep.data.sources.builtin",
         "DiffusersSource": "finpercep.data.sources.diffusers_pipeline",

@@ -51,6 +51,10 @@ SOURCE_KINDS = {
         "diffusers:ID", f"{_SOURCES}.diffusers_pipeline:DiffusersSource", ("name", "scale", "device", "tile", "steps"),
         help="an upscaling pipeline", by_content=True,
     ),
+    "autoencoder": SourceKind(
+        "autoencoder:ID", f"{_SOURCES}.autoencoder:AutoencoderSource", ("name", "scale", "device", "tile"),
+        help="a diffusion model's autoencoder, with noise in the latent", by_content=True,
+    ),
     "builtin": SourceKind(
         "builtin:NAME", f"{_SOURCES}.builtin:builtin_source",
         values=f"{_SOURCES}.builtin:BUILTIN", help="faults without weights; builtin:all is each of them",
@@ -73,6 +77,7 @@ def parse_source(text: str) -> list[SourceSpec]:
     - ``spandrel:[NAME=]FILE``: a checkpoint of any architecture that spandrel knows;
     - ``ncnn:[NAME=]NAME_OR_PARAM``: a .param with its .bin beside it, or one of `ncnn_model.packaged_models`;
     - ``diffusers:[NAME=]ID``: an upscaling pipeline, a folder or a hub id;
+    - ``autoencoder:[NAME=]ID``: the autoencoder of a latent diffusion model, a folder or a hub id;
     - ``builtin:NAME``: ``bicubic`` or one of `SYNTHETIC_SOURCES`; ``builtin:all`` is each of them.
 
     Raises:

@@ -312,3 +312,50 @@ def test_diffusers_pipeline_of_another_kind(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="expected a diffusers pipeline"):
         open_one(f"diffusers:{tmp_path}/empty")
+
+
+def save_autoencoder(kind, folder):
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
+    torch.manual_seed(0)
+    if kind == "AutoencoderTiny":
+        sides = {f"{part}_block_out_channels": (8, 8, 8) for part in ("encoder", "decoder")}
+        counts = {f"num_{part}_blocks": (1, 1, 1) for part in ("encoder", "decoder")}
+        model = diffusers.AutoencoderTiny(latent_channels=4, **sides, **counts)
+    else:
+        down, up = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
+        channels = {"block_out_channels": (8, 8, 16), "norm_num_groups": 4}
+        model = diffusers.AutoencoderKL(down_block_types=down, up_block_types=up, latent_channels=4, **channels)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AutoencoderKL"])
+def test_autoencoder(kind, tmp_path, monkeypatch):
+    model = save_autoencoder(kind, tmp_path / "vae")  # where pipelines have it
+    source = open_one(f"autoencoder:{tmp_path}")
+    assert not source.needs_lr
+    request = given(60, 72)  # neither is a multiple of 8
+    made = source(request)
+    assert made.shape == request.gt.shape
+    assert torch.equal(made, source(given(60, 72)))  # the generator alone decides the noise
+    monkeypatch.setattr("finpercep.data.sources.autoencoder.NOISE", (0.0, 0.0))
+    photo = request.gt[None].float() / 127.5 - 1
+    with torch.no_grad():
+        there_and_back = model(photo).sample
+    expected = ((there_and_back[0] + 1) / 2).clamp(0, 1).mul(255).round().byte()
+    assert (source(given(60, 72)).int() - expected.int()).abs().max() <= 1
+    assert not torch.equal(made, expected)
+
+
+def test_autoencoder_of_another_kind(tmp_path):
+    pytest.importorskip("diffusers", reason="needs diffusers")
+    with pytest.raises(ValueError, match=r"expected diffusers' AutoencoderKL or AutoencoderTiny, or a pipeline .*json"):
+        open_one(f"autoencoder:{tmp_path}")
+    save_ldm_upscaler(tmp_path)
+    vq = tmp_path / "pipeline" / "vqvae"
+    with pytest.raises(ValueError, match=r"vqvae: expected .* or AutoencoderTiny, got VQModel"):
+        open_one(f"autoencoder:{vq}")
+    save_autoencoder("AutoencoderTiny", tmp_path / "cut")
+    (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cut: expected .* or AutoencoderTiny, got "):
+        open_one(f"autoencoder:{tmp_path}/cut")
