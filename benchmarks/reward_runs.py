@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from finpercep.data import Scene, TripletConfig, load_scenes
-from finpercep.data.scenes_fingerprint import scenes_fingerprint
+from finpercep.data.identity import scenes_fingerprint
 from finpercep.evaluation.baselines import reward_judge
 from finpercep.evaluation.climb import climb_all, climb_summary
 from finpercep.evaluation.evaluate import evaluate

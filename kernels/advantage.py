@@ -126,7 +126,7 @@ def advantage_rows_kernel(
         left += tl.sum(deviation, 1)
     # The mean is rounded: what is left of the deviations would be the sum of the advantages.
     rest = left * inverse
-    squares = tl.where(varied, tl.maximum(tl.sum(spread, 1) - left * rest, 0.0), 0.0)
+    squares = tl.maximum(tl.sum(spread, 1) - left * rest, 0.0)  # of what does not vary, too: scale batch counts all
     std = _std(squares, count, varied, correction, A)
 
     comparable = count >= 2

@@ -32,8 +32,8 @@ template <class A> struct Group {
     varied = differs(p);
     rest = A(finite > 0 ? away / double(finite) : 0);
     const double left = finite > 0 ? squared - away * (away / double(finite)) : 0;
-    if (varied) squares = A(max_of(0.0, left));
-    std = root(squares / A(max_of(finite - p.correction, int64_t(1))));
+    squares = A(max_of(0.0, left));  // of what does not vary, too: scale batch counts every reward
+    std = varied ? root(squares / A(max_of(finite - p.correction, int64_t(1)))) : A(0);
   }
 };
 
@@ -146,7 +146,7 @@ template <class A> Group<A> group_of(const AdvantageParams& p, const A* r, int64
   for (int64_t i = 1; i < n; ++i) group.low = min_of(group.low, r[i]), group.high = max_of(group.high, r[i]);
   group.varied = group.differs(p);
   group.std = group.varied ? std : A(0);
-  group.squares = group.std * group.std * A(max_of(n - p.correction, int64_t(1)));
+  group.squares = std * std * A(max_of(n - p.correction, int64_t(1)));
   return group;
 }
 

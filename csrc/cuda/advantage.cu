@@ -60,8 +60,8 @@ template <int kTeam, class A, class F> __device__ auto summarise(const Advantage
   }
   group.rest = rest * inverse;
   group.varied = high - low > A(p.resolution) * higher(magnitude(low), magnitude(high));  // not where none is finite: -∞
-  group.squares = group.varied ? higher(A(0), squares - rest * group.rest) : A(0);
-  group.std = root(group.squares / A(max_of(group.finite - N(p.correction), N(1))));
+  group.squares = higher(A(0), squares - rest * group.rest);  // of what does not vary, too: scale batch counts every reward
+  group.std = group.varied ? root(group.squares / A(max_of(group.finite - N(p.correction), N(1)))) : A(0);
   return group;
 }
 

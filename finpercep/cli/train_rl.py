@@ -16,7 +16,8 @@ def train_rl(
     data: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders with an index.jsonl (one photo per line: split, id, gt, lr) and its images in SPLIT/ID/."
+            help="Folders with an index.jsonl (one photo per line: split, id, gt, lr) and its images in SPLIT/ID/, "
+            "data sets of make-dataset, photos:DIR, or lr:DIR for low-resolution images alone."
         ),
     ] = None,
     out: Annotated[

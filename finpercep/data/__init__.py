@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from finpercep.data.degradations.apply import degrade
     from finpercep.data.degradations.config import DegradationConfig
     from finpercep.data.features.filter_bank import FilterBank
+    from finpercep.data.identity import scenes_fingerprint
     from finpercep.data.image_ops import gaussian_blur, jpeg, resize
     from finpercep.data.loading import load_scenes
     from finpercep.data.masks.simple import random_blobs, random_boxes
     from finpercep.data.packing import pack
     from finpercep.data.scenes import Scene, split_dev
-    from finpercep.data.scenes_fingerprint import scenes_fingerprint
     from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
     from finpercep.data.swap import region_swap
     from finpercep.data.targets import fault_target, fuse_target
@@ -82,7 +82,7 @@ __getattr__, __dir__ = lazy(
         "random_boxes": "finpercep.data.masks.simple",
         "region_swap": "finpercep.data.swap",
         "resize": "finpercep.data.image_ops",
-        "scenes_fingerprint": "finpercep.data.scenes_fingerprint",
+        "scenes_fingerprint": "finpercep.data.identity",
         "sources": "finpercep.data.sources",
         "split_dev": "finpercep.data.scenes",
         "synthetic_source": "finpercep.data.sources.synthetic",

@@ -16,14 +16,13 @@ import torch
 
 from finpercep.data.loading import check_inside
 from finpercep.data.scenes import spread
-from finpercep.io.files import atomic_write, write_json
+from finpercep.io.files import UNFINISHED, atomic_write, write_json
 from finpercep.io.images import image_sides, load_image
+from finpercep.runs.lock import LOCK, folder_lock
 
 __all__ = ["Packed", "pack"]
 
 INDEX, STATE = "index.jsonl", "pack.json"
-HALF = ".*.tmp"
-"""What `atomic_write` leaves where it is killed."""
 QUALITIES = range(30, 96)
 """Of AVIF, 4:4:4. Below, the fine texture that tells a photo from a result is gone; above, files grow for nothing."""
 SPEED = 8
@@ -85,6 +84,7 @@ def pack(
         ValueError: no scenes, folders of one name, another folder's contents in `out`, or a limit that is too small:
             names the least size.
         FileNotFoundError: a folder without index.
+        FolderInUseError: another process packs into `out`.
         ImportError: a Pillow without AVIF.
     """
     _require_avif()
@@ -93,16 +93,17 @@ def pack(
     files = [image for row in rows for image in row.images]
     sample = _Sample([path for path, _ in spread(files, SAMPLE)])
     state = {"fingerprint": _fingerprint(rows), "limit": limit, "splits": list(splits)}
-    quality = _begun(out, state)
-    if quality is None:
-        quality = _search(sample, files, limit)
-        write_json(out / STATE, {**state, "quality": quality})
-    while (size := _write(files, rows, out, quality, progress)) > limit:
-        quality = _lower(quality, size, limit, len(files))
-        _clear(out)
-        write_json(out / STATE, {**state, "quality": quality})
-    with atomic_write(out / INDEX) as file:
-        file.write(_index(rows, quality))
+    with folder_lock(out):
+        quality = _begun(out, state)
+        if quality is None:
+            quality = _search(sample, files, limit)
+            write_json(out / STATE, {**state, "quality": quality})
+        while (size := _write(files, rows, out, quality, progress)) > limit:
+            quality = _lower(quality, size, limit, len(files))
+            _clear(out)
+            write_json(out / STATE, {**state, "quality": quality})
+        with atomic_write(out / INDEX) as file:
+            file.write(_index(rows, quality))
     return Packed(quality, sample.psnr(dict(files)), len(files), len(rows), _size(out))
 
 
@@ -181,7 +182,7 @@ def _begun(out: Path, state: dict[str, Any]) -> int | None:
     """The quality that a stopped call had come to; None of a folder that holds nothing."""
     path = out / STATE
     if not path.is_file():
-        if out.exists() and not all(found.match(HALF) for found in out.iterdir()):
+        if out.exists() and not all(found.match(UNFINISHED) or found.name == LOCK for found in out.iterdir()):
             raise ValueError(f"{out}: expected an empty folder or one that was packed before, got other files in it")
         return None
     found = json.loads(path.read_text())
@@ -226,7 +227,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Encode what is not there yet; returns what the folder comes to with its index."""
-    for half in out.rglob(HALF):
+    for half in out.rglob(UNFINISHED):
         half.unlink(missing_ok=True)
     for number, (source, target) in enumerate(files, 1):
         if not target.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +84,16 @@ class TripletConfig:
     dim_range: tuple[float, float] = (0.15, 0.6)
     gray: float = 0.05
     feathered: float = 0.25
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(option.default, float) and not 0 <= value <= 1:
+                raise ValueError(f"{option.name}: expected a share in [0, 1], got {value}")
+            if isinstance(option.default, tuple) and not 0 < value[0] <= value[1]:
+                raise ValueError(f"{option.name}: expected 0 < low <= high, got {value}")
+        if self.crop < 16:
+            raise ValueError(f"crop: expected at least 16, got {self.crop}")
 
 
 class Triplets(Dataset[Triplet]):

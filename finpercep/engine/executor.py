@@ -19,7 +19,7 @@ from finpercep.models.output import RewardOutput
 from finpercep.models.precision import without_autocast
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_float, score_tiled, tile_side
-from finpercep.rewards.protocol import Reward, call_reward
+from finpercep.rewards.protocol import Reward, call_reward, checked
 
 __all__ = ["COMPILE", "DTYPES", "Executor", "Outcome"]
 
@@ -197,7 +197,7 @@ class Executor:
         with compiles or nullcontext():
             answer = call_reward(self._call, images, context) if context else self._alone(images)
         self._compiles = None
-        return answer
+        return checked(answer, images, self._call)
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class Run:
         images = [item.image for item in group if item.image is not None]
         try:
             outcomes = self.executor.outcomes(images, [item.context for item in group], self.after)
+            if len(outcomes) != len(images):  # nobody would tell whoever waits for the others
+                raise ValueError(f"reward: expected {len(images)} outcomes, got {len(outcomes)}")
         except Exception as error:
             if len(group) > 1:  # which of them it is only shows when each goes alone
                 for item in group:

@@ -143,6 +143,8 @@ def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
     for kind, values in (("scores", scores), ("maps", maps)):
         if values is not None and len(values) != len(images):
             raise ValueError(f"expected {len(images)} {kind}, one per image, got {len(values)}")
+    if maps is not None:
+        _check_maps(maps, trial.photo)
     clean = None if maps is None else _mean(maps[0])
     rows: list[PairResult] = []
     for i, source in enumerate(trial.sources):
@@ -156,6 +158,15 @@ def _measure(judge: Judge, trial: Trial) -> list[PairResult]:
             measured = map_metrics(maps[1 + count + i], trial.targets[i], trial.masks[i])
         rows.append(PairResult(trial.scene, source, triple, measured, clean))
     return rows
+
+
+def _check_maps(maps: Tensor | Sequence[Tensor], photo: Tensor) -> None:
+    for one in maps:
+        found = torch.as_tensor(one)
+        if found.shape[-2:] != photo.shape[-2:] or found.numel() != photo[0].numel():
+            raise ValueError(f"expected maps (H,W) or (1,H,W) of {tuple(photo.shape[-2:])}, got {tuple(found.shape)}")
+        if not bool(found.isfinite().all()):
+            raise ValueError("expected finite maps, got one with NaN or infinity")
 
 
 def _mean(values: Tensor) -> float:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finpercep.data import Scene, load_scenes
-from finpercep.data.scenes_fingerprint import scenes_fingerprint
+from finpercep.data.identity import scenes_fingerprint
 from finpercep.evaluation import baselines
 from finpercep.evaluation.baselines import Judge
 from finpercep.evaluation.cases_page import write_cases_page

@@ -13,7 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "write_json"]
+__all__ = ["UNFINISHED", "atomic_write", "write_json"]
+
+UNFINISHED = ".*.tmp"
+"""What a kill may leave of a file that was being written."""
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class FunctionReward:
             ValueError: the function did not answer with B numbers; names it.
         """
         size = len(images)
-        context = list(prompts or [""] * size), list(metadata or [{}] * size)
+        context = list(prompts or [""] * size), list(metadata or ({} for _ in range(size)))
         try:
             answer = self.function(images, *context)
         except RuntimeError as error:

@@ -42,13 +42,16 @@ class LRConsistency(nn.Module):
         """Scores (B,) in (0, 1] of results (B,3,H,W) against their low-resolution images `lr` (B,3,h,w); no map.
 
         Raises:
-            ValueError: no `lr`, or one that is larger than the results or of another batch size.
+            ValueError: no `lr`, or one that is not (B,3,h,w) or is larger than the results; images that are not float.
         """
         if lr is None:
             raise ValueError("lr: expected the low-resolution images (B,3,h,w), got none")
         sides = zip(lr.shape[-2:], images.shape[-2:], strict=True)
-        if lr.dim() != 4 or len(lr) != len(images) or any(low > high for low, high in sides):
+        if lr.dim() != 4 or lr.shape[:2] != images.shape[:2] or any(low > high for low, high in sides):
             raise ValueError(f"lr: expected (B,3,h,w), not larger than {tuple(images.shape)}, got {tuple(lr.shape)}")
+        for name, values in (("images", images), ("lr", lr)):
+            if not values.is_floating_point():
+                raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")
         images = images if images.dtype == torch.float64 else images.float()
         small = F.interpolate(images, lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         difference = (small - lr.to(small)).abs().flatten(1).mean(1)

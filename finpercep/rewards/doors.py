@@ -63,10 +63,14 @@ class FlowFactoryReward:
         self.fingerprint = self.model.fingerprint  # once: it is a hash of all weights
 
     def __call__(self, prompt: Sequence[str] | None = None, image: Any = None, **_: Any) -> FlowFactoryOutput:
-        """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images."""
+        """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images, each with its prompt."""
         if image is None:
             raise ValueError("image: expected a list of images, got none")
-        scores = [_score(self.model, _batch(one, str(self.device)), {"prompts": None}).score for one in image]
+        prompts = [None] * len(image) if prompt is None else [[one] for one in prompt]
+        scores = [
+            _score(self.model, _batch(one, str(self.device)), {"prompts": text}).score
+            for one, text in zip(image, prompts, strict=True)
+        ]
         return FlowFactoryOutput(torch.cat(scores), {"fingerprint": self.fingerprint})
 
 
@@ -87,7 +91,7 @@ def compute_score(
         reward: what `load_reward` takes; loaded once.
     """
     scores = _score(_loaded(reward, device), _batch(solution_image, device), {}).score.tolist()
-    return {"score": scores[0] if len(scores) == 1 else scores}
+    return {"score": scores if getattr(solution_image, "ndim", 3) == 4 else scores[0]}
 
 
 @lru_cache(maxsize=4)

@@ -31,7 +31,7 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
 
     Raises:
         ImportError: pyiqa, or the module, is missing.
-        ValueError: a name that names nothing; the nearest known one is suggested.
+        ValueError: a name that names nothing; the nearest known one is suggested. An object with `lower_better`.
     """
     kind, colon, rest = str(spec).partition(":")
     if kind in ("http", "https") and colon:
@@ -50,6 +50,8 @@ def _own(module: str, name: str, device: str) -> Reward:
     if isinstance(reward, nn.Module):
         reward = reward.eval().requires_grad_(False).to(device)
     if _is_reward(reward):
+        if getattr(reward, "lower_better", False):
+            raise ValueError(f"{spec}: expected a reward whose higher scores are better, but lower ones are; negate it")
         return reward
     if callable(reward):
         return FunctionReward(reward, spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,9 @@ class Mixture(nn.Module):
         for name, (reward, weight) in parts.items():
             if name == "avg":
                 raise ValueError("parts: expected names other than avg, which is the sum of all in the log")
-            if not weight > 0:
+            if not callable(reward):
+                raise ValueError(f"parts[{name!r}]: expected a reward, got {reward!r}; load_reward makes one of a name")
+            if not 0 < weight < math.inf:
                 raise ValueError(f"parts[{name!r}]: expected a positive weight, got {weight}")
             if getattr(reward, "lower_better", False):
                 raise ValueError(
@@ -60,7 +63,7 @@ class Mixture(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits that identify the parts and their weights."""
         prints = {name: part.fingerprint for name, part in self.parts.items()}
-        return combined_fingerprint("mixture", prints, self.weights)
+        return combined_fingerprint("mixture", list(prints.items()), self.weights)  # the map is the last one's
 
     def outputs(self, images: Tensor, **context: Any) -> dict[str, RewardOutput]:
         """The output of each part, by name."""

@@ -43,7 +43,15 @@ def call_reward(reward: Reward, images: Tensor, context: Mapping[str, Any]) -> R
         ValueError: the reward answered with scores of another shape.
     """
     taken = {name: context[name] for name in getattr(reward, "takes", ()) if name in context}
-    output = reward(images, **taken)
+    return checked(reward(images, **taken), images, reward)
+
+
+def checked(output: RewardOutput, images: Tensor, reward: Any) -> RewardOutput:
+    """The reward's answer to images (B,3,H,W).
+
+    Raises:
+        ValueError: its scores are not (B,).
+    """
     if tuple(output.score.shape) != (len(images),):
         raise ValueError(
             f"reward: expected scores ({len(images)},) for {len(images)} images, got {tuple(output.score.shape)} "

@@ -108,7 +108,7 @@ class RemoteReward:
         self._pool = ThreadPoolExecutor(connections, "finpercep-remote")
         self._waiting = ThreadPoolExecutor(connections, "finpercep-remote-score")
         self._own = threading.local()
-        about = self._json(self._insist("GET", "/info", {}, b""))
+        about = self._json(self._insist("GET", "/info", {}, b""), "has_map", "limits")
         if maps == "auto":
             maps = "fp16" if about["has_map"] else None
         self.maps = maps
@@ -172,7 +172,7 @@ class RemoteReward:
     def _request(self, images: Sequence[Tensor]) -> list[tuple[float, Tensor | None]]:
         batch = torch.stack([_eight_bit(image) for image in images]).cpu()
         path = "/score" if self.maps is None else f"/score?maps={self.maps}"
-        answer = self._json(self._insist("POST", path, *self._body(batch)))
+        answer = self._json(self._insist("POST", path, *self._body(batch)), "results")
         results = answer["results"]
         served = self.fingerprint.removesuffix(SCORE)
         if answer["fingerprint"] != served:
@@ -236,10 +236,15 @@ class RemoteReward:
             connection.close()
             self._own.connection = None
 
-    def _json(self, reply: _Reply) -> dict[str, Any]:
+    def _json(self, reply: _Reply, *needed: str) -> dict[str, Any]:
+        """What a service answered.
+
+        Raises:
+            ServiceError: it is no JSON of a service, or lacks the fingerprint or what else is needed.
+        """
         try:
             found = json.loads(reply.body)
-            found["fingerprint"]
+            found["fingerprint"], *(found[name] for name in needed)
         except (ValueError, KeyError, TypeError) as error:
             raise ServiceError(f"{self.url}: expected a service of finpercep, got another answer") from error
         return dict(found)

@@ -29,7 +29,7 @@ class StageReward(nn.Module):
         temperature: of "soft", positive; towards 0 it becomes "max", for large values the mean.
 
     Raises:
-        ValueError: an unknown maximum, weights that are negative or both 0, or a temperature that is not positive.
+        ValueError: no reward, an unknown maximum, a weight below 0, both 0, or a temperature that is not above 0.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class StageReward(nn.Module):
         temperature: float = 0.05,
     ) -> None:
         super().__init__()
+        if not callable(reward):
+            raise ValueError(f"reward: expected a reward, got {reward!r}; load_reward makes one of a name")
         if maximum not in MAXIMA:
             raise ValueError(f"maximum: expected one of {', '.join(MAXIMA)}, got {maximum!r}")
         if min(score_weight, map_weight) < 0 or not 0 < score_weight + map_weight < math.inf:
@@ -88,5 +90,5 @@ class StageReward(nn.Module):
         pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
         if self.maximum == "max":
             return pixels.amax(1)
-        scaled = pixels / self.temperature
-        return self.temperature * (scaled.logsumexp(1) - math.log(pixels.shape[1]))
+        scaled = pixels.double() / self.temperature  # float32 would lose the mean at a high temperature
+        return (self.temperature * (scaled.logsumexp(1) - math.log(pixels.shape[1]))).to(pixels.dtype)

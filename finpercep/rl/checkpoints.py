@@ -41,5 +41,5 @@ def write_checkpoint(
     # Not by their numbers: a run that began anew in its folder comes to those of the former one later.
     others = [path for number, path in checkpoints(out) if number != step]
     others.sort(key=lambda path: (path / STATE).stat().st_mtime_ns)
-    for old in others[: len(others) - keep + 1]:
+    for old in others[: max(0, len(others) - keep + 1)]:
         shutil.rmtree(old, ignore_errors=True)

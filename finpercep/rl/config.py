@@ -57,7 +57,8 @@ class RLConfig:
     """One run; written to `<out>/rl.json`.
 
     Attributes:
-        data: folders with an index.jsonl whose scenes have photos and low-resolution images, see `load_pairs`.
+        data: folders with an index.jsonl whose scenes have photos and low-resolution images, data sets, `photos:DIR` or
+            `lr:DIR`, see `load_pairs`.
         out: the run's folder: the generator, metrics.jsonl, pictures, and the state to resume from.
         generator: name, folder, hub id or module:Class, see `load_generator`.
         generator_options: what of it is trained, and how it is sampled, where it is a pipeline of diffusers.
@@ -191,7 +192,7 @@ def comparable(config: RLConfig) -> dict[str, Any]:
 def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
     """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
 
-    A setting that is younger than the state had its default, also one of the algorithm.
+    A setting that is younger than the state had its default, wherever it stands; a judge was the present one.
 
     Raises:
         ValueError: names what differs.
@@ -199,9 +200,20 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
     if "data_fingerprint" not in was:
         now = {**now, "data": config.data, "data_fingerprint": None}
     defaults = comparable(RLConfig(algorithm=type(config.algorithm)()))
-    if was.get("kind") == defaults["kind"]:
-        was = {**was, "algorithm": defaults["algorithm"] | was["algorithm"]}
-    check_settings(defaults | was, now, folder)
+    if was.get("kind") != defaults["kind"]:  # its options have other names
+        del defaults["algorithm"]
+    if "judge_fingerprint" not in was and "judge_fingerprint" in now:
+        was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
+    check_settings(_completed(was, defaults), now, folder)
+
+
+def _completed(was: Any, default: Any) -> Any:
+    """Settings with the defaults of those that are missing; of a list, each has those of the default's first."""
+    if isinstance(was, dict) and isinstance(default, dict):
+        return default | {name: _completed(value, default.get(name)) for name, value in was.items()}
+    if isinstance(was, (list, tuple)) and isinstance(default, (list, tuple)) and default:
+        return type(was)(_completed(value, default[0]) for value in was)
+    return was
 
 
 def check_held(config: RLConfig, count: int) -> None:

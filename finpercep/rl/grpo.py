@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from finpercep import ops
+from finpercep.ops.sde import KINDS as SDE_KINDS
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.checks import above_zero, at_least_one, not_negative
@@ -84,7 +85,14 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "micro_batch")
-        above_zero(self, "noise_level", "advantage_clip")
+        above_zero(self, "noise_level", "advantage_clip", "clip")
+        if self.kind not in SDE_KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(SDE_KINDS)}, got {self.kind!r}")
+        highest = 1.0 if self.kind == "cps" else math.inf
+        if not (self.noise_level < math.inf and self.noise_level <= highest):
+            raise ValueError(
+                f"noise_level: expected a number of at most {highest} with {self.kind}, got {self.noise_level}"
+            )
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
@@ -98,7 +106,7 @@ class GRPOConfig:
             )
         if self.map_weight and self.limit != "clip":
             raise ValueError(f"map_weight: expected limit clip with spatial credit, got {self.limit}")
-        not_negative(self, "map_weight", "norm_weight", "photo_weight")
+        not_negative(self, "map_weight", "norm_weight", "photo_weight", "beta", "divergence")
 
     @property
     def trained(self) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class NFTConfig:
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
         above_zero(self, "mix", "advantage_clip")
-        not_negative(self, "map_weight")
+        not_negative(self, "map_weight", "reference_weight")
 
 
 class NFT:

@@ -150,8 +150,8 @@ def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
             raise ValueError(f"{index}:{number}: expected split, id and gt, got none of {sorted(missing)}")
         check_inside(index, number, [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)])
         if row["split"] == split:
-            folder = root / split / row["id"]
-            yield _of_files(folder / row["gt"], folder / row["lr"] if row.get("lr") else None, scale)
+            folder = root / split / str(row["id"])
+            yield _of_files(folder / str(row["gt"]), folder / str(row["lr"]) if row.get("lr") else None, scale)
 
 
 def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -59,15 +59,15 @@ def report_parts(out: Path) -> list[str]:
 
 
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:
+    if alarms:
+        return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
     if settings.get("held_out", settings["eval_photos"]) == 1:
         return "<p>One held-out photo is too few for the alarm.</p>"
-    if not alarms and measurements <= settings["monitors"]["patience"]:
+    if measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
-    if not alarms:
-        return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
-    return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)
+    return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
 
 
 def _table(measured: list[dict[str, Any]]) -> str:

@@ -103,10 +103,11 @@ def group_advantages(
         dead = int(stats.zero_variance)
     figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
     figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
-    if dead == int(stats.groups) and not keep_dead:
+    # Parts of a mixture that differ may cancel.
+    if not keep_dead and (dead == int(stats.groups) or not bool(advantages.any())):
         raise DeadGroups(
-            f"reward: all {dead} groups have equal rewards, so that nothing can be learned; raise noise_level or "
-            "group_size, or use a reward that is not saturated on these images",
+            f"reward: all {int(stats.groups)} groups have equal rewards, so that nothing can be learned; raise "
+            "group_size or the sampler's noise_level, or use a reward that is not saturated on these images",
             figures,
         )
     return advantages.clamp(-clip, clip), figures

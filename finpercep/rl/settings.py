@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,26 @@ def _read(file: str | Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.load(Path(file).read_text(), _loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from error
     if values is not None and not isinstance(values, Mapping):
         raise ValueError(f"{file}: expected names and values, got {type(values).__name__}")
     return values or {}
+
+
+@cache
+def _loader() -> Any:
+    """Safe YAML in which only true and false are truth values, as in YAML 1.2: `off` is a value of monitors.alarm."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012 - a table of PyYAML's own
+            first: [(tag, pattern) for tag, pattern in known if first in "tTfF" or not tag.endswith(":bool")]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    return Loader
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -114,7 +129,7 @@ def _assign(values: Any, assignment: str) -> None:
             values = values[key]
             continue
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = yaml.load(text, _loader())
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
 

@@ -107,6 +107,7 @@ class RLTrainer:
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.fingerprints),
             "data_fingerprint": pairs_fingerprint([*fit, *held]),
+            "judge_fingerprint": None if self.judge is None else self.judge.fingerprint,
         }
         signs = {name: measure.sign for name, measure in self.measures.items()}
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()

@@ -48,6 +48,17 @@ class ClimbConfig:
     climb_rounds: int = 8
     climb_smooth: float = 0.25
 
+    def __post_init__(self) -> None:
+        for name in ("climb_steps", "climb_rate"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
+        if self.climbed < 0 or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
+            raise ValueError(
+                "climbed, climb_rounds, climb_smooth: expected at least 0, at least 1 and a share, got "
+                f"{self.climbed}, {self.climb_rounds} and {self.climb_smooth}"
+            )
+
 
 @dataclass(frozen=True)
 class Climbs:
@@ -98,7 +109,7 @@ def climbed_target(before: Tensor, after: Tensor, target: Tensor, bank: FilterBa
 
 
 def _logit(score: Tensor) -> Tensor:
-    return score.clamp(1e-6, 1 - 1e-6).logit()  # near 1 a sigmoid has no gradient left to follow
+    return score.clamp(1e-30, 1 - 2**-24).logit()  # near 1 a sigmoid has no gradient left to follow
 
 
 def _direction(gradient: Tensor, sigma: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from finpercep.training.climbing import ClimbConfig
 from finpercep.training.losses import LossWeights
 
 PRECISIONS = ("fp32", "bf16")
+BEST = "best"
+"""Folder in a run's own, with the best model by the held-out scenes."""
 PAPER_MODEL = "finpercep-vit-l-14"
 
 
@@ -22,6 +24,10 @@ def paper_settings(init: str | None) -> dict[str, Any]:
         init: what is trained; nothing but the paper's own model has settings of its own.
     """
     return {"batch": 64, "epochs": 50} if init == PAPER_MODEL else {}
+
+
+_LEAST = {"lr_encoder": 0, "lr_new": 0, "weight_decay": 0, "save_every": 1, "log_every": 1}
+"""Of settings that have no option with a least value."""
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -106,6 +112,10 @@ class RewardTrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value, least = getattr(self, option.name), option.metadata.get("min", _LEAST.get(option.name))
+            if value is not None and least is not None and value < least:
+                raise ValueError(f"{option.name}: expected at least {least}, got {value}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")
         if not 0 <= self.ema < 1:
@@ -131,8 +141,9 @@ def check_folders(config: RewardTrainConfig) -> None:
     """Refuse to overwrite a model that the run starts from.
 
     Raises:
-        ValueError: `out` is the folder of `anchor` or `init`.
+        ValueError: `out`, or `best` in it, is the folder of `anchor` or `init`.
     """
+    out = Path(config.out).resolve()
     for name, path in (("anchor", config.anchor), ("init", config.init)):
-        if path is not None and Path(path).resolve() == Path(config.out).resolve():
-            raise ValueError(f"out: expected another folder than that of {name}, got {config.out} for both")
+        if path is not None and Path(path).resolve() in (out, out / BEST):
+            raise ValueError(f"out: expected another folder than that of {name}, got {config.out} and {path}")

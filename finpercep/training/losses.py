@@ -61,7 +61,7 @@ def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0
     [open] Most pixels are clean, so a decoder that starts from nothing first learns to answer 0 everywhere, where the
     sigmoid leaves L_map no gradient.
     """
-    return (weight * F.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")).mean()
+    return (weight * F.binary_cross_entropy(predicted.clamp(0, 1), target, reduction="none")).mean()  # rounding only
 
 
 def rank_loss(
@@ -144,8 +144,10 @@ def level_loss(score: Tensor, target: Tensor) -> Tensor:
     less what it is at best, pulls as hard there as anywhere. The root keeps small faults apart from none.
     """
     level = 0.9 - 0.8 * target.mean((1, 2, 3)).sqrt()
-    found = score.clamp(1e-5, 1 - 1e-5)  # written out: torch's own looks at the values, and so waits for the device
-    return (level * (level / found).log() + (1 - level) * ((1 - level) / (1 - found)).log()).mean()
+    found = score.clamp(1e-30, 1 - 2**-24)  # as near to 0 and 1 as float32 comes: the clamp itself has no gradient
+    # Written out: torch's own looks at the values, and so waits for the device.
+    apart, rest = level.log() - found.log(), (1 - level).log() - (1 - found).log()
+    return (level * apart + (1 - level) * rest).mean()
 
 
 def align_loss(gt: Tensor, base: Tensor) -> Tensor:

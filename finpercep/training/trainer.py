@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from finpercep.data.scenes_fingerprint import scenes_fingerprint
+from finpercep.data.identity import scenes_fingerprint
 from finpercep.data.triplets import Triplet, Triplets
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel, load_base
@@ -25,7 +25,7 @@ from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.schedule import cosine
 from finpercep.runs.state import check_settings, read_state, write_state
 from finpercep.training.build import new_model, parameter_groups
-from finpercep.training.config import RewardTrainConfig, check_folders, comparable
+from finpercep.training.config import BEST, RewardTrainConfig, check_folders, comparable
 from finpercep.training.dev import DevEvaluation
 from finpercep.training.losses import total_loss
 from finpercep.training.model_files import write_model
@@ -143,7 +143,7 @@ class RewardTrainer:
         with self._used():
             figures = self.dev.figures(self.model)
             if self.dev.improved(figures):
-                best = Path(self.config.out) / "best"
+                best = Path(self.config.out) / BEST
                 best.mkdir(parents=True, exist_ok=True)
                 write_model(self.model, best)
         return figures

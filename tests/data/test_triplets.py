@@ -165,3 +165,17 @@ def test_grain_of_the_result_alone_is_part_of_the_fault(scenes):
     plain, noisy = (Triplets(scenes, config)._pair(scenes[0], stream(0, 1, 1)) for config in settings)
     assert torch.equal(plain[0], noisy[0])
     assert 5 / 255 < (noisy[1] - plain[1]).std() < 9 / 255
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"noisy": 7.0}, r"noisy: expected a share in \[0, 1\], got 7.0"),
+        ({"soften_range": (0.0, 0.0)}, r"soften_range: expected 0 < low <= high"),
+        ({"resize_range": (1.2, 0.5)}, r"resize_range: expected 0 < low <= high"),
+        ({"crop": 8}, "crop: expected at least 16, got 8"),
+    ],
+)
+def test_settings_out_of_range(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TripletConfig(**wrong)

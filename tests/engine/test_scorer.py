@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -491,3 +492,18 @@ def test_what_belongs_to_the_images_is_as_many(prompts: Any, message: str, photo
     with pytest.raises(ValueError, match=message):
         scorer.score_async([photo] * 3, prompts=prompts).result(20)
     scorer.close()
+
+
+def test_a_reward_without_scores_is_an_error_and_no_wait():
+    class Silent:
+        fingerprint = "x"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            return RewardOutput(images.flatten(1).mean(1)[:0], None)
+
+    with closing(Scorer(Silent(), lanes=2)) as scorer:  # type: ignore[arg-type]
+        images = [torch.rand(3, 16, 16) for _ in range(3)]
+        with pytest.raises(ValueError, match=r"reward: expected scores \(3,\) for 3 images, got \(0,\)"):
+            scorer(torch.stack(images))
+        with pytest.raises(ValueError, match="expected scores"):
+            scorer.score(images)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from finpercep.data import SYNTHETIC_SOURCES, load_scenes
 from finpercep.data.dataset.stored import StoredScene
-from finpercep.data.scenes_fingerprint import scenes_fingerprint
+from finpercep.data.identity import scenes_fingerprint
 from finpercep.evaluation import baselines, report
 from finpercep.evaluation.evaluate import evaluate, evaluate_all
 from finpercep.evaluation.metrics import MAP_METRICS

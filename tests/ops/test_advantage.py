@@ -69,6 +69,19 @@ def test_scale(backend, labelled):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("size", [2, 24])
+def test_scale_batch_counts_groups_that_do_not_vary(backend, labelled, size):
+    """Within the resolution their rewards differ: advantages of 0, but part of the standard deviation of all."""
+    rewards = torch.tensor([0.5, 0.54] * (size // 2) * 50 + [0.5, 0.56] * (size // 2))
+    groups = {"group_ids": torch.arange(len(rewards)) // size} if labelled else {"group_size": size}
+    advantages, stats = group_advantage(rewards, scale="batch", eps=0.0, resolution=0.1, backend=backend, **groups)
+    assert counts(stats)[1] == 50
+    assert (advantages[:-size] == 0).all()
+    assert advantages[-1].item() == pytest.approx(0.03 / rewards.double().std(correction=0).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
     # 0.1 is not representable: its rounded mean differs from it, and (r - mean) / eps would not be 0.

@@ -1,5 +1,6 @@
 """The forms that flow_grpo, Flow-Factory and verl-omni call give the model's own scores."""
 
+import sys
 import types
 
 import numpy as np
@@ -42,9 +43,25 @@ def test_flow_factory(photos, expected):
         reward(prompt=["a"])
 
 
+def test_prompts_reach_flow_factorys_reward(photos, monkeypatch):
+    seen = []
+
+    def score(images, prompts, metadata):
+        seen.append(list(prompts))
+        return [1.0] * len(images), {}
+
+    monkeypatch.setitem(sys.modules, "somebodys_prompts", types.SimpleNamespace(score=score))
+    reward = doors.FlowFactoryReward(types.SimpleNamespace(device="cpu", reward="somebodys_prompts:score"))
+    reward(prompt=["a cat", "a dog"], image=list(photos[:2]))
+    reward(image=[photos[0]])
+    assert seen == [["a cat"], ["a dog"], [""]]
+
+
 def test_verl_omni(photos, expected):
     answer = doors.compute_score("sr", photos[0], None, {"index": 1})
     assert answer["score"] == pytest.approx(float(expected[0]), abs=1e-6)
+    alone = doors.compute_score("sr", photos[:1])["score"]
+    assert alone == pytest.approx([float(expected[0])], abs=1e-6)  # a batch of one is a batch
     assert doors.compute_score("sr", photos)["score"] == pytest.approx(expected.tolist(), abs=1e-6)
 
 

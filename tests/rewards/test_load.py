@@ -99,6 +99,9 @@ def test_errors(module, images, tmp_path):
         load_reward("somebodys_rewards:plane")
     with pytest.raises(ValueError, match="expected a reward or a function, got int"):
         load_reward("somebodys_rewards:number")
+    module.ours.lower_better = True
+    with pytest.raises(ValueError, match=r"somebodys_rewards:ours: .* but lower ones are; negate it"):
+        load_reward("somebodys_rewards:ours")
     with pytest.raises(ValueError, match=r"somebodys_rewards:wrong: expected 3 scores, got shape \(1,\)"):
         load_reward("somebodys_rewards:wrong")(images)
     with pytest.raises(ValueError, match='expected scores under "avg"'):

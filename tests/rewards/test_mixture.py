@@ -7,7 +7,7 @@ import torch
 
 from finpercep.models import RewardOutput
 from finpercep.models.evaluation_view import evaluation_view
-from finpercep.rewards import LRConsistency, Mixture
+from finpercep.rewards import LRConsistency, Mixture, StageReward
 from tests.rewards.conftest import Brightness
 
 
@@ -84,10 +84,21 @@ def test_fingerprint_changes_with_a_weight():
     assert one != two
 
 
+def test_fingerprint_changes_with_the_order_which_decides_whose_map_it_is():
+    parts = {"a": (Brightness(), 1.0), "b": (Brightness(with_map=False), 1.0)}
+    assert Mixture(parts).fingerprint != Mixture(dict(reversed(parts.items()))).fingerprint
+
+
 def test_errors():
     class Lower(Brightness):
         lower_better = True
 
+    with pytest.raises(ValueError, match=r"parts\['a'\]: expected a reward, got 'finpercep-tiny'; load_reward makes"):
+        Mixture({"a": ("finpercep-tiny", 1.0)})
+    with pytest.raises(ValueError, match=r"parts\['a'\]: expected a positive weight, got inf"):
+        Mixture({"a": (Brightness(), float("inf"))})
+    with pytest.raises(ValueError, match="reward: expected a reward, got 'finpercep-tiny'"):
+        StageReward("finpercep-tiny")
     with pytest.raises(ValueError, match="at least one reward"):
         Mixture({})
     with pytest.raises(ValueError, match="parts: expected names other than avg"):

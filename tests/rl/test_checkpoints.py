@@ -77,3 +77,10 @@ def test_a_damaged_state_is_left_by_deleting_its_folder(photo_set, tmp_path):
     train(config, [Told(9)])
     assert seen == [1]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5])
+def test_as_many_stay_as_are_kept(tmp_path, keep):
+    for step in range(1, 9):
+        write(tmp_path, step, keep)
+        assert steps(tmp_path) == list(range(max(1, step - keep + 1), step + 1))

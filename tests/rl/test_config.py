@@ -97,6 +97,29 @@ def test_what_must_not_change(tmp_path):
         check_resumable(older, now, replace(config, data=("b",)), tmp_path)
 
 
+def test_settings_younger_than_a_state_had_their_defaults(tmp_path):
+    """Wherever they stand; a judge that a state does not name was the present one."""
+    config = RLConfig(
+        ("a",), str(tmp_path), stages=(StageConfig("finpercep-tiny", 3), StageConfig("finpercep-tiny/2", 3))
+    )
+    now = config_module.comparable(config) | {"data_fingerprint": "d", "judge_fingerprint": "j"}
+    older = json.loads(json.dumps(now))
+    del older["judge_fingerprint"], older["monitors"]["best"], older["refresh"]["synthetic"]
+    del older["algorithm"]["map_weight"], older["stages"][1]["map_weight"], older["ema"]
+    check_resumable(_tuples(older), now, config, tmp_path)
+    with pytest.raises(ValueError, match=r"judge_fingerprint='k' \(now 'j'\)"):
+        check_resumable(now | {"judge_fingerprint": "k"}, now, config, tmp_path)
+    changed = now | {"stages": ({**now["stages"][0], "lr": 1.0}, now["stages"][1])}
+    with pytest.raises(ValueError, match=r"made with stages\.0\.lr=1\.0"):
+        check_resumable(changed, now, config, tmp_path)
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {name: _tuples(part) for name, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def test_auto_needs_two_held_out_photos():
     config = RLConfig(curriculum=CurriculumConfig("auto"), dev_every=2)
     check_held(config, 2)

@@ -100,3 +100,12 @@ def test_nothing_to_do():
         Stage(Red(), 0)
     with pytest.raises(ValueError, match="switch: expected one of hard, blend, auto, got 'soft'"):
         CurriculumConfig("soft")
+
+
+def test_short_stages_end_a_blend_and_a_rise_of_the_rate():
+    """Of four steps: the new reward has 1/4, 2/4, 3/4, all; the rate rises over half of them, and falls from there."""
+    stages = [Stage(Given([1.0]), 2, 1.0), Stage(Given([3.0]), 4, 1.0)]
+    curriculum = Curriculum(stages, CurriculumConfig("blend", blend_steps=100))
+    assert [curriculum.at(step).blend for step in range(2, 6)] == [0.25, 0.5, 0.75, 1.0]
+    curriculum = Curriculum(stages, CurriculumConfig(optimizer="rewarm", rewarm_steps=50))
+    assert [curriculum.at(step).rate for step in range(2, 6)] == pytest.approx([0.5, 1, 1, 0.5])

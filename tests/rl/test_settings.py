@@ -88,6 +88,11 @@ def test_the_short_form_of_an_algorithm(tmp_path):
         ("stages.0.steps=0", r"stages\.0\.steps: expected at least 1, got 0"),
         ("stages.0.map_weight=-1", r"stages\.0\.map_weight: expected 0 or more, got -1"),
         ("refresh.lr=0", r"refresh\.lr: expected more than 0, got 0"),
+        ("refresh.lr=.inf", r"refresh\.lr: expected 0 or more, got inf"),
+        ("algorithm.weight=-1", r"algorithm\.weight: expected 0 or more, got -1"),
+        ("algorithm.target=.nan", r"algorithm\.target: expected a number, got nan"),
+        ("generator_options.guidance=0.5", r"generator_options\.guidance: expected at least 1, got 0.5"),
+        ("compile=off", r"compile: expected true or false, got 'off'"),
     ],
 )
 def test_mistakes(assignment, message):
@@ -116,6 +121,13 @@ def test_files_that_are_none(tmp_path):
     [
         (["algorithm.name=refl", "algorithm.micro_batch=0"], "micro_batch: expected at least 1, got 0"),
         (["algorithm.name=dpo", "algorithm.steps=0"], "steps: expected at least 1, got 0"),
+        (["algorithm.name=dpo", "algorithm.beta=0"], "beta: expected more than 0, got 0"),
+        (["algorithm.name=dpo", "algorithm.beta=.inf"], "beta: expected 0 or more, got inf"),
+        (["algorithm.name=nft", "algorithm.reference_weight=-1"], "reference_weight: expected 0 or more, got -1"),
+        (["algorithm.name=grpo", "algorithm.clip=0"], "clip: expected more than 0, got 0"),
+        (["algorithm.name=grpo", "algorithm.beta=-1"], "beta: expected 0 or more, got -1"),
+        (["algorithm.name=grpo", "algorithm.kind=foo"], "kind: expected one of flow, cps, dance, got 'foo'"),
+        (["algorithm.name=grpo", "algorithm.noise_level=2", "algorithm.kind=cps"], "noise_level: expected a number of"),
         (["algorithm.name=nft", "algorithm.advantage_clip=0"], "advantage_clip: expected more than 0, got 0"),
         (["algorithm.name=grpo", "algorithm.noise_level=0"], "noise_level: expected more than 0, got 0"),
         (
@@ -127,3 +139,12 @@ def test_files_that_are_none(tmp_path):
 def test_options_that_would_do_nothing(words, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         resolve(None, words)
+
+
+def test_off_is_a_word(tmp_path):
+    """YAML 1.1 reads it as false; as text it is a value of the alarm."""
+    assert resolve(None, ["monitors.alarm=off"]).monitors.alarm == "off"
+    file = tmp_path / "run.yaml"
+    file.write_text("monitors: {alarm: off}\ngenerator_options: {prompt: no}\ncompile: true\n")
+    found = resolve(file)
+    assert (found.monitors.alarm, found.generator_options.prompt, found.compile) == ("off", "no", True)

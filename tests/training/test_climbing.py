@@ -5,7 +5,7 @@ from finpercep.data.features.filter_bank import FilterBank
 from finpercep.models import RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbers
-from finpercep.training.climbing import ClimbConfig, climb_by, climbed_target, draw_climbs
+from finpercep.training.climbing import ClimbConfig, _logit, climb_by, climbed_target, draw_climbs
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,17 @@ def test_a_pool_that_was_saved_goes_on_alike(model, step):
     for number in range(2, 5):
         ours, theirs = (c.climb(model, *step, torch.Generator().manual_seed(number)) for c in (first, second))
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_saturated_score_is_climbed_by_its_logit():
+    logit = torch.tensor([15.0, -20.0, -60.0], requires_grad=True)
+    _logit(logit.sigmoid()).sum().backward()
+    assert logit.grad.tolist() == pytest.approx([1, 1, 1], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"climb_rate": (0.0, 0.5)}, {"climb_steps": (3, 2)}, {"climbed": -0.1}, {"climb_rounds": 0}]
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ClimbConfig(**wrong)

@@ -98,6 +98,10 @@ def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
     loss.backward()
     assert logits.grad[1].item() == pytest.approx(-0.5, abs=1e-3)  # L_map's would be -3e-6
     assert entropy_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])) < 1e-5
+    far = torch.tensor([-20.0], requires_grad=True)
+    entropy_loss(raise_odds(far.sigmoid(), 4.5), torch.ones(1)).backward()
+    assert far.grad.item() == pytest.approx(-1, abs=1e-3)
+    assert entropy_loss(raise_odds(torch.ones(1), 2.7), torch.ones(1)).isfinite()  # of rounding, 1 may be a little more
 
 
 def test_losses_of_triplets():
@@ -124,6 +128,7 @@ def test_level_loss():
 
 
 def test_level_loss_pulls_at_saturated_scores():
-    logit = torch.tensor([-9.0], requires_grad=True)
-    level_loss(logit.sigmoid(), torch.zeros(1, 1, 2, 2)).backward()
-    assert logit.grad.item() == pytest.approx(-0.9, abs=0.01)
+    for value, pull in ((-9.0, -0.9), (-20.0, -0.9), (-60.0, -0.9), (15.0, 0.1)):
+        logit = torch.tensor([value], requires_grad=True)
+        level_loss(logit.sigmoid(), torch.zeros(1, 1, 2, 2)).backward()
+        assert logit.grad.item() == pytest.approx(pull, abs=0.01), value

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from finpercep.training.config import RewardTrainConfig
+from finpercep.training.config import RewardTrainConfig, check_folders
 from finpercep.training.scenes import training_scenes, with_steps
 from tests.data.conftest import write_scenes
 from tests.data.fgr import make
@@ -33,6 +33,30 @@ def test_scenes_that_lose_all_results_are_left_out(config):
     assert [scene.id for scene in dev] == ["scene1", "scene3"]
     with pytest.raises(ValueError, match=r"^leave_out: expected some of the sources \['a', 'b', 'c'\], got \['d'\]$"):
         training_scenes(dataclasses.replace(config, leave_out=["d"]))
+
+
+def test_a_data_set_that_loses_all_results_is_left_out(config, tmp_path):
+    pytest.importorskip("pyarrow")
+    make(tmp_path / "photos", tmp_path / "fgr")
+    both = dataclasses.replace(config, data=(str(tmp_path / "two"), str(tmp_path / "fgr")))
+    sources = {name for scene in training_scenes(both)[0] for name in scene.sources} - {"c"}
+    fit, _ = training_scenes(dataclasses.replace(both, leave_out=sorted(sources)))
+    assert [scene.sources for scene in fit] == [["c"]] * 2
+
+
+def test_a_run_does_not_start_from_what_it_overwrites(tmp_path):
+    for start in ("", "best"):
+        config = RewardTrainConfig(data="d", out=str(tmp_path), init=str(tmp_path / start))
+        with pytest.raises(ValueError, match="out: expected another folder than that of init"):
+            check_folders(config)
+    check_folders(RewardTrainConfig(data="d", out=str(tmp_path / "best"), init=str(tmp_path)))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": -1}, {"lr_new": -1.0}, {"save_every": 0}, {"workers": -1}])
+def test_settings_out_of_range(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"^{name}: expected at least"):
+        RewardTrainConfig(data="d", out="o", **wrong)
 
 
 def test_an_epoch_is_every_pair_once(config):

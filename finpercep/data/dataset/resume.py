@@ -12,7 +12,7 @@ from finpercep.data.dataset.config import settings_difference
 from finpercep.data.dataset.hashes import HASHES, Hashes, Input, input_files
 from finpercep.data.dataset.shards import Job, Shard, is_made
 from finpercep.data.sources.protocol import Photo
-from finpercep.io.files import write_json
+from finpercep.io.files import UNFINISHED, write_json
 from finpercep.io.reasons import printable
 from finpercep.runs.lock import LOCK
 
@@ -53,7 +53,7 @@ def claim_folder(folder: Path, settings: dict[str, Any], hashes: Hashes, photos:
 
 def _holds_more(folder: Path) -> bool:
     """Whether there is more in a folder than what a run leaves that ended before its first file was whole."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir() if not path.match(UNFINISHED)} if folder.is_dir() else set()
     return not names <= {LOCK, HASHES, "settings.json", "data"} or any((folder / "data").glob("*.parquet"))
 
 

@@ -72,6 +72,8 @@ class DegradationConfig:
                     f"kernel_list{end}: expected kinds of {KINDS[:6]}, each with a weight in kernel_prob{end}, "
                     f"got {kinds} and {weights}"
                 )
+            if min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(f"kernel_prob{end}: expected weights of 0 or more, not all 0, got {weights}")
             side = getattr(self, f"blur_kernel_size{end}")
             if side % 2 == 0 or side < 7:
                 raise ValueError(f"blur_kernel_size{end}: expected an odd side of 7 or more, got {side}")
@@ -85,7 +87,7 @@ class DegradationConfig:
             elif option.name.startswith("resize_prob"):
                 if len(value) != 3 or min(value) < 0 or sum(value) <= 0:
                     raise ValueError(f"{option.name}: expected three weights (up, down, keep), got {value}")
-            elif isinstance(value, float) and not 0 <= value <= 1:
+            elif isinstance(option.default, float) and not 0 <= value <= 1:
                 raise ValueError(f"{option.name}: expected a probability in [0, 1], got {value}")
 
     @classmethod

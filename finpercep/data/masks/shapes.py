@@ -40,7 +40,10 @@ def random_shape(
 
 
 def cut(field: Tensor, share: float) -> Tensor:
-    """The pixels (H,W), bool, where the field (H,W) is highest, about `share` of all and never none or all."""
+    """The pixels (H,W), bool, where the field (H,W) is highest, about `share` of all.
+
+    Never all of them, and never none but of a constant field.
+    """
     pixels = field.numel()
     count = min(max(1, round(share * pixels)), max(1, pixels - 1))
     threshold = field.flatten().kthvalue(pixels - count + 1).values
@@ -82,7 +85,8 @@ def polygons(height: int, width: int, generator: torch.Generator) -> Tensor:
         corners = integer(3, 9, generator)
         step = 2 * math.pi / corners
         first = uniform(0, step, generator)
-        angles = first + step * (torch.arange(corners) + 0.6 * (torch.rand(corners, generator=generator) - 0.5))
+        jitter = 0.6 if corners > 3 else 0.49  # no angle between neighbors reaches π: a polygon holds its center
+        angles = first + step * (torch.arange(corners) + jitter * (torch.rand(corners, generator=generator) - 0.5))
         radii = 0.4 + 0.6 * torch.rand(corners, generator=generator)
         field = torch.maximum(field, -_gauge(y - cy, x - cx, angles, radii))
     return field
@@ -138,7 +142,7 @@ class ShapeKind:
     """One of `SHAPES`, or any of them ("random")."""
 
     name: str
-    fingerprint: str = "shapes-1"
+    fingerprint: str = "shapes-2"
 
     def prepare(self, image: Tensor) -> None:
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.image_ops import to_uint8
@@ -53,26 +54,28 @@ class AutoencoderSource:
         folder = model_folder(name_or_path, _FILES, kind="an autoencoder of diffusers")
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         self.model = _load(folder, name_or_path).to(self.device).eval()
-        self.multiple = 2 ** (len(self.model.config.block_out_channels) - 1)  # image to latent
+        self.factor = 2 ** (len(self.model.config.block_out_channels) - 1)  # from latent to image
         self.fingerprint = f"{folder_fingerprint(folder)}-1"  # counts changes of what is made with the weights
 
     @torch.no_grad()
     def __call__(self, given: SourceInput) -> Tensor:
         strength = uniform(*NOISE, given.generator)
-
-        def model(image: Tensor) -> Tensor:
-            return self._reinvented(image, strength, given.generator)
-
         photo = given.gt[None].float() / 255
-        return to_uint8(run_tiled(model, photo, scale=1, tile=self.tile)[0].clamp(0, 1))
+        # One noise for all tiles, beside the photo: where they overlap, two of their own would average out.
+        sides = [-(-side // self.factor) for side in photo.shape[-2:]]
+        noise = strength * torch.randn(1, self.model.config.latent_channels, *sides, generator=given.generator)
+        fine = F.interpolate(noise, scale_factor=self.factor)[..., : photo.shape[-2], : photo.shape[-1]]
+        made = run_tiled(self._reinvented, torch.cat([photo, fine], 1), scale=1, tile=self.tile)
+        return to_uint8(made[0].clamp(0, 1))
 
-    def _reinvented(self, image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-        """(1,3,H,W) in [0, 1], there and back."""
-        height, width = image.shape[-2:]
-        encoded = self.model.encode(pad_to_multiple(image, self.multiple).to(self.device) * 2 - 1)
+    def _reinvented(self, tile: Tensor) -> Tensor:
+        """There and back: photo and noise (1,3+C,h,w) -> (1,3,h,w) in [0, 1]."""
+        height, width = tile.shape[-2:]
+        tile = pad_to_multiple(tile, self.factor).to(self.device)
+        encoded = self.model.encode(tile[:, :3] * 2 - 1)
         latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
-        noisy = latent + strength * latent.std((2, 3), keepdim=True) * noise
+        noise = tile[:, 3:, self.factor // 2 :: self.factor, self.factor // 2 :: self.factor]
+        noisy = latent + noise * latent.std((2, 3), keepdim=True)
         return (self.model.decode(noisy).sample.cpu()[..., :height, :width] + 1) / 2
 
 

@@ -137,9 +137,11 @@ def serving(
         serve.run(app, name="finpercep", route_prefix="/", blocking=False)
         yield f"http://{settings.host}:{settings.port}"
     finally:
-        serve.delete("finpercep")  # lets what is asked be answered
-        if not joined:
-            ray.shutdown()  # and with it, of a cluster of our own, everything else
+        try:
+            serve.delete("finpercep")  # lets what is asked be answered
+        finally:
+            if not joined:
+                ray.shutdown()  # and with it, of a cluster of our own, everything else
 
 
 def check_room(resources: Mapping[str, float], replicas: int, *, cores: int, device: str) -> None:

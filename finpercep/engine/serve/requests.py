@@ -88,7 +88,7 @@ def images_of(kind: str, shape: str | None, body: bytes, settings: ServeSettings
 
 
 def raw(shape: str | None, body: bytes, settings: ServeSettings) -> Tensor:
-    """Images (N,3,H,W), uint8, that share the memory of `body`."""
+    """Images (N,3,H,W), uint8, copied from `body`."""
     match = _SHAPE.fullmatch(shape or "")
     if match is None:
         raise Refused(400, f"{SHAPE}: expected 3,H,W or N,3,H,W for {RAW}, got {_shown(shape or 'none')}")

@@ -37,6 +37,9 @@ class ServeSettings:
     metrics_port: int = _option(8001, "Port of Ray's Prometheus metrics, at all addresses of this machine.", min=1)
 
     def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            if not 1 <= getattr(self, name) <= 65535:
+                raise ValueError(f"{name}: expected 1 to 65535, got {getattr(self, name)}")
         if self.request_megapixels > PILLOWS_MEGAPIXELS:
             raise ValueError(
                 f"request_megapixels: expected at most {PILLOWS_MEGAPIXELS}, got {self.request_megapixels}"

@@ -63,6 +63,6 @@ class GeneratorConfig:
         for name, values in (("train", TRAINED), ("decode", DECODING), ("dtype", DTYPES)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
-        at_least_one(self, "rank", "scale", "shift_side")
+        at_least_one(self, "rank", "alpha", "scale", "shift_side", "guidance")
         if not self.layers:
             raise ValueError("layers: expected the names of layers to adapt, got none")

@@ -1,6 +1,7 @@
 """Sources: names, folders, built-ins, tiles; checkpoints in the real formats through spandrel and diffusers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -329,6 +330,21 @@ def save_autoencoder(kind, folder):
     return model.eval()
 
 
+def identity_codec():
+    """An autoencoder whose latent is the image, in quarters of its own size and back."""
+
+    class Codec:
+        config = SimpleNamespace(latent_channels=3)
+
+        def encode(self, image):
+            return SimpleNamespace(latents=F.avg_pool2d(image, 4))
+
+        def decode(self, latent):
+            return SimpleNamespace(sample=F.interpolate(latent, scale_factor=4))
+
+    return Codec()
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderTiny", "AutoencoderKL"])
 def test_autoencoder(kind, tmp_path, monkeypatch):
     model = save_autoencoder(kind, tmp_path / "vae")  # where pipelines have it
@@ -345,6 +361,17 @@ def test_autoencoder(kind, tmp_path, monkeypatch):
     expected = ((there_and_back[0] + 1) / 2).clamp(0, 1).mul(255).round().byte()
     assert (source(given(60, 72)).int() - expected.int()).abs().max() <= 1
     assert not torch.equal(made, expected)
+
+
+def test_noise_of_an_autoencoder_is_as_strong_where_tiles_overlap(tmp_path, monkeypatch):
+    save_autoencoder("AutoencoderTiny", tmp_path)
+    source = open_one(f"autoencoder:{tmp_path}", tile=16)  # of 64 pixels, 16 of which overlap
+    monkeypatch.setattr("finpercep.data.sources.autoencoder.NOISE", (1.0, 1.0))
+    monkeypatch.setattr(source, "model", identity_codec())
+    noise = (source(given(256, 256)).float() - given(256, 256).gt.float()).abs().mean((0, 1))
+    starts = range(48, 192, 48)
+    overlap = torch.stack([noise[start : start + 16].mean() for start in starts]).mean().item()
+    assert overlap == pytest.approx(noise.mean().item(), rel=0.1)
 
 
 def test_autoencoder_of_another_kind(tmp_path):
