@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finpercep.rewards import Mixture
+from finpercep.rl.experience import DeadGroups
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.scores import group_advantages, group_scores
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
@@ -133,6 +134,9 @@ def test_bad_rewards():
     algorithm = GRPO(Toy(), replace(CONFIG, group_size=2))
     with pytest.raises(FloatingPointError, match="expected finite scores, got nan for image 8"):
         algorithm.collect(batch(), Given([0.0, 1.0, float("nan"), 0.0]), 0)
+    opposite = {"a": (Given([0.0, 1.0, 1.0, 0.0]), 0.5), "b": (Given([1.0, 0.0, 0.0, 1.0]), 0.5)}
+    with pytest.raises(DeadGroups, match=r"all 2 groups have equal rewards"):
+        algorithm.collect(batch(), Mixture(opposite), 0)  # each part differs, their sum does not
     with pytest.raises(ValueError, match=r"all 2 groups have equal rewards.*raise noise_level or group_size"):
         algorithm.collect(batch(), Given([0.5] * 4), 0)
     with pytest.raises(ValueError, match=r"expected scores \(4,\) for 4 images, got \(3,\)"):
