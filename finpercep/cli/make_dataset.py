@@ -144,7 +144,7 @@ def _read_options(path: Path) -> Any:
 
 
 class _Progress:
-    """A bar on stderr over shards, with samples per second; lines where stderr is no terminal."""
+    """A bar on stderr over shards, from the first on, with samples per second; lines where stderr is no terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -158,15 +158,16 @@ class _Progress:
         self.seconds = 0.0
 
     def __enter__(self) -> _Progress:
-        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
 
     def update(self, done: int, total: int, report: ShardReport | None) -> None:
         if report is None:
             self.started = time.perf_counter()
+            self.bar.start()
             self.bar.update(self.task, total=total, completed=done)
             if done:
                 self.console.print(f"{done} of {total} files are there already")

@@ -45,8 +45,8 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
 
 def _own(module: str, name: str, device: str) -> Reward:
     spec, reward = f"{module}:{name}", imported(module, name)
-    if not _is_reward(reward) and "images" not in _arguments(reward)[:1]:
-        reward = reward(device=device) if "device" in _arguments(reward) else reward()
+    if not _is_reward(reward):
+        reward = _made(reward, spec, device)
     if isinstance(reward, nn.Module):
         reward = reward.eval().requires_grad_(False).to(device)
     if _is_reward(reward):
@@ -58,11 +58,20 @@ def _own(module: str, name: str, device: str) -> Reward:
     raise ValueError(f"{spec}: expected a reward or a scoring function, got {type(reward).__name__}")
 
 
+def _made(value: Any, spec: str, device: str) -> Any:
+    """What a function of a module gives; a scoring function is taken as it is."""
+    if not callable(value):
+        raise ValueError(f"{spec}: expected a reward or a function, got {type(value).__name__}")
+    try:
+        signature = inspect.signature(value)
+        if "images" in list(signature.parameters)[:1]:
+            return value
+        options = {"device": device} if "device" in signature.parameters else {}
+        signature.bind(**options)
+    except (TypeError, ValueError) as error:  # other arguments; a built-in without a signature
+        raise ValueError(f"{spec}: expected a function of images, or one that needs none but device: {error}") from None
+    return value(**options)
+
+
 def _is_reward(value: Any) -> bool:
     return not isinstance(value, type) and callable(value) and hasattr(value, "fingerprint")
-
-
-def _arguments(value: Any) -> list[str]:
-    if not callable(value):
-        raise ValueError(f"expected a reward or a function, got {type(value).__name__}")
-    return list(inspect.signature(value).parameters)

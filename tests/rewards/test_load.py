@@ -97,7 +97,9 @@ def test_errors(module, images, tmp_path):
         load_reward("no_such_module:x")
     with pytest.raises(ValueError, match="has no 'plane'; did you mean plain"):
         load_reward("somebodys_rewards:plane")
-    with pytest.raises(ValueError, match="expected a reward or a function, got int"):
+    with pytest.raises(ValueError, match="math:sqrt: expected a function of images, or one that needs none but"):
+        load_reward("math:sqrt")
+    with pytest.raises(ValueError, match="somebodys_rewards:number: expected a reward or a function, got int"):
         load_reward("somebodys_rewards:number")
     module.ours.lower_better = True
     with pytest.raises(ValueError, match=r"somebodys_rewards:ours: .* but lower ones are; negate it"):
