@@ -164,9 +164,10 @@ def _check_maps(maps: Tensor | Sequence[Tensor], photo: Tensor) -> None:
     for one in maps:
         found = torch.as_tensor(one)
         if found.shape[-2:] != photo.shape[-2:] or found.numel() != photo[0].numel():
-            raise ValueError(f"expected maps (H,W) or (1,H,W) of {tuple(photo.shape[-2:])}, got {tuple(found.shape)}")
+            sides = tuple(photo.shape[-2:])
+            raise ValueError(f"prediction: expected {sides} like the target, got {tuple(found.shape)}")
         if not bool(found.isfinite().all()):
-            raise ValueError("expected finite maps, got one with NaN or infinity")
+            raise ValueError("prediction: expected finite values, got NaN or infinity")
 
 
 def _mean(values: Tensor) -> float:

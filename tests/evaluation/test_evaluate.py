@@ -257,6 +257,14 @@ def test_a_bad_judge_is_named(scenes: list) -> None:
     with pytest.raises(ValueError, match=r"prediction: expected \(64, 96\) like the target, got \(4, 4\)"):
         evaluate(small, scenes)
 
+    def broken_on_results(images: list[Tensor]) -> RewardOutput:
+        maps = torch.zeros(len(images), 1, *images[0].shape[-2:])
+        maps[1, 0, 0, 0] = float("nan")  # of a whole result, whose map no metric reads
+        return RewardOutput(torch.zeros(len(images)), maps)
+
+    with pytest.raises(ValueError, match="scene s0: prediction: expected finite values, got NaN or infinity"):
+        evaluate(broken_on_results, scenes)
+
 
 def test_run_prints_the_tables_and_writes_json(data: Path, tmp_path: Path) -> None:
     buffer = io.StringIO()
