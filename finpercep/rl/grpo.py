@@ -88,11 +88,8 @@ class GRPOConfig:
         above_zero(self, "noise_level", "advantage_clip", "clip")
         if self.kind not in SDE_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SDE_KINDS)}, got {self.kind!r}")
-        highest = 1.0 if self.kind == "cps" else math.inf
-        if not (self.noise_level < math.inf and self.noise_level <= highest):
-            raise ValueError(
-                f"noise_level: expected a number of at most {highest} with {self.kind}, got {self.noise_level}"
-            )
+        if not math.isfinite(self.noise_level) or (self.kind == "cps" and self.noise_level > 1):
+            raise ValueError(f"noise_level: expected a number (at most 1 for cps), got {self.noise_level}")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
