@@ -146,4 +146,4 @@ def check_folders(config: RewardTrainConfig) -> None:
     out = Path(config.out).resolve()
     for name, path in (("anchor", config.anchor), ("init", config.init)):
         if path is not None and Path(path).resolve() in (out, out / BEST):
-            raise ValueError(f"out: expected another folder than that of {name}, got {config.out} and {path}")
+            raise ValueError(f"out: expected another folder than that of {name}, got {config.out} for both")
