@@ -27,7 +27,7 @@ class CurriculumConfig:
         switch: "hard": from one step to the next, as in the paper; "blend": over the first `blend_steps` of a stage the
             weight goes linearly from the former reward to the new one, each normalized in its groups where there are
             groups; "auto": a stage ends early, where its reward has flattened (see `flattened`), else after its steps.
-        blend_steps: of "blend"; a shorter stage has as many as it has steps.
+        blend_steps: of "blend"; a shorter stage ends before its reward is climbed alone.
         patience: measurements that "auto" compares over.
         flat: share of the stage's whole gain below which the gain of the last `patience` measurements is flat.
         optimizer: at a switch: "keep" its moments, "reset" them, or "rewarm": keep them, and let the learning rate rise
@@ -152,9 +152,8 @@ class Curriculum:
         stage, within, config = self.stages[number], step - self.begins[number], self.config
         warmup = min(config.rewarm_steps, stage.steps // 2) if number and config.optimizer == "rewarm" else 0
         rate = stage.lr * cosine(within, warmup, stage.steps)
-        blended = min(config.blend_steps, stage.steps)  # the last step of a shorter stage climbs its reward alone
-        if number and config.switch == "blend" and within + 1 < blended:
-            weight = (within + 1) / blended
+        if number and config.switch == "blend" and within + 1 < config.blend_steps:
+            weight = (within + 1) / config.blend_steps
             return Moment(stage, number, within, weight, self.stages[number - 1].reward, rate)
         return Moment(stage, number, within, rate=rate)
 

@@ -107,7 +107,7 @@ def group_advantages(
     if not keep_dead and (dead == int(stats.groups) or not bool(advantages.any())):
         raise DeadGroups(
             f"reward: all {int(stats.groups)} groups have equal rewards, so that nothing can be learned; raise "
-            "noise_level or group_size, where there is one, or use a reward that is not saturated on these images",
+            "noise_level or group_size, or use a reward that is not saturated on these images",
             figures,
         )
     return advantages.clamp(-clip, clip), figures

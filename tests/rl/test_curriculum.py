@@ -102,10 +102,10 @@ def test_nothing_to_do():
         CurriculumConfig("soft")
 
 
-def test_short_stages_end_a_blend_and_a_rise_of_the_rate():
-    """Of four steps: the new reward has 1/4, 2/4, 3/4, all; the rate rises over half of them, and falls from there."""
+def test_a_short_stage_ends_a_rise_of_the_rate():
+    """Of four steps the rate rises over half, and falls from there; a blend just ends where its stage does."""
     stages = [Stage(Given([1.0]), 2, 1.0), Stage(Given([3.0]), 4, 1.0)]
     curriculum = Curriculum(stages, CurriculumConfig("blend", blend_steps=100))
-    assert [curriculum.at(step).blend for step in range(2, 6)] == [0.25, 0.5, 0.75, 1.0]
+    assert [curriculum.at(step).blend for step in range(2, 6)] == [0.01, 0.02, 0.03, 0.04]
     curriculum = Curriculum(stages, CurriculumConfig(optimizer="rewarm", rewarm_steps=50))
     assert [curriculum.at(step).rate for step in range(2, 6)] == pytest.approx([0.5, 1, 1, 0.5])
