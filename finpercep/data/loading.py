@@ -29,7 +29,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             `leave_out`, or no scene in the split.
     """
     if is_stored(root):
-        return list(stored_scenes(root, split, leave_out=leave_out, may_be_empty=bool(leave_out)))
+        return list(stored_scenes(root, split, leave_out=leave_out))
     index = Path(root) / "index.jsonl"
     if not index.is_file():
         raise FileNotFoundError(

@@ -244,7 +244,8 @@ class RemoteReward:
         """
         try:
             found = json.loads(reply.body)
-            found["fingerprint"], *(found[name] for name in needed)
+            for name in ("fingerprint", *needed):
+                found[name]
         except (ValueError, KeyError, TypeError) as error:
             raise ServiceError(f"{self.url}: expected a service of finpercep, got another answer") from error
         return dict(found)

@@ -26,6 +26,13 @@ def above_zero(options: object, *names: str) -> None:
             raise ValueError(f"{name}: expected more than 0, got {getattr(options, name)}")
 
 
+def finite(options: object, *names: str) -> None:
+    """Raise ValueError for the first of some numbers that is infinite or none."""
+    for name in names:
+        if not math.isfinite(getattr(options, name)):
+            raise ValueError(f"{name}: expected a number, got {getattr(options, name)}")
+
+
 def share(options: object, *names: str) -> None:
     """Raise ValueError for the first of some shares that is not from 0 to 1."""
     for name in names:

@@ -13,7 +13,7 @@ from finpercep.data.randomness import seeded, uniform
 from finpercep.ops.advantage import default_resolution
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import above_zero, at_least_one, not_negative
+from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
@@ -55,7 +55,8 @@ class DPOConfig:
         if self.group_size < 2:
             raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
         above_zero(self, "beta")
-        not_negative(self, "beta", "map_weight")
+        finite(self, "beta")
+        not_negative(self, "map_weight")
         if self.map_weight and self.pairs == "given":
             raise ValueError("map_weight: expected pairs reward with spatial credit, got given ones")
         for name, values in (("error", ERRORS), ("pairs", PAIRS)):

@@ -15,7 +15,7 @@ from finpercep import ops
 from finpercep.ops.sde import KINDS as SDE_KINDS
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import above_zero, at_least_one, not_negative
+from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -88,8 +88,9 @@ class GRPOConfig:
         above_zero(self, "noise_level", "advantage_clip", "clip")
         if self.kind not in SDE_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SDE_KINDS)}, got {self.kind!r}")
-        if not math.isfinite(self.noise_level) or (self.kind == "cps" and self.noise_level > 1):
-            raise ValueError(f"noise_level: expected a number (at most 1 for cps), got {self.noise_level}")
+        finite(self, "noise_level")
+        if self.kind == "cps" and self.noise_level > 1:
+            raise ValueError(f"noise_level: expected at most 1 for cps, got {self.noise_level}")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer, seed_of, seeded
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import at_least_one, not_negative
+from finpercep.rl.checks import at_least_one, finite, not_negative
 from finpercep.rl.coordinates import clean, euler
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -54,8 +53,7 @@ class ReFLConfig:
     def __post_init__(self) -> None:
         at_least_one(self, "micro_batch")
         not_negative(self, "weight")
-        if not math.isfinite(self.target):
-            raise ValueError(f"target: expected a number, got {self.target}")
+        finite(self, "target")
         if not 1 <= self.late <= self.steps:
             raise ValueError(f"late: expected 1 to {self.steps}, the number of steps, got {self.late}")
         if not 1 <= self.last <= self.steps - self.late + 1:

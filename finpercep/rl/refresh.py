@@ -16,7 +16,7 @@ from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
-from finpercep.rl.checks import above_zero, at_least_one, not_negative, share
+from finpercep.rl.checks import above_zero, at_least_one, finite, share
 from finpercep.rl.generators import Generator
 from finpercep.rl.photos import Crops
 from finpercep.rl.rollout import results
@@ -58,7 +58,7 @@ class RefreshConfig:
             raise ValueError(f"every: expected 0 (never) or more, got {self.every}")
         at_least_one(self, "steps", "batch")
         above_zero(self, "lr")
-        not_negative(self, "lr")
+        finite(self, "lr")
         share(self, "synthetic")
 
 

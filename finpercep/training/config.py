@@ -26,10 +26,6 @@ def paper_settings(init: str | None) -> dict[str, Any]:
     return {"batch": 64, "epochs": 50} if init == PAPER_MODEL else {}
 
 
-_LEAST = {"lr_encoder": 0, "lr_new": 0, "weight_decay": 0, "save_every": 1, "log_every": 1}
-"""Of settings that have no option with a least value."""
-
-
 def _option(default: Any, help: str, **more: Any) -> Any:
     """A field that `finpercep train-reward` has an option for."""
     return field(default=default, metadata={"help": help, **more})
@@ -79,9 +75,9 @@ class RewardTrainConfig:
     steps: int = _option(3000, "Total number of updates.", min=1)
     epochs: int | None = _option(None, "Passes over all pairs of photo and result, in place of --steps.", min=1)
     batch: int = _option(8, "Triplets per step.", min=1)
-    lr_encoder: float = _option(1e-5, "Peak learning rate of the encoder.")
-    lr_new: float = _option(1e-4, "Peak learning rate of everything else.")
-    weight_decay: float = 1e-4
+    lr_encoder: float = _option(1e-5, "Peak learning rate of the encoder.", min=0)
+    lr_new: float = _option(1e-4, "Peak learning rate of everything else.", min=0)
+    weight_decay: float = field(default=1e-4, metadata={"min": 0})
     warmup: int = _option(100, "Steps over which the learning rates rise to their peaks.", min=0)
     precision: str = _option("fp32", "fp32, or bf16 for autocast: faster on a GPU.")
     checkpointing: bool = _option(
@@ -99,8 +95,8 @@ class RewardTrainConfig:
     triplets: TripletConfig = field(default_factory=TripletConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     climb: ClimbConfig = field(default_factory=ClimbConfig)
-    save_every: int = 250
-    log_every: int = 25
+    save_every: int = field(default=250, metadata={"min": 1})
+    log_every: int = field(default=25, metadata={"min": 1})
     workers: int = _option(1, "Number of processes that prepare triplets.", min=0)
     dev_every: int = _option(0, "Hold out every N-th training scene (0: none), to choose settings on.", min=0)
     evaluate_every: int = _option(
@@ -113,7 +109,7 @@ class RewardTrainConfig:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value, least = getattr(self, option.name), option.metadata.get("min", _LEAST.get(option.name))
+            value, least = getattr(self, option.name), option.metadata.get("min")
             if value is not None and least is not None and value < least:
                 raise ValueError(f"{option.name}: expected at least {least}, got {value}")
         if self.precision not in PRECISIONS:

@@ -113,7 +113,7 @@ def stored_scenes(
     Args:
         root: the data set.
         split: the split.
-        leave_out: sources that are left out.
+        leave_out: sources that are left out, and with them the scenes that have no others.
         may_be_empty: without a scene in the split, the answer is an empty list.
 
     Raises:
@@ -127,6 +127,8 @@ def stored_scenes(
     prefix = f"data/{SPLIT_NAMES.get(split, split)}-"
     files = _listed(manifest)
     scenes = [scene for file in files if str(file.relative_to(root)).startswith(prefix) for scene in _scenes(file)]
+    if not scenes and not may_be_empty:
+        raise ValueError(f"{root}: no scene in split {split!r}")
     known = {source for scene in scenes for source in scene.rows}
     unknown = set(leave_out) - known
     if unknown:
@@ -135,10 +137,7 @@ def stored_scenes(
         for source in leave_out:
             scene.rows.pop(source, None)
             scene.sr_paths.pop(source, None)
-    scenes = [scene for scene in scenes if scene.rows]
-    if not scenes and not may_be_empty:
-        raise ValueError(f"{root}: no scene in split {split!r}")
-    return scenes
+    return [scene for scene in scenes if scene.rows]
 
 
 def _listed(manifest: Path) -> list[Path]:

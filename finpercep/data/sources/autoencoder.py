@@ -31,8 +31,8 @@ _FILES = ("config.json", "diffusion_pytorch_model*", "vae/config.json", "vae/dif
 class AutoencoderSource:
     """diffusers' `AutoencoderKL` or `AutoencoderTiny`, from a folder or the hub, with noise in the latent.
 
-    The photo is encoded, noise of a strength uniform in `NOISE` is added, and the sum decoded: fine texture, letters
-    and faces come back plausible and wrong, coarse structure stays. No low-resolution image is needed.
+    The photo is encoded, noise of a strength uniform in `NOISE` is added, and the sum decoded: the decoder invents fine
+    detail, coarse structure stays. No low-resolution image is needed.
 
     Args:
         name_or_path: the autoencoder, or a pipeline that has one in `vae`.
