@@ -16,11 +16,13 @@ from finpercep.cli.common import (
     check_device,
     one_line_errors,
 )
+from finpercep.cli.options import refuse_given
 
 
 def evaluate_reward(
+    ctx: typer.Context,
     data: DataArgument,
-    models: Annotated[
+    model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help=f"{MODEL_HELP} Default: {DEFAULT_MODEL}."),
     ] = None,
@@ -76,18 +78,20 @@ def evaluate_reward(
     from finpercep.evaluation.report import run
     from finpercep.models import RewardModel
 
+    if baselines_only:
+        refuse_given(ctx, "model", "climb", "page", reason="without --baselines-only")
     device = check_device(device)
-    if models and len(models) > 1:
-        print(f"--model: expected one, got {', '.join(models)}; measure one after the other", file=sys.stderr)
+    if model and len(model) > 1:
+        print(f"--model: expected one, got {', '.join(model)}; measure one after the other", file=sys.stderr)
         raise typer.Exit(2)
-    model = models[0] if models else DEFAULT_MODEL
+    name = model[0] if model else DEFAULT_MODEL
     with one_line_errors(2, ValueError, OSError, ImportError):
-        reward = None if baselines_only else RewardModel.from_pretrained(model).to(device)
+        reward = None if baselines_only else RewardModel.from_pretrained(name).to(device)
     with one_line_errors(1, ValueError, OSError, RuntimeError, ImportError):
         run(
             data,
             model=reward,
-            name=None if baselines_only else model,
+            name=None if baselines_only else name,
             split=split,
             shifts=shift or ["none"],
             metrics=None if metric is None else [name for name in metric if name != "none"],

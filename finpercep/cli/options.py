@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["given", "settings_command"]
+__all__ = ["given", "is_given", "refuse_given", "settings_command"]
 
 
 def settings_command(*settings: str, after: str) -> type[TyperCommand]:
@@ -42,7 +43,7 @@ def settings_command(*settings: str, after: str) -> type[TyperCommand]:
         def invoke(self, ctx: Any) -> Any:
             options = _options(settings)
             values = options.callback(**{option.name: ctx.params.pop(option.name) for option in options.params})
-            ctx.obj = {name: value for name, value in values.items() if _is_given(ctx, name)}
+            ctx.obj = {name: value for name, value in values.items() if is_given(ctx, name)}
             return super().invoke(ctx)
 
     return SettingsCommand
@@ -58,9 +59,22 @@ def given(ctx: typer.Context, settings: type) -> dict[str, Any]:
     return values
 
 
-def _is_given(ctx: Any, name: str) -> bool:
+def is_given(ctx: Any, name: str) -> bool:
+    """Whether the parameter of this name was given, rather than left at its default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
+
+
+def refuse_given(ctx: typer.Context, *names: str, reason: str) -> None:
+    """End the command with status 2 where one of these options was given, as it would go unused.
+
+    Args:
+        names: of parameters; reason: when they would be used, such as "with --engine ray".
+    """
+    for name in names:
+        if is_given(ctx, name):
+            print(f"--{name.replace('_', '-')}: expected only {reason}", file=sys.stderr)
+            raise typer.Exit(2)
 
 
 def _options(settings: tuple[str, ...]) -> Any:

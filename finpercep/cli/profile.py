@@ -18,6 +18,7 @@ from finpercep.cli.common import (
     one_line_errors,
     set_threads,
 )
+from finpercep.cli.options import refuse_given
 from finpercep.io.modules import imported
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 def profile(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Argument(help="Folder for index.html, profile.json, roofline.png and trace.json.")],
     model: ModelOption = DEFAULT_MODEL,
     batch: Annotated[
@@ -62,10 +64,8 @@ def profile(
     With --loop: the shares that the labeled parts of your own loop take of it.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU, torch's profiler says so as an error
-    if loop is not None:
-        set_threads(threads)
-        page = _profile_loop(loop, out, steps, trace)
-    else:
+    if loop is None:
+        refuse_given(ctx, "steps", reason="with --loop")
         with one_line_errors(2, ValueError):
             sizes = [_size(text) for text in size or ["512"]]
             dtypes = [_dtype(text) for text in dtype or ["fp32"]]
@@ -73,6 +73,11 @@ def profile(
         loaded = load_model(model, device, threads)
         with one_line_errors(1, ImportError, OSError, RuntimeError):
             page = _profile_model(loaded, model, out, batch or [1, 4], sizes, dtypes, compile, rounds, trace)
+    else:
+        unused = ("model", "batch", "size", "dtype", "compile", "rounds", "device")
+        refuse_given(ctx, *unused, reason="without --loop, whose function decides it")
+        set_threads(threads)
+        page = _profile_loop(loop, out, steps, trace)
     print(f"page: {page}")
 
 

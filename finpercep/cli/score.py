@@ -22,6 +22,7 @@ from finpercep.cli.common import (
     one_line_errors,
     pick_device,
 )
+from finpercep.cli.options import refuse_given
 from finpercep.cli.output import quiet_libraries
 from finpercep.io.reasons import printable
 
@@ -40,7 +41,11 @@ class Engine(str, Enum):
 
 
 def score(
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders (searched recursively) or glob patterns.")],
+    ctx: typer.Context,
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders (searched recursively) or glob patterns; a file is scored once."),
+    ],
     model: ModelOption = DEFAULT_MODEL,
     maps: Annotated[
         Path | None,
@@ -83,6 +88,8 @@ def score(
     """
     from rich.console import Console
 
+    if engine is Engine.LOCAL:
+        refuse_given(ctx, "workers", reason="with --engine ray")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     if maps is not None and maps.exists() and not maps.is_dir():
         print(f"--maps: expected a folder, got the file {maps}", file=sys.stderr)

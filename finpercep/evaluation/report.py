@@ -101,7 +101,8 @@ def run(
     judges = _judges(model, name, metrics, device)
     evaluations: list[Evaluation] = []
     for shift in shifts:
-        done = _evaluate(judges, scenes, shift, seed, faults)
+        beside = {title: make() for title, make in baselines.BASELINES.items()}  # anew: one of them draws at random
+        done = _evaluate(judges | beside, scenes, shift, seed, faults)
         evaluations.extend(done)
         _print(console, done, without)
         if intervals:
@@ -176,7 +177,7 @@ def _judges(
             judges[metric] = baselines.reward_judge(load_reward(metric, device=device), device=device)
         else:
             judges[metric.upper()] = baselines.pyiqa_metric(metric, device)
-    return judges | {name: make() for name, make in baselines.BASELINES.items()}
+    return judges
 
 
 def _evaluate(

@@ -63,6 +63,8 @@ def test_evaluate_reward_passes_every_option_on(
         ("--device gpu7", "gpu7"),
         ("--device gpu7 --baselines-only", "gpu7"),
         ("--model finpercep-tiny --model a", "--model: expected one, got finpercep-tiny, a"),
+        ("--baselines-only --model finpercep-tiny", "--model: expected only without --baselines-only"),
+        ("--baselines-only --climb 2", "--climb: expected only without --baselines-only"),
     ],
 )
 def test_evaluation_without_its_model_or_device_ends_with_2(words: str, message: str) -> None:

@@ -263,6 +263,11 @@ def test_file_names_that_are_no_text(how: str, run: Run, tmp_path: Path) -> None
         assert "schön [red].png" in result.stdout
 
 
+def test_workers_are_of_ray(run: Run) -> None:
+    result = run("x.png", "--workers", "2")
+    assert (result.exit_code, result.stderr) == (2, "--workers: expected only with --engine ray\n")
+
+
 def finpercep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "finpercep", *arguments]
 

@@ -100,6 +100,8 @@ def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--size", "0"], "--size: expected a side or HEIGHTxWIDTH in pixels, got 0"),
         (["--dtype", "fp8"], "--dtype: expected fp32, bf16, fp16, got fp8"),
         (["--compile", "no"], "--compile: expected default, reduce-overhead, max-autotune, got no"),
+        (["--steps", "3"], "--steps: expected only with --loop"),
+        (["--loop", "json:loads", "--size", "64"], "--size: expected only without --loop"),
         (["--loop", "json"], "--loop: expected MODULE:NAME, got json"),
         (["--loop", "json:nothing"], "--loop: json:nothing: the module json has no 'nothing'"),
         (

@@ -294,6 +294,14 @@ def test_run_prints_the_tables_and_writes_json(data: Path, tmp_path: Path) -> No
     assert f"{oracle['overall']['auc']:.3f}" in row
 
 
+def test_a_baseline_does_not_depend_on_the_shifts_before(data: Path) -> None:
+    def noise(shifts: list[str]) -> dict:
+        rows = report.run(data, model=None, shifts=shifts, metrics=[], console=Console(file=io.StringIO()))
+        return next(e.to_dict() for e in rows if (e.name, e.shift) == ("random map", "jpeg75"))
+
+    assert noise(["none", "jpeg75"]) == noise(["jpeg75"])
+
+
 def test_run_shows_each_source_of_the_model(
     data: Path, small_model: RewardModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from finpercep.models import RewardOutput
 from finpercep.rl import scores
-from finpercep.rl.generators.pretrain import draw_levels, flow_matching_loss
+from finpercep.rl.generators.pretrain import draw_level, flow_matching_loss
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.rollout import initial_noise, sample_generators
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
@@ -124,7 +124,8 @@ def test_late_steps_alone_are_drawn():
 
 
 def test_levels_follow_the_sampler():
-    drawn = draw_levels(Toy(), 4000, torch.Generator().manual_seed(0))
+    generator, seed = Toy(), torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw_level(generator, seed) for _ in range(4000)])
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.02)
     assert 0 <= float(drawn.min()) < 0.01
     assert 0.99 < float(drawn.max()) <= 1
@@ -163,7 +164,7 @@ def test_no_photos():
     with pytest.raises(ValueError, match="pretrain: expected photos"):
         ReFL(Toy(), ReFLConfig()).collect(alone, Red(), 0)
     with pytest.raises(ValueError, match="batch: expected photos"):
-        flow_matching_loss(Toy(), alone, torch.Generator())
+        flow_matching_loss(Toy(), alone, [torch.Generator()] * 2)
     terms = ReFL(Toy(), ReFLConfig(pretrain=False))
     assert "pretrain_loss" not in terms.loss(terms.collect(alone, Red(), 0))
 

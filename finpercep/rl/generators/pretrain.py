@@ -22,7 +22,7 @@ from finpercep.runs.state import check_settings, read_state, write_state
 
 STATE_PARTS = ("step", "model", "averaged", "optimizer", "settings")
 LEVELS = 64
-"""Steps between which `draw_levels` interpolates."""
+"""Steps between which `draw_level` interpolates."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class PretrainConfig:
     seed: int = 0
 
 
-def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+def flow_matching_loss(generator: Generator, batch: Batch, seeds: Sequence[torch.Generator]) -> Tensor:
     """E|v_θ(x, s) - (ε - x0)|² on photos: the second term of Eq. 2 in flow coordinates, and pre-training.
 
     s is distributed as the sampler's steps are: what is used is what is trained.
 
     Args:
         batch: with photos.
-        seed: of s and ε, on the CPU: one for the batch, or one for each row, which then do not depend on the batch.
+        seeds: of s and ε, on the CPU, one for each row: no row depends on its batch.
 
     Raises:
         ValueError: a batch without photos.
@@ -70,20 +70,16 @@ def flow_matching_loss(generator: Generator, batch: Batch, seed: torch.Generator
     condition = generator.condition(batch)
     with torch.no_grad():
         x0 = generator.encode(batch.photo, condition)
-        if isinstance(seed, torch.Generator):
-            drawn = draw_levels(generator, len(x0), seed), torch.randn(x0.shape, generator=seed, dtype=torch.float64)
-        else:
-            parts = [draw_levels(generator, 1, one) for one in seed]
-            noises = [torch.randn(x0.shape[1:], generator=one, dtype=torch.float64) for one in seed]
-            drawn = torch.cat(parts), torch.stack(noises)
-        s, epsilon = (placed(values, x0) for values in drawn)
+        levels = torch.cat([draw_level(generator, seed) for seed in seeds])
+        noise = torch.stack([torch.randn(x0.shape[1:], generator=seed, dtype=torch.float64) for seed in seeds])
+        s, epsilon = placed(levels, x0), placed(noise, x0)
     return (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square().mean()
 
 
-def draw_levels(generator: Generator, count: int, seed: torch.Generator) -> Tensor:
-    """Noise levels (count,) fp64, distributed as those of the generator's sampler."""
+def draw_level(generator: Generator, seed: torch.Generator) -> Tensor:
+    """A noise level (1,) fp64, distributed as those of the generator's sampler."""
     s = torch.tensor(generator.steps(LEVELS).s, dtype=torch.float64)
-    at = LEVELS * torch.rand(count, generator=seed, dtype=torch.float64)
+    at = LEVELS * torch.rand(1, generator=seed, dtype=torch.float64)
     below = at.long()
     return torch.lerp(s[below], s[below + 1], at - below)
 
@@ -119,7 +115,8 @@ def pretrain(config: PretrainConfig, report: Callable[[int, float], None] = lamb
         for step in range(done, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * cosine(step, config.warmup, config.steps)
-            loss = flow_matching_loss(model, crops.batch(step, config.batch), seeded(config.seed, "flow", step))
+            seeds = [seeded(config.seed, "flow", step, row) for row in range(config.batch)]
+            loss = flow_matching_loss(model, crops.batch(step, config.batch), seeds)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
