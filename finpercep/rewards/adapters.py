@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
-from finpercep.rewards.protocol import combined_fingerprint
+from finpercep.rewards.protocol import WrongAnswerError, combined_fingerprint
 
 
 class FunctionReward:
@@ -39,7 +39,7 @@ class FunctionReward:
         """Scores (B,), float32 on the device of the images (B,3,H,W); no map. Prompts default to empty ones.
 
         Raises:
-            ValueError: the function did not answer with B numbers; names it.
+            WrongAnswerError: the function did not answer with B numbers; names it.
         """
         size = len(images)
         context = list(prompts or [""] * size), list(metadata or ({} for _ in range(size)))
@@ -53,14 +53,14 @@ class FunctionReward:
         scores = answer[0] if isinstance(answer, tuple) else answer
         if isinstance(scores, Mapping):
             if "avg" not in scores:
-                raise ValueError(f'{self.name}: expected scores under "avg", got {sorted(scores)}')
+                raise WrongAnswerError(f'{self.name}: expected scores under "avg", got {sorted(scores)}')
             scores = scores["avg"]
         try:
             score = torch.as_tensor(scores).to(images.device, torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.name}: expected {size} scores, got {type(scores).__name__}") from error
+            raise WrongAnswerError(f"{self.name}: expected {size} scores, got {type(scores).__name__}") from error
         if tuple(score.shape) != (size,):
-            raise ValueError(f"{self.name}: expected {size} scores, got shape {tuple(score.shape)}")
+            raise WrongAnswerError(f"{self.name}: expected {size} scores, got shape {tuple(score.shape)}")
         return RewardOutput(score, None)
 
 

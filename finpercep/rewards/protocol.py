@@ -29,6 +29,10 @@ class Reward(Protocol):
     def __call__(self, images: Tensor, *args: Any, **context: Any) -> RewardOutput: ...
 
 
+class WrongAnswerError(ValueError):
+    """A reward that does not keep to the protocol: whatever the images, it is the reward that has to be mended."""
+
+
 def call_reward(reward: Reward, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
     """Call `reward` with what it takes of `context`.
 
@@ -40,7 +44,7 @@ def call_reward(reward: Reward, images: Tensor, context: Mapping[str, Any]) -> R
         The reward's output: score (B,), and its map (B,1,H,W) or None.
 
     Raises:
-        ValueError: the reward answered with scores of another shape.
+        WrongAnswerError: the reward answered with scores of another shape.
     """
     taken = {name: context[name] for name in getattr(reward, "takes", ()) if name in context}
     return checked(reward(images, **taken), images, reward)
@@ -50,10 +54,10 @@ def checked(output: RewardOutput, images: Tensor, reward: Any) -> RewardOutput:
     """The reward's answer to images (B,3,H,W).
 
     Raises:
-        ValueError: its scores are not (B,).
+        WrongAnswerError: its scores are not (B,).
     """
     if tuple(output.score.shape) != (len(images),):
-        raise ValueError(
+        raise WrongAnswerError(
             f"reward: expected scores ({len(images)},) for {len(images)} images, got {tuple(output.score.shape)} "
             f"from {type(reward).__name__}"
         )

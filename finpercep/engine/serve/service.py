@@ -28,6 +28,7 @@ from finpercep.engine.serve.requests import Refused, images_of
 from finpercep.engine.serve.settings import ServeSettings
 from finpercep.io.images import ImageError
 from finpercep.io.reasons import one_line
+from finpercep.rewards.protocol import WrongAnswerError
 from finpercep.rewards.remote import MAPS, SHAPE
 
 __all__ = ["Answer", "Meter", "Request", "Service", "digest"]
@@ -224,7 +225,8 @@ class Service:
                 raise Refused(
                     413, f"image {failed.number}: expected one that fits in memory, got none free"
                 ) from failed
-            if isinstance(failed.error, ValueError):  # the reward refuses this image
+            if isinstance(failed.error, ValueError) and not isinstance(failed.error, WrongAnswerError):
+                # the reward refuses this image
                 raise Refused(400, f"image {failed.number}: {one_line(failed.error)}") from failed
             raise failed.error from None
         if self._meter is not None:

@@ -284,6 +284,19 @@ def test_a_score_that_is_not_finite_is_an_error(photo_array: np.ndarray) -> None
     service.close()
 
 
+def test_a_reward_that_answers_wrongly_is_no_fault_of_the_image(photo_array: np.ndarray) -> None:
+    class TooMany:
+        fingerprint = "two-1"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            return RewardOutput(torch.zeros(len(images) + 1), None)
+
+    service = Service(Scorer(TooMany()), SETTINGS)
+    (answer,) = ask(service, score_request(png_of(photo_array)))
+    assert answer.status == 500
+    service.close()
+
+
 def test_a_reward_that_takes_more_is_refused() -> None:
     class Prompted(Broken):
         takes = ("prompts",)
