@@ -48,6 +48,7 @@ def train_rl(
     Without more it trains the embedded generator against the embedded reward model. The same command with the same
     --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
     """
+    from finpercep.rl.grpo import RatioError
     from finpercep.rl.loop import train
     from finpercep.rl.screen import RLScreen
     from finpercep.rl.settings import resolve
@@ -64,7 +65,7 @@ def train_rl(
         return
     settings = replace(settings, device=check_device(settings.device))
     try:
-        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
+        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError, MemoryError, RatioError):
             train(settings, [RLScreen(), *trackers_of(settings.out, wandb)])
     except KeyboardInterrupt:
         place = settings.out

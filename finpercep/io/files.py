@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["UNFINISHED", "atomic_write", "write_json"]
+__all__ = ["UNFINISHED", "append_line", "atomic_write", "write_json"]
 
 UNFINISHED = ".*.tmp"
 """What a kill may leave of a file that was being written."""
@@ -29,16 +29,36 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     # A hash: names may be as long as the file system allows, and differ anywhere. Threads may write the same file.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     temporary = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with _named(path, str(temporary)):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a text file.
+
+    Raises:
+        OSError: see `atomic_write`; a part of the line may then be in the file.
+    """
+    with _named(path), open(path, "a") as file:
+        file.write(text + "\n")
+
+
+@contextmanager
+def _named(path: Path, *others: str) -> Iterator[None]:
+    """Errors of the system that name no file, or one of `others`, name `path`."""
     try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, _reason(error, path), str(path)) from error
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, *others):
+            raise
+        raise OSError(error.errno, _reason(error, path), str(path)) from error
 
 
 def _reason(error: OSError, path: Path) -> str:

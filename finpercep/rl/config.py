@@ -79,6 +79,7 @@ class RLConfig:
         shard: divide the frozen weights of a pipeline with adapters among the processes (FSDP2).
         keep: checkpoints that are kept, the last ones.
         save_every: steps between checkpoints.
+        accept_reward: go on from a checkpoint though the stages' rewards, or the judge, are other ones than they were.
         dev_every: hold out every n-th training photo, measure on those, and leave `val` unseen, as whoever chooses
             settings needs it; 0 measures on `val`.
         eval_every: steps between measurements on held-out photos.
@@ -112,6 +113,7 @@ class RLConfig:
     shard: bool = False
     keep: int = 2
     save_every: int = 50
+    accept_reward: bool = False
     dev_every: int = 0
     eval_every: int = 50
     eval_photos: int = 16
@@ -139,6 +141,11 @@ class RLConfig:
             raise ValueError(
                 "refresh.every: expected more than the steps over which auto compares one version of the reward, "
                 f"{least}, got {self.refresh.every}"
+            )
+        if self.accept_reward and self.refresh.every:
+            raise ValueError(
+                "accept_reward: expected refresh.every 0, as refreshed rewards are part of a checkpoint, got "
+                f"{self.refresh.every}"
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
@@ -185,14 +192,16 @@ def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
     del settings["monitors"]["alarm"]
-    ignored = ("data", "out", "save_every", "keep", "device")  # of data, which may have moved, there is a fingerprint
+    # Of data, which may have moved, there is a fingerprint.
+    ignored = ("data", "out", "save_every", "keep", "device", "accept_reward")
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
 def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
     """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
 
-    A setting that is younger than the state had its default, wherever it stands; a judge was the present one.
+    A setting that is younger than the state had its default, wherever it stands; a judge was the present one. With
+    `accept_reward`, rewards and judge were the present ones.
 
     Raises:
         ValueError: names what differs.
@@ -204,7 +213,23 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
         del defaults["algorithm"]
     if "judge_fingerprint" not in was and "judge_fingerprint" in now:
         was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
-    check_settings(_completed(was, defaults), now, folder)
+    was = _completed(was, defaults)
+    if config.accept_reward:
+        was = _with_rewards_of(now, was)
+    try:
+        check_settings(was, now, folder)
+    except ValueError as error:
+        if was.get("reward_fingerprints") == now["reward_fingerprints"]:
+            raise
+        raise ValueError(f"{error}; accept_reward=true goes on with other rewards") from None
+
+
+def _with_rewards_of(now: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:
+    """Settings `was` as if its stages had had the rewards of `now`, and its judge."""
+    stages = [{**old, "reward": new["reward"]} for old, new in zip(was["stages"], now["stages"], strict=False)]
+    same = {name: now[name] for name in ("reward_fingerprints", "judge_fingerprint")}
+    judge = {**was["monitors"], "judge": now["monitors"]["judge"]}
+    return {**was, **same, "monitors": judge, "stages": (*stages, *was["stages"][len(stages) :])}
 
 
 def _completed(was: Any, default: Any) -> Any:

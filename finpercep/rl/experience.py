@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -33,6 +33,8 @@ class Experience:
         figures: name -> () on the device, for the log.
         reward: for losses that go through it.
         fresh: no update has been made since it was collected.
+        looks: what losses leave to be checked after the step's updates, since looking at values waits for the device;
+            a list that the micro-batches share.
         hint: where there are no rows, why, and what to do.
     """
 
@@ -41,6 +43,7 @@ class Experience:
     figures: dict[str, Tensor] = field(default_factory=dict)
     reward: Reward | None = None
     fresh: bool = True
+    looks: list[Callable[[], None]] = field(default_factory=list)
     hint: str = ""
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -227,8 +228,7 @@ class GRPO:
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """Eq. 6 to minimize, with its statistics under flow_grpo's names.
 
-        Raises:
-            RuntimeError: before the first update a ratio is not 1.
+        Before the first update a ratio that is not 1 is a `RatioError`, at the look that is left in `part.looks`.
         """
         config, rows = self.config, part.tensors
         found = self._transition(part, reference=config.beta > 0 or config.norm_weight > 0)
@@ -246,7 +246,7 @@ class GRPO:
             beta=config.beta,
         )
         if part.fresh:
-            _check_ratio(stats)
+            part.looks.append(partial(_check_ratio, stats.ratio_min, stats.ratio_max))
         terms = {
             "policy_loss": stats.policy_loss,
             "kl_loss": stats.kl_loss,
@@ -268,11 +268,14 @@ class GRPO:
             yield "photo_loss", config.photo_weight, flow_matching_loss(self.generator, part.batch, draws)
 
 
-def _check_ratio(stats: ops.GRPOStats) -> None:
-    """Nothing has been updated: sampling and training must agree on how likely each step was."""
-    low, high = torch.stack([stats.ratio_min, stats.ratio_max]).tolist()
+class RatioError(RuntimeError):
+    """Sampling and training disagree on how likely a step was, though nothing has been updated in between."""
+
+
+def _check_ratio(smallest: Tensor, largest: Tensor) -> None:
+    low, high = torch.stack([smallest, largest]).tolist()
     if not 1 - RATIO_TOLERANCE <= low <= high <= 1 + RATIO_TOLERANCE:
-        raise RuntimeError(
+        raise RatioError(
             f"ratio: expected 1 before the first update, got {low:.6f} to {high:.6f}; the generator answers otherwise "
             "in training than in sampling: look for dropout, normalizations in training mode, another precision, or "
             "weights that were changed in between"

@@ -36,7 +36,8 @@ class Learner:
         """Divide the rows among `updates` updates; returns the means of their terms, none where nobody has rows.
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite.
+            FloatingPointError: a reward, a loss or a gradient is not finite.
+            RatioError: see `GRPO.loss`.
         """
         parts = list(experience.parts(self.algorithm.config.micro_batch))
         terms: dict[str, Tensor] = {}
@@ -48,6 +49,8 @@ class Learner:
             for name, value in self._update(share, total, optimizer, step, fresh=fresh).items():
                 terms[name] = terms.get(name, 0) + value * total / rows
             fresh = False
+        for look in experience.looks:
+            look()
         self.guard.check()
         return terms
 

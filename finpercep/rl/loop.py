@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finpercep.io.files import atomic_write, write_json
+from finpercep.engine.batches import is_out_of_memory
+from finpercep.io.files import append_line, atomic_write, write_json
 from finpercep.rl.config import RLConfig
 from finpercep.rl.generators import GeneratorModule
 from finpercep.rl.report import write_report
@@ -43,6 +44,9 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         ValueError: settings, data or models that do not fit, or a state that was made with others.
         OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
         FloatingPointError: a reward, a loss or a gradient was not finite; what was saved stays.
+        RatioError: Flow-GRPO's model answers otherwise in training than in sampling.
+        MemoryError: there is no memory for a step; says what to lower.
+        ConnectionError: another process has ended.
         KeyboardInterrupt: after Ctrl-C.
     """
     trainer, out = RLTrainer(config), Path(config.out)
@@ -58,7 +62,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         stages = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in names)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
         if not resumed:
-            figures = {"stage": 0, "version": 0, **trainer.evaluate()}
+            with _memory_explained():
+                figures = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, figures)
             lines.append(measured(0, figures))
         if trainer.kept:
@@ -70,8 +75,10 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
-            while not trainer.finished and not _step(trainer, told, asked):
-                pass
+            while not trainer.finished:
+                with _memory_explained():
+                    if _step(trainer, told, asked):
+                        break
         trainer.export()
         if trainer.average is not None:
             trainer.average.adopt()
@@ -103,14 +110,26 @@ def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interru
     return stop
 
 
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            "memory: expected enough for a step, got none free; lower algorithm.micro_batch, batch, side or eval_photos"
+            ", or, of a pipeline of diffusers, set generator_options.checkpointing=true, decode=tiled, dtype=bfloat16"
+        ) from error
+
+
 def _log(trainer: RLTrainer, figures: dict[str, float], alarms: Sequence[str] = ()) -> None:
     if not trainer.ranks.first:
         return
     stage = int(figures["stage"])
     line: dict[str, Any] = {"step": trainer.done, **figures, "stage": stage, "version": int(figures["version"])}
     line |= {"reward": trainer.fingerprints[stage], **({"alarms": list(alarms)} if alarms else {})}
-    with open(Path(trainer.config.out) / METRICS, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(Path(trainer.config.out) / METRICS, json.dumps(line))
 
 
 def _cut_metrics(path: Path, done: int) -> None:

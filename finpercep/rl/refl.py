@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,7 @@ from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import check_map, score
+from finpercep.rl.scores import check_finite, check_map, score
 
 WEIGHTINGS = ("relu", "identity")
 
@@ -91,6 +92,8 @@ class ReFL:
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """The terms of Eq. 2; "loss" is what to minimize.
 
+        A reward that is not finite is a `FloatingPointError`, at the look that is left in `part.looks`.
+
         Raises:
             ValueError: the reward does not let gradients through.
         """
@@ -107,6 +110,7 @@ class ReFL:
                 f"reward: ReFL needs a reward with gradients to the pixels, got scores without from "
                 f"{type(reward).__name__}; use grpo, dpo or nft for it"
             )
+        part.looks.append(partial(check_finite, rewards.detach(), part.batch.ids))
         weighted = torch.relu(config.target - rewards) if config.weighting == "relu" else -rewards
         terms = {"policy_loss": weighted.mean(), "reward_avg": rewards.detach().mean()}
         loss = config.weight * terms["policy_loss"]

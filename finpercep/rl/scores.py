@@ -58,11 +58,20 @@ def scores_and_map(reward: Reward, images: Tensor, batch: Batch) -> tuple[dict[s
     else:
         output = score(reward, images, batch)
         average, faults = output.score, output.map if isinstance(output.map, Tensor) else None
-    finite = average.isfinite()
-    if not bool(finite.all()):
-        bad = batch.ids[~finite.cpu()].unique().tolist()
-        raise FloatingPointError(f"reward: expected finite scores, got {average[~finite][0].item()} for image {bad[0]}")
+    check_finite(average, batch.ids)
     return {**scores, "avg": average}, faults
+
+
+def check_finite(scores: Tensor, ids: Tensor) -> None:
+    """Refuse scores (N,) that are not finite; waits for the device.
+
+    Raises:
+        FloatingPointError: names the first image, of `ids` (N,), that has one.
+    """
+    finite = scores.isfinite()
+    if not bool(finite.all()):
+        bad = ids[~finite.cpu()].unique().tolist()
+        raise FloatingPointError(f"reward: expected finite scores, got {scores[~finite][0].item()} for image {bad[0]}")
 
 
 def ranked_by(reward: Reward, scores: dict[str, Tensor], ids: Tensor) -> Tensor:

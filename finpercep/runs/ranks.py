@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -23,8 +25,30 @@ def own_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """What all processes do together; where one of them has ended, an error that says so.
+
+    Raises:
+        ConnectionError: another process has ended, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors, in the words of its sockets.
+        lost = isinstance(error, dist.DistError) or re.search(r"peer|connection|timed? ?out", str(error), re.IGNORECASE)
+        if not lost:
+            raise
+        raise ConnectionError(
+            "processes: expected all of them to go on, got no answer from one, which has ended or hangs; its own "
+            "output says why; started again, the run goes on from its last checkpoint"
+        ) from error
+
+
 class Ranks:
     """The processes of a run; one alone, where no launcher says otherwise.
+
+    What they do together raises ConnectionError where one of them has ended.
 
     Attributes:
         size, rank: how many there are, and which one this is.
@@ -56,7 +80,8 @@ class Ranks:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -65,14 +90,16 @@ class Ranks:
         """Replace each tensor by the first process's."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor.detach(), src=0)
+                with _together():
+                    dist.broadcast(tensor.detach(), src=0)
 
     def gathered(self, value: T) -> list[T]:
         """Each process's value, in all of them."""
         if self.size == 1:
             return [value]
         found = [value] * self.size
-        dist.all_gather_object(found, value)
+        with _together():
+            dist.all_gather_object(found, value)
         return found
 
     def joined(self, own: Tensor, rows: Tensor, total: int) -> Tensor:
@@ -85,7 +112,8 @@ class Ranks:
             return own
         whole = own.new_zeros(total, *own.shape[1:])
         whole[rows] = own.detach()
-        dist.all_reduce(whole)
+        with _together():
+            dist.all_reduce(whole)
         return whole.index_copy(0, rows, own)
 
     def total(self, number: int) -> int:
@@ -97,5 +125,6 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _together():
+            dist.broadcast_object_list(box, src=0)
         return box[0]

@@ -10,7 +10,7 @@ import torch
 
 from finpercep.rewards import Mixture
 from finpercep.rl.experience import DeadGroups
-from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.grpo import GRPO, GRPOConfig, RatioError
 from finpercep.rl.scores import group_advantages, group_scores
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
@@ -107,8 +107,10 @@ def test_a_ratio_that_is_not_one_is_explained():
     algorithm = GRPO(generator, CONFIG)
     experience = algorithm.collect(batch(), Red(), 0)
     generator.move()
-    with pytest.raises(RuntimeError, match=r"ratio: expected 1 before the first update.*dropout"):
-        algorithm.loss(experience)
+    algorithm.loss(experience)
+    (look,) = experience.looks
+    with pytest.raises(RatioError, match=r"ratio: expected 1 before the first update.*dropout"):
+        look()
 
 
 def test_window_and_noise():

@@ -40,7 +40,7 @@ for file in sys.argv[1:]:
 """
 
 
-def start(runs, folder: Path, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(runs, folder: Path, *words: str, stderr=None, **environment: str) -> subprocess.Popen[bytes]:
     """A process that makes these runs, one after the other; their settings are written to `folder`."""
     folder.mkdir(exist_ok=True)
     files = [folder / f"{number}.yaml" for number in range(len(runs))]
@@ -51,6 +51,7 @@ def start(runs, folder: Path, *words: str, **environment: str) -> subprocess.Pop
         [sys.executable, "-c", PROGRAM, *words, *map(str, files)],
         cwd=root,
         env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
+        stderr=stderr,
     )
 
 
@@ -110,6 +111,27 @@ def test_two_processes_are_one(config, tmp_path, monkeypatch):  # noqa: F811
         if name.endswith("dead"):
             assert {line["zero_std_ratio"] for line in steps} == {0.0, 0.5, 1.0}
             assert skipped == sum(line["zero_std_ratio"] == 1 for line in steps)
+
+
+def test_a_process_that_ends_ends_the_run(config, tmp_path):  # noqa: F811
+    """The other one says so in one line; the run goes on from its checkpoint."""
+    stages = (StageConfig(steps=400, lr=1e-3),)
+    settings = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, monitors=MonitorConfig(judge=""), batch=2)
+    environment = together()
+    first, other = (
+        start([settings], tmp_path / str(rank), **environment, RANK=str(rank), stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    )
+    log = Path(settings.out) / "metrics.jsonl"
+    while not (log.is_file() and len(lines(log.parent)) > 3):
+        assert first.poll() is None
+        time.sleep(0.1)
+    other.kill()
+    said = first.communicate(timeout=60)[1].decode().splitlines()
+    other.communicate()
+    assert first.returncode == 1
+    assert said[-1].startswith("[rank0]: ConnectionError: processes: expected all of them to go on, got no answer")
+    assert list(log.parent.glob("checkpoint-*"))
 
 
 def check_alike(one, two):

@@ -196,6 +196,67 @@ def test_another_reward_is_refused(config):
         train(replace(config, algorithm=ALGORITHMS["nft"]))
 
 
+def test_another_reward_is_taken_where_that_is_asked_for(config, tmp_path):
+    """What the former one gave is not compared with what this one gives."""
+    config = replace(config, algorithm=ALGORITHMS["refl"], monitors=MonitorConfig(judge="finpercep-small"))
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [Kill(4)])
+    here = "tests.rl.test_trainer"
+    others = [replace(stage, reward=f"{here}:{name}") for stage, name in zip(config.stages, "AB", strict=True)]
+    other = replace(config, stages=tuple(others), monitors=MonitorConfig(judge="finpercep-tiny"))
+    with pytest.raises(ValueError, match=r"made with.* judge_fingerprint=.*; accept_reward=true goes on with other"):
+        train(other)
+    trainer = RLTrainer(replace(other, accept_reward=True))
+    assert trainer.resume()
+    assert (trainer.done, trainer.alarm.measured, trainer.curriculum.measured) == (2, [], [])
+    train(replace(other, accept_reward=True))
+    log = lines(tmp_path / "run")
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5]
+    assert log[2]["reward"] != log[3]["reward"] == trainer.fingerprints[0]
+    longer = replace(other, accept_reward=True, stages=(*others, others[0]))
+    with pytest.raises(ValueError, match=r"made with stages="):
+        train(longer)
+    with pytest.raises(ValueError, match=r"^accept_reward: expected refresh.every 0"):
+        replace(other, accept_reward=True, refresh=RefreshConfig(every=2))
+
+
+class A:
+    """A reward with gradients and a fingerprint of its own."""
+
+    fingerprint = "a"
+
+    def __call__(self, images):
+        return RewardOutput(images.flatten(1).mean(1), None)
+
+
+class B(A):
+    fingerprint = "b"
+
+
+def test_no_memory_says_what_to_lower(config, monkeypatch):
+    trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["refl"]))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(type(trainer.algorithm), "loss", full)
+    with pytest.raises(MemoryError, match=r"^memory: expected enough for a step.*lower algorithm\.micro_batch, batch"):
+        train(replace(config, algorithm=ALGORITHMS["refl"]))
+
+
+def test_a_reward_without_a_number_is_named_under_refl(config, monkeypatch):
+    """Not the loss that comes of it; and no weight has moved."""
+    monkeypatch.setattr(
+        A, "__call__", lambda self, images: RewardOutput(images.flatten(1).mean(1) * float("nan"), None)
+    )
+    stages = (replace(config.stages[0], reward="tests.rl.test_trainer:A"),)
+    trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["refl"], stages=stages))
+    before = trainer.generator.fingerprint
+    with pytest.raises(FloatingPointError, match=r"^reward: expected finite scores, got nan for image \d+$"):
+        trainer.step()
+    assert trainer.generator.fingerprint == before
+
+
 def test_a_state_older_than_a_setting_had_its_default(config, tmp_path):
     config = replace(config, stages=config.stages[:1], monitors=MonitorConfig(judge=""))
     RLTrainer(config).save()

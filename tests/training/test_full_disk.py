@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,30 +16,9 @@ from finpercep.runs.trackers import TensorBoard
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.trainer import RewardTrainer, train
 from tests.data.conftest import write_scenes
+from tests.disk import fill, small_disk  # noqa: F401
 
 ENCODER = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no mount here")
-    if done.returncode:
-        pytest.skip("may not mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Leave no byte of the disk."""
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(512))
 
 
 def config(data: Path, out: Path) -> RewardTrainConfig:
@@ -52,7 +28,7 @@ def config(data: Path, out: Path) -> RewardTrainConfig:
     return RewardTrainConfig(data=str(data), out=str(out), **options)
 
 
-def test_training_keeps_what_it_saved(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_keeps_what_it_saved(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     settings = config(tmp_path / "data", small_disk / "run")
     files: dict[str, bytes] = {}
     step = RewardTrainer.step
@@ -72,7 +48,7 @@ def test_training_keeps_what_it_saved(tmp_path: Path, small_disk: Path, monkeypa
     assert torch.load(small_disk / "run" / "state.pt", weights_only=True)["step"] == 2
 
 
-def test_the_command_ends_with_one_line(tmp_path: Path, small_disk: Path) -> None:
+def test_the_command_ends_with_one_line(tmp_path: Path, small_disk: Path) -> None:  # noqa: F811
     write_scenes(tmp_path / "data", 1)
     words = f"--out {small_disk / 'run'} --steps 1 --batch 1 --crop 32 --workers 0 --device cpu"
     result = CliRunner().invoke(app, ["train-reward", str(tmp_path / "data"), *words.split()])
@@ -81,7 +57,7 @@ def test_the_command_ends_with_one_line(tmp_path: Path, small_disk: Path) -> Non
     assert result.stderr.splitlines()[-1].startswith(start)
 
 
-def test_a_state_names_its_path_and_size(tmp_path: Path, small_disk: Path) -> None:
+def test_a_state_names_its_path_and_size(tmp_path: Path, small_disk: Path) -> None:  # noqa: F811
     write_state({"step": 1}, small_disk)
     before = (small_disk / "state.pt").read_bytes()
     with pytest.raises(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finpercep.io.fingerprints import weights_fingerprint
+from finpercep.io.reasons import one_line
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators.adapters import adapters_off, add_adapters, save_adapters
 from finpercep.rl.generators.base import GeneratorModule
@@ -137,12 +138,21 @@ class LatentGenerator(GeneratorModule):
         """Adapters as `pipe.load_lora_weights(folder)` of diffusers reads them, or the whole UNet or transformer.
 
         The latter lies in its own folder: `pipe.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")`.
+
+        Raises:
+            OSError: a full disk, no permission; names the path.
         """
+        from safetensors import SafetensorError
+
         if self.options.train == "lora":
             save_adapters(self.denoiser, self.part, self.pipeline_class, self.options, folder, dtype)
         else:
             model = self.denoiser if dtype is None else _as_type(self.denoiser, dtype)
-            model.save_pretrained(Path(folder) / self.part)
+            place = Path(folder) / self.part
+            try:
+                model.save_pretrained(place)
+            except SafetensorError as error:  # of a full disk
+                raise OSError(f"{place}: expected to write the weights, got {one_line(error)}") from error
 
     def check_sides(self, lr: Tensor, multiple: int) -> None:
         """Raises ValueError where the sides are no multiple of what the network can halve."""
