@@ -17,12 +17,12 @@ from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
+from finpercep.runs.ranks import Ranks
 from finpercep.runs.state import check_settings
 
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
 Algorithm = ReFL | DPO | GRPO | NFT
 KINDS: Mapping[str, type] = {"refl": ReFLConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "nft": NFTConfig}
-ALGORITHMS: Mapping[type, type] = {ReFLConfig: ReFL, DPOConfig: DPO, GRPOConfig: GRPO, NFTConfig: NFT}
 
 
 @dataclass(frozen=True)
@@ -164,22 +164,23 @@ def _check_shard(config: RLConfig) -> None:
         raise ValueError("shard: expected compile false, got true")
 
 
-def check_updates(config: RLConfig, images: int) -> None:
+def check_updates(config: RLConfig, processes: int) -> None:
     """Refuse more updates of the weights than a step has micro-batches, each of which is learned from once.
 
     Args:
         config: of the run.
-        images: of a step, in this process.
+        processes: among which a step's images, or the results of each, are divided.
 
     Raises:
         ValueError: there would be fewer than `updates` says.
     """
-    options, rows = config.algorithm, images
+    options, rows = config.algorithm, config.batch
     if isinstance(options, (GRPOConfig, NFTConfig)):
         rows *= options.group_size
     if isinstance(options, GRPOConfig):
         first, last = options.trained
         rows *= options.sliding or last - first
+    rows //= processes
     parts = -(-rows // options.micro_batch)
     if config.updates > parts:
         raise ValueError(
@@ -296,6 +297,17 @@ def _fingerprints(reward: Reward) -> set[str]:
     return {reward.fingerprint}.union(*(_fingerprints(part) for part in inside if hasattr(part, "fingerprint")))
 
 
-def build_algorithm(config: RLConfig, generator: Generator) -> Algorithm:
-    """The algorithm that the options are of."""
-    return ALGORITHMS[type(config.algorithm)](generator, config.algorithm, config.seed)
+def build_algorithm(config: RLConfig, generator: Generator, ranks: Ranks) -> Algorithm:
+    """The algorithm that the options are of.
+
+    Raises:
+        ValueError: groups that the processes cannot divide evenly.
+    """
+    options = config.algorithm
+    if isinstance(options, GRPOConfig):
+        return GRPO(generator, options, config.seed, ranks)
+    if isinstance(options, NFTConfig):
+        return NFT(generator, options, config.seed, ranks)
+    if isinstance(options, DPOConfig):
+        return DPO(generator, options, config.seed)
+    return ReFL(generator, options, config.seed)

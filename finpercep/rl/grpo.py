@@ -21,10 +21,12 @@ from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
-from finpercep.rl.rollout import initial_noise, row_seeds, sample_generators
-from finpercep.rl.scores import alive, result_advantages
+from finpercep.rl.groups import Groups
+from finpercep.rl.rollout import initial_noise, sample_generators
+from finpercep.rl.scores import result_advantages
 from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
 from finpercep.rl.window import check_window, window_at
+from finpercep.runs.ranks import Ranks
 
 RATIO_TOLERANCE = 1e-5
 
@@ -39,6 +41,7 @@ class GRPOConfig:
             deterministic, so that no noise is left in the results. A step that falls far, such as the first one of
             `SRTiny`, adds more noise than the steps behind it can remove: leave it out.
         group_size: results of each image, at least 2.
+        across: divide the results of each image, rather than the images, among processes.
         shared_noise: begin all results of an image at the same noise, as DanceGRPO does: they then differ by the
             trained steps alone, and nothing else disturbs their advantages.
         noise_level, kind: of `ops.sde_step`. Log-probabilities of "cps" lack the division by the variance; at little
@@ -66,6 +69,7 @@ class GRPOConfig:
     steps: int = 3
     window: tuple[int, int] | None = None
     group_size: int = 8
+    across: bool = False
     shared_noise: bool = False
     noise_level: float = 0.7
     kind: str = "flow"
@@ -131,8 +135,9 @@ class Transition(NamedTuple):
 class GRPO:
     """Groups of results of one low-quality image by the SDE of Eq. 4, their advantages (Eq. 5), and Eq. 6."""
 
-    def __init__(self, generator: Generator, config: GRPOConfig, seed: int = 0) -> None:
+    def __init__(self, generator: Generator, config: GRPOConfig, seed: int = 0, ranks: Ranks | None = None) -> None:
         self.generator, self.config, self.seed = generator, config, seed
+        self.groups = Groups(config.group_size, ranks if config.across else None)
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
@@ -148,19 +153,18 @@ class GRPO:
         config = self.config
         if config.photo_weight and batch.photo is None:
             raise ValueError("photo_weight: expected photos beside the low-resolution images, got none")
-        groups = batch.repeat(config.group_size)
-        taken, images = self._rollout(groups, step)
-        advantages, figures = result_advantages(
+        results = batch.repeat(self.groups.own)
+        taken, images = self._rollout(results, step)
+        advantages, keep, figures = result_advantages(
             reward,
             images,
-            groups,
+            results,
             taken["x"][0].shape[-2:],
-            group_size=config.group_size,
+            self.groups,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
             keep_dead=config.keep_dead,
         )
-        keep = slice(None) if config.keep_dead else alive(advantages, config.group_size)
         count = len(taken["x"])
         rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
         std = rows.pop("std").unflatten(0, (-1, count))
@@ -168,10 +172,11 @@ class GRPO:
         if config.std_weight:
             weight = (std / std.mean(1, keepdim=True)).flatten().to(rows["advantage"])
             rows["advantage"] = rows["advantage"] * (weight[:, None] if config.map_weight else weight)
-        whole = groups[keep].repeat(count)
+        kept = results[keep]
         if config.photo_weight:
-            rows["seed"] = torch.tensor(row_seeds(whole.ids, self.seed, "photo", step))
-        experience = Experience(whole, rows, figures)
+            ids = kept.ids[:: self.groups.own]
+            rows["seed"] = torch.tensor(self.groups.seeds(ids, self.seed, "photo", step, times=count))
+        experience = Experience(kept.repeat(count), rows, figures)
         old = [self._transition(part) for part in experience.parts(config.micro_batch)]
         rows["old_log_prob"] = torch.cat([one.log_prob for one in old])
         if config.limit != "clip":
@@ -182,10 +187,12 @@ class GRPO:
         """For each trained step x (B,C,h,w), what it became, its levels and std (B,); and the images."""
         config, generator = self.config, self.generator
         condition, levels = generator.condition(batch), generator.steps(config.steps).s
-        draws = sample_generators(batch.ids, self.seed, "noise", step)
+        own = self.groups.own
+        draws = self.groups.generators(batch.ids[::own], self.seed, "noise", step)
         x = initial_noise(generator, batch, draws, levels[0])
         if config.shared_noise:
-            x = x[:: config.group_size].repeat_interleave(config.group_size, 0)
+            alike = sample_generators(batch.ids[::own], self.seed, "noise", step)  # those of each group's first result
+            x = initial_noise(generator, batch[::own], alike, levels[0]).repeat_interleave(own, 0)
         first, end = config.window_at(step, self.seed)
         taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": [], "std": []}
         for at, (s, s_next) in enumerate(pairwise(levels)):

@@ -14,8 +14,10 @@ from finpercep.rl.checks import above_zero, at_least_one, not_negative
 from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
-from finpercep.rl.rollout import sample, sample_generators
-from finpercep.rl.scores import alive, result_advantages
+from finpercep.rl.groups import Groups
+from finpercep.rl.rollout import sample
+from finpercep.rl.scores import result_advantages
+from finpercep.runs.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class NFTConfig:
     Attributes:
         steps: of the sampler; training uses its noise levels.
         group_size: results of each image, at least 2.
+        across: divide the results of each image, rather than the images, among processes.
         mix: β: how far v⁺ and v⁻ lie on both sides of v_old.
         advantage_clip: c: r = ½ + clip(A/c, -1, 1)/2. Smaller values use more of [0, 1].
         map_weight: γ of spatial credit, see `spatial_advantages`: r, L⁺ and L⁻ at each position of the latents. It
@@ -36,6 +39,7 @@ class NFTConfig:
 
     steps: int = 3
     group_size: int = 8
+    across: bool = False
     mix: float = 1.0
     advantage_clip: float = 5.0
     map_weight: float = 0.0
@@ -56,8 +60,9 @@ class NFTConfig:
 class NFT:
     """Good results pull v⁺ = βv + (1-β)v_old, bad ones v⁻ = (1+β)v_old - βv; v_old is the model that sampled them."""
 
-    def __init__(self, generator: Generator, config: NFTConfig, seed: int = 0) -> None:
+    def __init__(self, generator: Generator, config: NFTConfig, seed: int = 0, ranks: Ranks | None = None) -> None:
         self.generator, self.config, self.seed = generator, config, seed
+        self.groups = Groups(config.group_size, ranks if config.across else None)
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
@@ -68,29 +73,28 @@ class NFT:
             ValueError: spatial credit with a reward without map.
         """
         config, generator = self.config, self.generator
-        groups = batch.repeat(config.group_size)
-        draws = sample_generators(groups.ids, self.seed, "noise", step)
-        x0, condition = sample(generator, groups, config.steps, draws), generator.condition(groups)
-        advantages, figures = result_advantages(
+        results = batch.repeat(self.groups.own)
+        draws = self.groups.generators(batch.ids, self.seed, "noise", step)
+        x0, condition = sample(generator, results, config.steps, draws), generator.condition(results)
+        advantages, keep, figures = result_advantages(
             reward,
             generator.decode(x0, condition),
-            groups,
+            results,
             x0.shape[-2:],
-            group_size=config.group_size,
+            self.groups,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
             keep_dead=config.keep_dead,
         )
         levels = generator.steps(config.steps).s
-        draws = sample_generators(groups.ids, self.seed, "nft", step)
+        draws = self.groups.generators(batch.ids, self.seed, "nft", step)
         drawn = [levels[integer(0, config.steps - 1, draw)] for draw in draws]
         epsilon = [torch.randn(x0.shape[1:], generator=draw, dtype=torch.float64) for draw in draws]
         s = placed(torch.tensor(drawn, dtype=torch.float64), x0)
         x = mix(x0, placed(torch.stack(epsilon), x0), s)
         share = (0.5 + (advantages / config.advantage_clip) / 2).to(x0.dtype)
         rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition), "share": share}
-        keep = slice(None) if config.keep_dead else alive(advantages, config.group_size)
-        return Experience(groups[keep], {name: row[keep] for name, row in rows.items()}, figures)
+        return Experience(results[keep], {name: row[keep] for name, row in rows.items()}, figures)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:
         """c/β·mean(r·L⁺ + (1-r)·L⁻), and the distance to the reference."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep import ops
@@ -11,6 +12,7 @@ from finpercep.rewards import Mixture, Reward, call_reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.clock import timed
 from finpercep.rl.experience import DeadGroups
+from finpercep.rl.groups import Groups
 from finpercep.rl.spatial import spatial_advantages
 
 
@@ -127,35 +129,39 @@ def result_advantages(
     images: Tensor,
     batch: Batch,
     grid: torch.Size,
+    groups: Groups,
     *,
-    group_size: int,
     clip: float,
     map_weight: float,
     keep_dead: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`group_advantages` of results (N,3,H,W) whose groups lie side by side; with `map_weight`, spatial credit.
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`group_advantages` of this process's results (N,3,H,W); with `map_weight`, spatial credit.
 
     Args:
+        batch: of the results; those of an image lie side by side.
         grid: (h, w) of the latents.
         map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions, as are all of RM_0.
         keep_dead: see `group_advantages`.
 
     Returns:
-        Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); and figures for the log.
+        Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); the numbers of the rows to learn from,
+        which are all with `keep_dead`; and figures for the log, of all processes that divide the groups.
 
     Raises:
         ValueError: spatial credit with a reward without map.
         DeadGroups, FloatingPointError: see `group_advantages` and `group_scores`.
     """
-    scores, faults = scores_and_map(reward, images, batch)
-    advantages, figures = group_advantages(reward, scores, batch.ids, clip, keep_dead=keep_dead)
-    if not map_weight:
-        return advantages, figures
-    height, width = grid
-    spatial = spatial_advantages(
-        advantages, credit_map(faults, reward, scores), group_size, (height, width), map_weight
-    )
-    return spatial.clamp(-clip, clip), figures
+    own, faults = scores_and_map(reward, images, batch)
+    scores = {name: groups.whole(values) for name, values in own.items()}
+    ids = batch.ids[:: groups.own].repeat_interleave(groups.size)
+    advantages, figures = group_advantages(reward, scores, ids, clip, keep_dead=keep_dead)
+    if map_weight:
+        height, width = grid
+        coarse = groups.whole(F.adaptive_avg_pool2d(credit_map(faults, reward, own), (height, width)))
+        advantages = spatial_advantages(advantages, coarse, groups.size, (height, width), map_weight).clamp(-clip, clip)
+    rows = groups.rows(len(batch) // groups.own).to(advantages.device)
+    taught = torch.ones_like(rows, dtype=torch.bool) if keep_dead else alive(advantages, groups.size)[rows]
+    return advantages[rows], torch.nonzero(taught).flatten(), figures
 
 
 def credit_map(faults: Tensor | None, reward: Reward, scores: dict[str, Tensor]) -> Tensor:
@@ -184,10 +190,9 @@ def check_map(reward: Reward) -> None:
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:
-    """Numbers of the rows (N, ...) whose group has an advantage that is not 0; groups lie side by side.
+    """Which rows (N, ...) have a group with an advantage that is not 0, (N,); groups lie side by side.
 
     The others would teach nothing, but would have a share in every mean.
     """
     groups = (advantages != 0).flatten(1).any(1) if advantages.dim() > 1 else advantages != 0
-    groups = groups.view(-1, group_size).any(1)
-    return torch.nonzero(groups.repeat_interleave(group_size)).flatten()
+    return groups.view(-1, group_size).any(1).repeat_interleave(group_size)

@@ -69,8 +69,9 @@ class RLTrainer:
         self.device = own_device(config.device)
         self.config = config = replace(config, device=str(self.device))
         self.ranks = Ranks(self.device)
-        self.rows = self.ranks.rows(config.batch)
-        check_updates(config, self.rows.stop - self.rows.start)
+        across = getattr(config.algorithm, "across", False)  # every process then has a part of each group
+        self.rows = slice(0, config.batch) if across else self.ranks.rows(config.batch)
+        check_updates(config, self.ranks.size)
         self.generator: GeneratorModule = load_generator(
             config.generator, config.generator_options, device=config.device
         )
@@ -78,7 +79,7 @@ class RLTrainer:
         rewards = load_rewards(config)
         self.curriculum, self.judge = build_curriculum(config, rewards), build_judge(config, rewards)
         self.measures = load_measures(config.monitors.metrics, config.device)
-        self.algorithm = build_algorithm(config, self.generator)
+        self.algorithm = build_algorithm(config, self.generator, self.ranks)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
         fit, held = split_pairs(

@@ -75,6 +75,15 @@ class Bright:
         return RewardOutput(images.flatten(1).mean(1) * alive, None)
 
 
+class Mapped(Bright):
+    """`Bright`, with a map: how blue."""
+
+    fingerprint = "mapped-1"
+
+    def __call__(self, images: torch.Tensor, lr: torch.Tensor) -> RewardOutput:
+        return RewardOutput(super().__call__(images, lr).score, images[:, 2:])
+
+
 def runs_of(config):  # noqa: F811
     """Each algorithm, and those that use groups where some are dead; settings for two processes, by name."""
     monitors = MonitorConfig(judge="")
@@ -85,6 +94,12 @@ def runs_of(config):  # noqa: F811
         for suffix, stage in {"": StageConfig(first, 2, rate), "-dead": StageConfig(f"{here}:Bright", 3, rate)}.items():
             if name != "refl" or not suffix:
                 yield name + suffix, replace(config, algorithm=algorithm, stages=(stage,), monitors=monitors)
+        if name in ("grpo", "nft"):  # groups that both processes have a part of, as large ones of a single image
+            divided = replace(algorithm, across=True, group_size=4, map_weight=0.5)
+            if name == "grpo":
+                divided = replace(divided, shared_noise=True, photo_weight=0.1)
+            stage = StageConfig(f"{here}:Mapped", 2, rate)
+            yield f"{name}-across", replace(config, algorithm=divided, stages=(stage,), monitors=monitors)
 
 
 @pytest.mark.filterwarnings("ignore:step . is skipped")
