@@ -57,10 +57,11 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         names = zip((stage.reward for stage in config.stages), trainer.fingerprints, strict=True)
         stages = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in names)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
+        before: dict[str, float] = {}
         if not resumed:
-            figures = {"stage": 0, "version": 0, **trainer.evaluate()}
-            _log(trainer, figures)
-            lines.append(measured(0, figures))
+            before = {"stage": 0, "version": 0, **trainer.evaluate()}
+            _log(trainer, before)
+            lines.append(measured(0, before))
         if trainer.kept:
             lines.append(
                 f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"
@@ -70,6 +71,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
+            for monitor in told if before else ():
+                monitor.log(0, before)
             while not trainer.finished and not _step(trainer, told, asked):
                 pass
         trainer.export()

@@ -14,6 +14,7 @@ from finpercep.io.html_page import html_page, inline_jpeg
 
 PANELS = {
     "reward_avg": "reward, climbed",
+    "reward_avg_std": "its standard deviation over photos",
     "judge": "reward, judging",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",

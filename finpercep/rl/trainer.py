@@ -114,6 +114,7 @@ class RLTrainer:
         self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
+        self.trained_on, self.crops_known = set[str](), 0
         self.done = 0
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -184,11 +185,19 @@ class RLTrainer:
         self.ranks.add(means)
         figures = dict(zip(experience.figures, map(float, means), strict=True))
         place = {"stage": moment.number, "version": self.version(moment.number), "lr": moment.rate}
+        place["trained_prompt_num"] = self._count_images()
         if moment.before is not None:
             place["blend"] = moment.blend
         if self.skips.total:
             place["skipped"] = self.skips.total
         return {**place, **figures, **{name: float(value) for name, value in terms.items()}, **changed}
+
+    def _count_images(self) -> int:
+        """How many different low-resolution images all steps so far were of; a resumed run counts them anew."""
+        crops = self.done * self.config.batch
+        self.trained_on |= self.crops.names(range(self.crops_known, crops))
+        self.crops_known = crops
+        return len(self.trained_on)
 
     def _collect(self, batch: Batch, reward: Reward) -> Experience:
         """What there is to learn from; no rows where all of this process's groups are dead."""
@@ -224,6 +233,7 @@ class RLTrainer:
             self.export("best")
         self.curriculum.note(self.done, values["reward_avg"].tolist(), version)
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
+        figures["eval/reward_avg_std"] = float(values["reward_avg"].std(correction=0))
         return {**figures, "eval/alarms": float(len(found))}
 
     def _measure(self, number: int) -> dict[str, Tensor]:

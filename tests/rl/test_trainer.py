@@ -22,6 +22,7 @@ from finpercep.rl.nft import NFTConfig
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
+from finpercep.runs.trackers import TensorBoard
 from tests.rl.conftest import Kill
 
 ALGORITHMS = {
@@ -175,6 +176,42 @@ def test_log(config, tmp_path):
         "step-000003.png",
         "step-000005.png",
     ]
+
+
+GRPO_NAMES = {
+    "place": {"stage", "version", "lr", "trained_prompt_num"},
+    "groups": {"reward_avg", "reward_std_mean", "zero_std_ratio", "group_size", "adv_abs_mean"},
+    "loss": {"loss", "policy_loss", "kl_loss", "approx_kl", "ratio", "grad_norm"},
+    "clip": {"clipfrac", "clipfrac_gt_one", "clipfrac_lt_one"},
+}
+TIMES = {"time/images_per_second", "time/rollout", "time/reward", "time/update"}
+
+
+def test_names_of_a_step_and_of_a_measurement(config, tmp_path):
+    """In the log, and in TensorBoard's events, where what is measured has no prefix and begins at step 0."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(config, algorithm=ALGORITHMS["grpo"], monitors=MonitorConfig(judge=""))
+    trainer = RLTrainer(config)
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [TensorBoard(config.out), Kill(1)])
+    for path in (tmp_path / "run").glob("events*"):
+        path.rename(path.with_name("events.out.tfevents.0"))  # the first by name, as by time
+    train(config, [TensorBoard(config.out)])  # from the beginning: nothing was saved
+    before, *_, last = lines(tmp_path / "run")
+    step = set().union(*GRPO_NAMES.values())
+    measured = {name for name in before if name.startswith("eval/")}
+    assert set(before) == {"step", "stage", "version", "reward"} | measured
+    assert set(last) == {"step", "reward"} | step | measured
+    assert measured >= {"eval/reward_avg", "eval/reward_avg_std", "eval/psnr", "eval/alarms"}
+    assert (last["group_size"], before["eval/alarms"]) == (2.0, 0.0)
+    seen = [{trainer.crops._pair(i).name for i in range(2 * line["step"])} for line in lines(tmp_path / "run")[1:]]
+    assert [line["trained_prompt_num"] for line in lines(tmp_path / "run")[1:]] == [len(names) for names in seen]
+    events = accumulator.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in step | TIMES} | measured
+    assert [point.step for point in events.Scalars("eval/psnr")] == [0, 3, 5]
+    assert events.Scalars("eval/psnr")[0].value == pytest.approx(before["eval/psnr"])
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_the_first_measurement_is_shown(config):
