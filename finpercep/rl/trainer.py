@@ -242,7 +242,7 @@ class RLTrainer:
         with self._used():
             images = self.held_out.images(self.generator, self.device)
             values = self.held_out.measure(images, reward, self.device, self.judge, self.measures)
-            values["velocity_distance"] = self.held_out.distance(self.generator, self.device)
+            values |= self.held_out.velocities(self.generator, self.device)
         if self.ranks.first:
             self._draw(images, reward)
         return values
