@@ -42,7 +42,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     Raises:
         ValueError: settings, data or models that do not fit, or a state that was made with others.
         OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
-        FloatingPointError: a reward, a loss or a gradient was not finite; what was saved stays.
+        FloatingPointError: a reward, a loss, a gradient or a held-out figure was not finite; what was saved stays.
         KeyboardInterrupt: after Ctrl-C.
     """
     trainer, out = RLTrainer(config), Path(config.out)

@@ -116,6 +116,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def check_finite(values: Mapping[str, Tensor], step: int) -> None:
+    """Refuse a measurement, name -> (B,), that would pass through means, comparisons and the alarm unseen.
+
+    Raises:
+        FloatingPointError: a figure is not finite; names it and the photo.
+    """
+    for name, figures in values.items():
+        finite = figures.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise FloatingPointError(
+                f"{name}: expected a finite figure of each held-out photo, got {figures[row].item()} of number {row} "
+                f"at step {step}"
+            )
+
+
 def gray(images: Tensor) -> Tensor:
     """Luma (B,1,H,W) of RGB images (ITU-R BT.601)."""
     return (images * images.new_tensor(_GRAY).view(3, 1, 1)).sum(1, keepdim=True)

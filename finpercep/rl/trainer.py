@@ -34,7 +34,7 @@ from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
-from finpercep.rl.monitors import Alarm
+from finpercep.rl.monitors import Alarm, check_finite
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
@@ -222,10 +222,14 @@ class RLTrainer:
 
         Where the reward has flattened, the stage ends here; alarms are added to `alarms`; `monitors.best` keeps the
         best generator so far in `<out>/best`.
+
+        Raises:
+            FloatingPointError: a figure is not finite; names it.
         """
         number = self.curriculum.at(max(self.done - 1, 0)).number
         here = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
         values = self.ranks.agreed(self._measure(number) if here else {})
+        check_finite(values, self.done)
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found

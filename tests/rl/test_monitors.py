@@ -9,6 +9,7 @@ from finpercep.models import RewardOutput
 from finpercep.rl.monitors import (
     Alarm,
     MonitorConfig,
+    check_finite,
     color_entropy,
     edge_density,
     gray,
@@ -85,6 +86,14 @@ def test_score_map_gap():
     found = score_map_gap(RewardOutput(torch.tensor([1.0, 0.25, 0.5]), maps))
     assert found.tolist() == pytest.approx([0.75, 0.75, 0.0])
     assert score_map_gap(RewardOutput(torch.ones(2), None)) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_not_finite_is_named(bad):
+    found = {"psnr": torch.tensor([30.0, 20.0]), "judge": torch.tensor([0.5, bad])}
+    with pytest.raises(FloatingPointError, match=rf"^judge: .* each held-out photo, got {bad} of number 1 at step 7$"):
+        check_finite(found, 7)
+    check_finite({"psnr": found["psnr"]}, 7)
 
 
 def values(reward, psnr):

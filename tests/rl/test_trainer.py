@@ -269,6 +269,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(config, monkeypat
     assert trainer.generator.fingerprint == before
 
 
+BROKEN = "tests.rl.test_trainer:Broken"
+
+
 class Constant:
     """A reward that is saturated."""
 
@@ -276,6 +279,23 @@ class Constant:
 
     def __call__(self, images):
         return RewardOutput(torch.full((len(images),), 0.5), None)
+
+
+class Broken:
+    """A judge that has no answer to the second photo."""
+
+    fingerprint = "broken-1"
+
+    def __call__(self, images):
+        return RewardOutput(torch.tensor([0.5, float("nan")]), None)
+
+
+@pytest.mark.parametrize("place", [{"judge": BROKEN}, {"judge": "", "metrics": (BROKEN,)}])
+def test_a_judge_or_a_measure_without_an_answer_ends_the_run(config, tmp_path, place):
+    name = "judge" if place["judge"] else BROKEN
+    with pytest.raises(FloatingPointError, match=f"^{name}: expected a finite figure .* nan of number 1 at step 0$"):
+        train(replace(config, monitors=MonitorConfig(**place, best="psnr")))
+    assert not (tmp_path / "run" / "best").exists()
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "nft"])
