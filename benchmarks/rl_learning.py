@@ -41,7 +41,7 @@ PRESETS = {
 }
 """By algorithm; "+map" is the same with spatial credit, and with the gradient of ReFL weighed by the map; "+no
 reward" is its pre-training term on photos alone, which has effects of its own."""
-FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_loss", "velocity_distance")
+FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_share", "velocity_distance")
 
 
 def run(name: str, seed: int, data: list[str], folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -28,7 +29,7 @@ class Best:
         self.value: float | None = None
 
     def improved(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether a measurement, name -> (B,), is the best so far, which it then is.
+        """Whether a measurement, name -> (B,), is the best so far, which it then is; one that is not finite never is.
 
         Raises:
             ValueError: the measure is not in it.
@@ -36,7 +37,7 @@ class Best:
         if self.name not in values:
             raise ValueError(f"monitors.best: expected a measure of this run, got {self.name!r}, which has none")
         found = self.sign * float(values[self.name].double().mean())
-        if self.value is not None and found <= self.value:
+        if not math.isfinite(found) or (self.value is not None and found <= self.value):
             return False
         self.value = found
         return True

@@ -259,6 +259,8 @@ class GRPO:
             "kl_loss": stats.kl_loss,
             "approx_kl": stats.approx_kl,
             "clipfrac": stats.clip_low + stats.clip_high,
+            "clipfrac_gt_one": stats.clip_high,
+            "clipfrac_lt_one": stats.clip_low,
             "ratio": stats.ratio_mean,
         }
         for name, weight, term in self._beside(part, found):

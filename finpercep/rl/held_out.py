@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.targets import fault_target
-from finpercep.rewards import Reward
+from finpercep.rewards import Mixture, Reward, StageReward
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators import Generator
 from finpercep.rl.measures import Measure
@@ -18,8 +18,10 @@ from finpercep.rl.monitors import (
     edge_density,
     high_frequencies,
     recompressed,
+    score_map_gap,
+    share_lost,
     ssim,
-    velocity_distance,
+    velocity_figures,
 )
 from finpercep.rl.photos import Pair
 from finpercep.rl.rollout import results
@@ -63,13 +65,15 @@ class HeldOut:
 
         Returns:
             "reward_avg" and, of a judge, "judge"; "psnr" (dB), "ssim" and "severity" of the true fault map M_gt against
-            the photo; and, without the photo, "edges", "high_frequencies", "color_entropy", and "jpeg_loss": what JPEG
-            at quality 75 takes away of the reward; and the `further` measures by their names.
+            the photo; and, without the photo, "edges", "high_frequencies", "color_entropy", "jpeg_share": what share of
+            the reward JPEG at quality 75 takes away (`share_lost`), and "score_map_gap", where the reward's model has a
+            map (`score_map_gap`); and the `further` measures by their names.
         """
         photo = self.batch.photo
         assert photo is not None
         rewards = self.scores(images, reward, device)
-        values = {"reward_avg": rewards, "jpeg_loss": rewards - self.scores(recompressed(images), reward, device)}
+        lost = share_lost(rewards, self.scores(recompressed(images), reward, device))
+        values = {"reward_avg": rewards, "jpeg_share": lost, **self._gap(images, reward, device)}
         if judge is not None:
             values["judge"] = self.scores(images, judge, device)
         for name, measure in (further or {}).items():
@@ -85,10 +89,20 @@ class HeldOut:
             "color_entropy": color_entropy(images),
         }
 
-    def distance(self, generator: Generator, device: torch.device) -> Tensor:
-        """`velocity_distance` (B,) to the reference."""
-        parts = (self.batch[i : i + self.size].to(device) for i in range(0, len(self.batch), self.size))
-        return torch.cat([velocity_distance(generator, part, self.steps).cpu() for part in parts])
+    def velocities(self, generator: Generator, device: torch.device) -> dict[str, Tensor]:
+        """`velocity_figures`, name -> (B,), against the reference."""
+        found = [velocity_figures(generator, self.batch[rows].to(device), self.steps) for rows in self._rows()]
+        return {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
+
+    def _gap(self, images: Tensor, reward: Reward, device: torch.device) -> dict[str, Tensor]:
+        """`score_map_gap` of the stage's own model, in a mixture of the last one with a map; empty without any."""
+        for part in reversed(reward.parts.values() if isinstance(reward, Mixture) else [reward]):
+            model = part.reward if isinstance(part, StageReward) else part
+            outputs = (score(model, images[rows].to(device), self.batch[rows].to(device)) for rows in self._rows())
+            found = [gap.cpu() for gap in map(score_map_gap, outputs) if gap is not None]
+            if found:
+                return {"score_map_gap": torch.cat(found)}
+        return {}
 
     @torch.no_grad()
     def scores(self, images: Tensor, reward: Reward, device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     Raises:
         ValueError: settings, data or models that do not fit, or a state that was made with others.
         OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
-        FloatingPointError: a reward, a loss or a gradient was not finite; what was saved stays.
+        FloatingPointError: a reward, a loss, a gradient or a held-out figure was not finite; what was saved stays.
         RatioError: Flow-GRPO's model answers otherwise in training than in sampling.
         MemoryError: there is no memory for a step; says what to lower.
         ConnectionError: another process has ended.
@@ -61,11 +61,12 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         names = zip((stage.reward for stage in config.stages), trainer.fingerprints, strict=True)
         stages = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in names)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
+        before: dict[str, float] = {}
         if not resumed:
             with _memory_explained():
-                figures = {"stage": 0, "version": 0, **trainer.evaluate()}
-            _log(trainer, figures)
-            lines.append(measured(0, figures))
+                before = {"stage": 0, "version": 0, **trainer.evaluate()}
+            _log(trainer, before)
+            lines.append(measured(0, before))
         if trainer.kept:
             lines.append(
                 f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"
@@ -75,6 +76,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
+            for monitor in told if before else ():
+                monitor.log(0, before)
             while not trainer.finished:
                 with _memory_explained():
                     if _step(trainer, told, asked):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.data.image_ops import jpeg
+from finpercep.models import RewardOutput, worst_mean
 from finpercep.rl.batch import Batch
 from finpercep.rl.checks import at_least_one
 from finpercep.rl.coordinates import euler
@@ -115,6 +116,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def check_finite(values: Mapping[str, Tensor], step: int) -> None:
+    """Refuse a measurement, name -> (B,), that would pass through means, comparisons and the alarm unseen.
+
+    Raises:
+        FloatingPointError: a figure is not finite; names it and the photo.
+    """
+    for name, figures in values.items():
+        finite = figures.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise FloatingPointError(
+                f"{name}: expected a finite figure of each held-out photo, got {figures[row].item()} of number {row} "
+                f"at step {step}"
+            )
+
+
 def gray(images: Tensor) -> Tensor:
     """Luma (B,1,H,W) of RGB images (ITU-R BT.601)."""
     return (images * images.new_tensor(_GRAY).view(3, 1, 1)).sum(1, keepdim=True)
@@ -176,17 +193,37 @@ def recompressed(images: Tensor, quality: int = 75) -> Tensor:
     return torch.stack([jpeg(image, quality) for image in images.cpu()]).to(images)
 
 
+def share_lost(rewards: Tensor, after: Tensor) -> Tensor:
+    """What of rewards (B,) is gone `after` (B,), as a share of their mean size: the mean is the share of them all.
+
+    A share of each by itself would be huge where a reward is near 0.
+    """
+    return (rewards - after) / rewards.abs().mean().clamp_min(torch.finfo(rewards.dtype).tiny)
+
+
+def score_map_gap(output: RewardOutput) -> Tensor | None:
+    """|S - (1 - max̂(M))| (B,), how far a model's score and its map disagree; None without a map."""
+    if not isinstance(output.map, Tensor):
+        return None
+    return (output.score - (1 - worst_mean(output.map))).abs()
+
+
 @torch.no_grad()
-def velocity_distance(generator: Generator, batch: Batch, count: int) -> Tensor:
-    """|v - v_ref|² / |v_ref|² (B,), the mean over the `count` steps that the sampler takes by v."""
+def velocity_figures(generator: Generator, batch: Batch, count: int) -> dict[str, Tensor]:
+    """How the velocity differs from the reference's, means over the `count` steps that the sampler takes by v.
+
+    Returns:
+        "velocity_distance": |v - v_ref|² / |v_ref|² (B,), and "velocity_norm": |v| / |v_ref| (B,).
+    """
     steps, condition = generator.steps(count), generator.condition(batch)
     x = initial_noise(generator, batch, sample_generators(batch.ids, "held out"), steps.s[0])
-    found = []
+    distances, norms = [], []
     for s, s_next in pairwise(steps.s):
         level = torch.full((len(x),), s, device=x.device, dtype=x.dtype)
         v, reference = (
             ask(x, level, condition).flatten(1) for ask in (generator.velocity, generator.reference_velocity)
         )
-        found.append((v - reference).square().sum(1) / reference.square().sum(1))
+        distances.append((v - reference).square().sum(1) / reference.square().sum(1))
+        norms.append(v.norm(dim=1) / reference.norm(dim=1))
         x = euler(x, s, s_next, v.view_as(x))
-    return torch.stack(found).mean(0)
+    return {"velocity_distance": torch.stack(distances).mean(0), "velocity_norm": torch.stack(norms).mean(0)}

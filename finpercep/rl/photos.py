@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class Crops:
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in self.extras}
         extras |= {name: _stacked([large[name] for _, large in crops]) for name in self.results}
         return Batch(lr, torch.tensor(list(numbers)), photo, extras)
+
+    def names(self, numbers: Iterable[int]) -> set[str]:
+        """Of the pairs that the crops of those numbers are cut from."""
+        return {self._pair(number).name for number in numbers}
 
     def _is_degraded(self, pair: Pair, index: int) -> bool:
         share = uniform(0, 1, seeded(self.seed, "own", index))

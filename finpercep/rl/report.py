@@ -14,15 +14,18 @@ from finpercep.io.html_page import html_page, inline_jpeg
 
 PANELS = {
     "reward_avg": "reward, climbed",
+    "reward_avg_std": "its standard deviation over photos",
     "judge": "reward, judging",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "severity": "severity of M_gt (less is better)",
-    "jpeg_loss": "reward that JPEG 75 removes",
+    "jpeg_share": "share of the reward that JPEG 75 removes",
+    "score_map_gap": "gap between score and map",
     "edges": "share of edges",
     "high_frequencies": "share of high frequencies",
     "color_entropy": "entropy of colors, bits",
-    "velocity_distance": "distance to the reference",
+    "velocity_distance": "velocity: distance to the reference",
+    "velocity_norm": "velocity: length over the reference's",
 }
 _STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
 figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }
@@ -74,12 +77,18 @@ def _table(measured: list[dict[str, Any]]) -> str:
     first, last = measured[0], measured[-1]
     titles = _titles(last)
     rows = "".join(
-        f"<tr><td>{html.escape(title)}</td><td>{first[f'eval/{name}']:.4f}</td><td>{last[f'eval/{name}']:.4f}</td></tr>"
+        f"<tr><td>{html.escape(title)}</td><td>{_figure(first, name)}</td><td>{_figure(last, name)}</td></tr>"
         for name, title in titles.items()
     )
     note = "" if first["reward"] == last["reward"] else "<p>The climbed reward is not the same at both.</p>"
     head = f"<tr><th>held-out photos</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>"
     return f"<table>{head}{rows}</table>{note}"
+
+
+def _figure(measured: dict[str, Any], name: str) -> str:
+    """Of a table's cell; a stage whose reward has no map has no gap to it."""
+    value = measured.get(f"eval/{name}")
+    return "" if value is None else f"{value:.4f}"
 
 
 def _titles(measured: dict[str, Any]) -> dict[str, str]:
@@ -106,7 +115,8 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
         if (after["stage"], after["version"]) != (before["stage"], before["version"])
     ]
     for axis, name in zip(axes, titles, strict=False):
-        axis.plot([m["step"] for m in measured], [m[f"eval/{name}"] for m in measured], marker=".", color="#2a5db0")
+        having = [m for m in measured if f"eval/{name}" in m]
+        axis.plot([m["step"] for m in having], [m[f"eval/{name}"] for m in having], marker=".", color="#2a5db0")
         axis.set_title(titles[name], fontsize=9)
         axis.tick_params(labelsize=8)
         for step, switch in changes:

@@ -97,7 +97,8 @@ def group_advantages(
         keep_dead: all groups may be dead; their advantages are 0.
 
     Returns:
-        Advantages (N,) within [-clip, clip], and figures for the log under flow_grpo's names.
+        Advantages (N,) within [-clip, clip], and figures for the log under flow_grpo's names; what it does not log, of
+        each part of a mixture, is under Flow-Factory's.
 
     Raises:
         ValueError: a group of one.
@@ -107,13 +108,18 @@ def group_advantages(
     advantages, stats = ops.group_advantage(scores["avg"], group_ids=where)
     if int(stats.single):
         raise ValueError(f"group: expected two results of every image or more, got {int(stats.single)} with one")
+    figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
+    figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
+    figures["group_size"] = len(ids) / stats.groups
     if isinstance(reward, Mixture):
         advantages, by_part = _by_parts(reward, scores, where)
         dead = min(int(one.zero_variance) for one in by_part.values())
+        for name, one in by_part.items():
+            figures[f"reward_{name}_group_std_mean"] = one.reward_std
+            figures[f"reward_{name}_zero_std_ratio"] = one.zero_variance / one.groups
     else:
         dead = int(stats.zero_variance)
-    figures = {f"reward_{name}": values.mean() for name, values in scores.items()}
-    figures |= {"reward_std_mean": stats.reward_std, "zero_std_ratio": stats.zero_variance / stats.groups}
+    figures["adv_abs_mean"] = advantages.abs().mean()
     # Parts of a mixture that differ may cancel.
     if not keep_dead and (dead == int(stats.groups) or not bool(advantages.any())):
         raise DeadGroups(

@@ -28,6 +28,8 @@ class RLScreen(Screen):
     """A bar with the reward, images per second and the shares of time; and a line for each measurement."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
+        if not step:
+            return  # it is among the lines of the start
         text = " ".join(form.format(figures[name]) for name, form in SHOWN.items() if name in figures)
         self.bar.update(self.task, completed=step, description=text)
         if not self.console.is_terminal:

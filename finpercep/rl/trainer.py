@@ -34,7 +34,7 @@ from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
-from finpercep.rl.monitors import Alarm
+from finpercep.rl.monitors import Alarm, check_finite
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
@@ -115,6 +115,7 @@ class RLTrainer:
         self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
+        self.trained_on, self.crops_known = set[str](), 0
         self.done = 0
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -185,11 +186,19 @@ class RLTrainer:
         self.ranks.add(means)
         figures = dict(zip(experience.figures, map(float, means), strict=True))
         place = {"stage": moment.number, "version": self.version(moment.number), "lr": moment.rate}
+        place["trained_prompt_num"] = self._count_images()
         if moment.before is not None:
             place["blend"] = moment.blend
         if self.skips.total:
             place["skipped"] = self.skips.total
         return {**place, **figures, **{name: float(value) for name, value in terms.items()}, **changed}
+
+    def _count_images(self) -> int:
+        """How many different low-resolution images all steps so far were of; a resumed run counts them anew."""
+        crops = self.done * self.config.batch
+        self.trained_on |= self.crops.names(range(self.crops_known, crops))
+        self.crops_known = crops
+        return len(self.trained_on)
 
     def _collect(self, batch: Batch, reward: Reward) -> Experience:
         """What there is to learn from; no rows where all of this process's groups are dead."""
@@ -214,10 +223,14 @@ class RLTrainer:
 
         Where the reward has flattened, the stage ends here; alarms are added to `alarms`; `monitors.best` keeps the
         best generator so far in `<out>/best`.
+
+        Raises:
+            FloatingPointError: a figure is not finite; names it.
         """
         number = self.curriculum.at(max(self.done - 1, 0)).number
         here = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
         values = self.ranks.agreed(self._measure(number) if here else {})
+        check_finite(values, self.done)
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found
@@ -225,6 +238,7 @@ class RLTrainer:
             self.export("best")
         self.curriculum.note(self.done, values["reward_avg"].tolist(), version)
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
+        figures["eval/reward_avg_std"] = float(values["reward_avg"].std(correction=0))
         return {**figures, "eval/alarms": float(len(found))}
 
     def _measure(self, number: int) -> dict[str, Tensor]:
@@ -233,7 +247,7 @@ class RLTrainer:
         with self._used():
             images = self.held_out.images(self.generator, self.device)
             values = self.held_out.measure(images, reward, self.device, self.judge, self.measures)
-            values["velocity_distance"] = self.held_out.distance(self.generator, self.device)
+            values |= self.held_out.velocities(self.generator, self.device)
         if self.ranks.first:
             self._draw(images, reward)
         return values

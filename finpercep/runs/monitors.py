@@ -16,7 +16,7 @@ class Monitor(Protocol):
         """A run begins after `done` of `total` steps; `lines` say what it is."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """The figures of the step that has just been done (`step` counts from 1)."""
+        """The figures of the step that has just been done; at step 0, what was measured before the first one."""
 
     def close(self) -> None:
         """The run is over, in whatever way."""

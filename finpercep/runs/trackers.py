@@ -14,10 +14,17 @@ from finpercep.io.files import atomic_write
 __all__ = ["TensorBoard", "WeightsAndBiases"]
 
 RUN_ID = "wandb-id.txt"
+EVALUATION = "eval/"
+"""Begins the names of what is measured beside training: they keep them, with no prefix."""
+
+
+def _tracked(name: str, prefix: str) -> str:
+    """Under which name a tracker keeps a figure."""
+    return name if name.startswith(EVALUATION) else f"{prefix}/{name}"
 
 
 class TensorBoard:
-    """A `Monitor` that writes figures as TensorBoard events into a folder, each as `<prefix>/<name>`.
+    """A `Monitor` that writes figures as TensorBoard events into a folder, as `<prefix>/<name>` or `eval/<name>`.
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -34,13 +41,14 @@ class TensorBoard:
     def start(self, lines: Sequence[str], *, done: int, total: int) -> None:
         self._hook, threading.excepthook = threading.excepthook, self._leave_to_us
         with self._named():
-            # Points of later steps, from a run that was stopped before it saved, are hidden: they come again.
-            self.writer = self._new_writer(self.folder, purge_step=done + 1)
+            # Points of later steps, from a run that was stopped before it saved, are hidden: they come again. So does
+            # that of step 0, what was measured before training, where the run begins there.
+            self.writer = self._new_writer(self.folder, purge_step=done + 1 if done else 0)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         with self._named():
             for name, value in figures.items():
-                self.writer.add_scalar(f"{self.prefix}/{name}", value, step)
+                self.writer.add_scalar(_tracked(name, self.prefix), value, step)
 
     def close(self) -> None:
         with self._named():
@@ -64,7 +72,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A `Monitor` that sends figures to a project of Weights & Biases, each as `<prefix>/<name>`.
+    """A `Monitor` that sends figures to a project of Weights & Biases, as `<prefix>/<name>` or `eval/<name>`.
 
     A run that is resumed goes on under the id that its folder keeps in wandb-id.txt; steps that come again after a kill
     are there twice. Account, server and offline mode are W&B's own settings (`wandb login`, `WANDB_MODE=offline`).
@@ -95,10 +103,11 @@ class WeightsAndBiases:
             with atomic_write(file) as out:
                 out.write(self.run.id.encode())
         # Its own counter only rises; a resumed run may log a step again.
-        self.run.define_metric(f"{self.prefix}/*", step_metric="step")
+        for group in (f"{self.prefix}/*", f"{EVALUATION}*"):
+            self.run.define_metric(group, step_metric="step")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self.run.log({"step": step, **{f"{self.prefix}/{name}": value for name, value in figures.items()}})
+        self.run.log({"step": step, **{_tracked(name, self.prefix): value for name, value in figures.items()}})
 
     def close(self) -> None:
         self.run.finish()

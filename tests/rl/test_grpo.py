@@ -80,6 +80,44 @@ def test_advantages_are_those_of_flow_grpo():
     assert limited.abs().max() == 0.5
 
 
+def test_figures_of_groups_and_of_a_mixture_s_parts():
+    """Of two groups of two, one whose second part is dead."""
+    scores = {"a": torch.tensor([0.1, 0.3, 0.5, 0.9]), "b": torch.tensor([2.0, 2.0, 1.0, 4.0])}
+    reward = Mixture({"a": (Red(), 1.0), "b": (Red(), 1.0)})
+    ids = torch.tensor([3, 3, 9, 9])
+    _, figures = group_advantages(reward, {**scores, "avg": scores["a"] + scores["b"]}, ids, clip=5.0)
+    expected = {
+        "reward_a": 0.45,
+        "reward_b": 2.25,
+        "reward_avg": 2.7,
+        "reward_std_mean": (0.1 + 1.7) / 2,
+        "zero_std_ratio": 0.0,
+        "group_size": 2.0,
+        "reward_a_group_std_mean": (0.1 + 0.2) / 2,
+        "reward_a_zero_std_ratio": 0.0,
+        "reward_b_group_std_mean": 1.5 / 2,
+        "reward_b_zero_std_ratio": 0.5,
+        "adv_abs_mean": (0.1 / 0.1001 + 0.2 / 0.2001 + 1.5 / 1.5001) / 2,
+    }
+    assert {name: float(value) for name, value in figures.items()} == pytest.approx(expected)
+
+
+def test_clipped_ratios_are_counted_on_either_side():
+    generator = Toy()
+    config = replace(CONFIG, clip=1e-3, beta=0.0, micro_batch=18)
+    algorithm = GRPO(generator, config)
+    experience = replace(algorithm.collect(batch(), Red(), 0), fresh=False)
+    old = experience.tensors["old_log_prob"]
+    generator.move(0.003)
+    ratio = (algorithm._transition(experience).log_prob.detach() - old).exp()
+    above, below = (ratio > 1.001).double().mean(), (ratio < 0.999).double().mean()
+    assert 0 < float(above) != float(below) > 0
+    terms = algorithm.loss(experience)
+    assert float(terms["clipfrac_gt_one"]) == pytest.approx(float(above))
+    assert float(terms["clipfrac_lt_one"]) == pytest.approx(float(below))
+    assert float(terms["clipfrac"]) == pytest.approx(float(above + below))
+
+
 def test_parts_of_a_mixture_are_normalized_before_they_are_added():
     wide, narrow = Given([0.0, 100.0]), Given([0.2, 0.1])
     reward = Mixture({"wide": (wide, 1.0), "narrow": (narrow, 3.0)})

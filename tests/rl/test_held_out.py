@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.models import RewardOutput, worst_mean
+from finpercep.rewards import Mixture, StageReward
 from finpercep.rl.held_out import HeldOut, psnr, severity
+from finpercep.rl.monitors import recompressed
 from finpercep.rl.photos import load_pairs
-from tests.rl.toy import Red
+from finpercep.rl.scores import as_file
+from tests.rl.toy import Green, Red
 
 
 def test_values(photo_set):
@@ -25,6 +29,33 @@ def test_values(photo_set):
     assert float(figures["severity"].mean()) > 0
     assert severity(photo, photo, FilterBank()).tolist() == [0.0, 0.0]
     assert psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)).item() == pytest.approx(20.0)
+
+
+class Blue(Red):
+    """How red; the map is how blue."""
+
+    def __call__(self, images):
+        return RewardOutput(super().__call__(images).score, images[:, 2:])
+
+
+def test_jpeg_and_the_map(photo_set):
+    """By a reward of one part in red and a map in green, inside of a stage and of a mixture of two."""
+    held = HeldOut(load_pairs([photo_set], "val", 4), 32, 4, 3, size=1)
+    images, cpu = as_file(0.9 * held.batch.photo), torch.device("cpu")
+    red, faults = images[:, 0].flatten(1).mean(1), worst_mean(images[:, 1:2])
+    stage = StageReward(Green(), 0.25, 0.5)
+    found = held.measure(images, stage, cpu)
+    rewards = 0.25 * red + 0.5 * (1 - faults)
+    torch.testing.assert_close(found["reward_avg"], rewards)
+    torch.testing.assert_close(found["score_map_gap"], (red - (1 - faults)).abs())
+    coded = recompressed(images)
+    coded_rewards = 0.25 * coded[:, 0].flatten(1).mean(1) + 0.5 * (1 - worst_mean(coded[:, 1:2]))
+    torch.testing.assert_close(found["jpeg_share"], (rewards - coded_rewards) / rewards.mean())
+    assert found["jpeg_share"].abs().min() > 1e-4
+    parts = {"other": StageReward(Blue()), "stage": stage, "plain": Red()}
+    mixed = held.measure(images, Mixture({name: (part, 0.5) for name, part in parts.items()}), cpu)
+    assert torch.equal(mixed["score_map_gap"], found["score_map_gap"])
+    assert "score_map_gap" not in held.measure(images, Red(), cpu)
 
 
 def test_photos_that_are_too_small(photo_set):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
 from finpercep.rl.monitors import (
     Alarm,
     MonitorConfig,
+    check_finite,
     color_entropy,
     edge_density,
     gray,
     high_frequencies,
     recompressed,
+    score_map_gap,
+    share_lost,
     ssim,
-    velocity_distance,
+    velocity_figures,
 )
 from tests.rl.toy import Toy, batch
 
@@ -57,13 +61,39 @@ def test_recompressed(make_photo):
     assert 0.001 < float((recompressed(photo, 40) - photo).abs().mean()) < 0.1
 
 
-def test_velocity_distance():
-    """0 before training; of a generator whose velocity is twice the reference's, 1."""
-    generator = Toy()
-    assert velocity_distance(generator, batch(), 3).tolist() == [0.0, 0.0]
-    for parameter in generator.second.parameters():
-        parameter.data *= 2
-    assert velocity_distance(generator, batch(), 3).tolist() == pytest.approx([1.0, 1.0])
+def test_velocities_against_the_reference():
+    """Before training the distance is 0; of three times the reference's velocity it is 4, of half of it a quarter."""
+    for factor, distance in ((1.0, 0.0), (3.0, 4.0), (0.5, 0.25)):
+        generator = Toy()
+        for parameter in generator.second.parameters():
+            parameter.data *= factor
+        found = velocity_figures(generator, batch(), 3)
+        assert found["velocity_distance"].tolist() == pytest.approx([distance, distance])
+        assert found["velocity_norm"].tolist() == pytest.approx([factor, factor])
+
+
+def test_share_lost():
+    """Of a reward of 0.6 on the mean; rewards below 0 have a size too."""
+    assert share_lost(torch.tensor([0.2, 1.0]), torch.tensor([0.2, 0.4])).tolist() == pytest.approx([0.0, 1.0])
+    assert share_lost(torch.tensor([-3.0, -1.0]), torch.tensor([-4.0, -1.5])).tolist() == pytest.approx([0.5, 0.25])
+    assert share_lost(torch.zeros(2), torch.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_score_map_gap():
+    """The worst of 100 pixels is its worst 1 %: a good score over a fault, a bad one over a clean map, and accord."""
+    maps = torch.zeros(3, 1, 10, 10)
+    maps[0, 0, 4, 4], maps[2, 0, :, 3] = 0.75, 0.5
+    found = score_map_gap(RewardOutput(torch.tensor([1.0, 0.25, 0.5]), maps))
+    assert found.tolist() == pytest.approx([0.75, 0.75, 0.0])
+    assert score_map_gap(RewardOutput(torch.ones(2), None)) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_figure_that_is_not_finite_is_named(bad):
+    found = {"psnr": torch.tensor([30.0, 20.0]), "judge": torch.tensor([0.5, bad])}
+    with pytest.raises(FloatingPointError, match=rf"^judge: .* each held-out photo, got {bad} of number 1 at step 7$"):
+        check_finite(found, 7)
+    check_finite({"psnr": found["psnr"]}, 7)
 
 
 def values(reward, psnr):

@@ -22,6 +22,7 @@ from finpercep.rl.nft import NFTConfig
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
+from finpercep.runs.trackers import TensorBoard
 from tests.rl.conftest import Kill
 
 ALGORITHMS = {
@@ -177,6 +178,42 @@ def test_log(config, tmp_path):
     ]
 
 
+GRPO_NAMES = {
+    "place": {"stage", "version", "lr", "trained_prompt_num"},
+    "groups": {"reward_avg", "reward_std_mean", "zero_std_ratio", "group_size", "adv_abs_mean"},
+    "loss": {"loss", "policy_loss", "kl_loss", "approx_kl", "ratio", "grad_norm"},
+    "clip": {"clipfrac", "clipfrac_gt_one", "clipfrac_lt_one"},
+}
+TIMES = {"time/images_per_second", "time/rollout", "time/reward", "time/update"}
+
+
+def test_names_of_a_step_and_of_a_measurement(config, tmp_path):
+    """In the log, and in TensorBoard's events, where what is measured has no prefix and begins at step 0."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(config, algorithm=ALGORITHMS["grpo"], monitors=MonitorConfig(judge=""))
+    trainer = RLTrainer(config)
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [TensorBoard(config.out), Kill(1)])
+    for path in (tmp_path / "run").glob("events*"):
+        path.rename(path.with_name("events.out.tfevents.0"))  # the first by name, as by time
+    train(config, [TensorBoard(config.out)])  # from the beginning: nothing was saved
+    before, *_, last = lines(tmp_path / "run")
+    step = set().union(*GRPO_NAMES.values())
+    measured = {name for name in before if name.startswith("eval/")}
+    assert set(before) == {"step", "stage", "version", "reward"} | measured
+    assert set(last) == {"step", "reward"} | step | measured
+    assert measured >= {"eval/reward_avg", "eval/reward_avg_std", "eval/psnr", "eval/alarms"}
+    assert (last["group_size"], before["eval/alarms"]) == (2.0, 0.0)
+    seen = [{trainer.crops._pair(i).name for i in range(2 * line["step"])} for line in lines(tmp_path / "run")[1:]]
+    assert [line["trained_prompt_num"] for line in lines(tmp_path / "run")[1:]] == [len(names) for names in seen]
+    events = accumulator.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in step | TIMES} | measured
+    assert [point.step for point in events.Scalars("eval/psnr")] == [0, 3, 5]
+    assert events.Scalars("eval/psnr")[0].value == pytest.approx(before["eval/psnr"])
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
 def test_the_first_measurement_is_shown(config):
     told = []
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
@@ -293,6 +330,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_weights(config, monkeypat
     assert trainer.generator.fingerprint == before
 
 
+BROKEN = "tests.rl.test_trainer:Broken"
+
+
 class Constant:
     """A reward that is saturated."""
 
@@ -300,6 +340,23 @@ class Constant:
 
     def __call__(self, images):
         return RewardOutput(torch.full((len(images),), 0.5), None)
+
+
+class Broken:
+    """A judge that has no answer to the second photo."""
+
+    fingerprint = "broken-1"
+
+    def __call__(self, images):
+        return RewardOutput(torch.tensor([0.5, float("nan")]), None)
+
+
+@pytest.mark.parametrize("place", [{"judge": BROKEN}, {"judge": "", "metrics": (BROKEN,)}])
+def test_a_judge_or_a_measure_without_an_answer_ends_the_run(config, tmp_path, place):
+    name = "judge" if place["judge"] else BROKEN
+    with pytest.raises(FloatingPointError, match=f"^{name}: expected a finite figure .* nan of number 1 at step 0$"):
+        train(replace(config, monitors=MonitorConfig(**place, best="psnr")))
+    assert not (tmp_path / "run" / "best").exists()
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo", "nft"])

@@ -33,13 +33,14 @@ def test_figures_arrive_by_step_and_a_resumed_run_keeps_its_id(tmp_path: Path, c
     for done, known in ((0, None), (4, "new7")):
         tracker = WeightsAndBiases(tmp_path, "sr", prefix="rl")
         tracker.start(["refl"], done=done, total=9)
-        tracker.log(done + 1, {"loss": 0.5})
+        tracker.log(done + 1, {"loss": 0.5, "eval/psnr": 30.0})
         tracker.close()
         config = {"about": ["refl"], "steps": 9}
         assert calls == [
             ("init", {"project": "sr", "id": known, "resume": "allow", "dir": str(tmp_path), "config": config}),
             ("define", ("rl/*", {"step_metric": "step"})),
-            ("log", {"step": done + 1, "rl/loss": 0.5}),
+            ("define", ("eval/*", {"step_metric": "step"})),
+            ("log", {"step": done + 1, "rl/loss": 0.5, "eval/psnr": 30.0}),
             ("finish", None),
         ]
         calls.clear()
