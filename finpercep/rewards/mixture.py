@@ -79,6 +79,8 @@ class Mixture(nn.Module):
     def advantages(self, scores: Mapping[str, Tensor], **grouping: Any) -> tuple[Tensor, dict[str, ops.GroupStats]]:
         """Eq. 5 for each reward alone, then their weighted sum (the order of GDPO and LucidNFT).
 
+        GDPO normalizes the sum over the batch besides: there the weights are relative to each other alone.
+
         Args:
             scores: part -> (N,), the scores of whole groups.
             **grouping: arguments of `ops.group_advantage`, such as `group_size` or `group_ids`.

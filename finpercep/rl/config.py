@@ -149,6 +149,11 @@ class RLConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected 0 to below 1, got {self.ema}")
+        if self.generator_options.dtype == "float16":
+            raise ValueError(
+                "generator_options.dtype: expected float32 or bfloat16 for training, got float16, in which small "
+                "gradients become 0; losses are not scaled against that"
+            )
         if self.shard:
             _check_shard(self)
 

@@ -123,14 +123,20 @@ def scheduler_steps(scheduler: Any, count: int, **options: Any) -> Steps:
     config = scheduler.config
     scheduler.set_timesteps(count, **options)
     timesteps = tuple(scheduler.timesteps.tolist())
-    name = type(scheduler).__name__
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    if is_flow(scheduler):
         if config.get("prediction_type", "flow_prediction") != "flow_prediction":
             raise ValueError(f"scheduler: expected flow_prediction with flow sigmas, got {config.prediction_type!r}")
         return Steps(tuple(scheduler.sigmas.double().tolist()), timesteps)
     if hasattr(scheduler, "alphas_cumprod"):
         return Steps(_preserving_levels(scheduler), timesteps)
-    raise ValueError(f"scheduler: expected one with alphas_cumprod or a flow-matching one, got {name}")
+    raise ValueError(
+        f"scheduler: expected one with alphas_cumprod or a flow-matching one, got {type(scheduler).__name__}"
+    )
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers is for models of flow matching: its sigmas are s."""
+    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def _preserving_levels(scheduler: Any) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from finpercep.rewards import Mixture, StageReward
 from finpercep.rl import config as config_module
 from finpercep.rl.config import RLConfig, StageConfig, build_curriculum, build_judge, check_held, check_resumable
 from finpercep.rl.curriculum import CurriculumConfig
+from finpercep.rl.generators import GeneratorConfig
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import load_pairs
@@ -126,3 +127,9 @@ def test_auto_needs_two_held_out_photos():
     check_held(RLConfig(), 1)
     with pytest.raises(ValueError, match=r"^curriculum.switch: auto .* expected at least 2 of them, got 1; see eval_"):
         check_held(config, 1)
+
+
+def test_half_precision_that_would_lose_gradients():
+    with pytest.raises(ValueError, match=r"generator_options\.dtype: expected float32 or bfloat16 .*, got float16"):
+        RLConfig(generator_options=GeneratorConfig(dtype="float16"))
+    assert RLConfig(generator_options=GeneratorConfig(dtype="bfloat16")).generator_options.dtype == "bfloat16"

@@ -1,4 +1,7 @@
-"""Whole runs of pipelines in diffusers' layouts: killed, resumed by the command, adapters loaded by plain diffusers."""
+"""Whole runs of pipelines in diffusers' layouts: killed, resumed by the command, adapters loaded by plain diffusers.
+
+And each of their options in the loop: guidance, half precision, tiles, the average, all weights.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,11 @@ pytestmark = pytest.mark.slow
 SAVE = {"upscaler": save_upscaler, "sd3": save_sd3, "flux": save_flux}
 SMALL = {
     "refl": {"steps": 2, "late": 1},
+    "dpo": {"steps": 2, "group_size": 2},
     "grpo": {"steps": 2, "group_size": 2, "beta": 0.1},
     "nft": {"steps": 2, "group_size": 2, "reference_weight": 0.1},
 }
-RUNS = [(layout, name) for layout in SAVE for name in ("refl", "grpo")] + [("flux", "nft")]
+RUNS = [(layout, name) for layout in SAVE for name in ("refl", "grpo")] + [("sd3", "dpo"), ("flux", "nft")]
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,12 @@ def test_run(saved, photo_set, tmp_path, layout, name):
         generator=str(saved[layout]),
         generator_options=GeneratorConfig(rank=2, alpha=8),
         algorithm=KINDS[name](**SMALL[name]),
-        stages=(StageConfig(steps=2, lr=1e-2), StageConfig(steps=2, lr=1e-2, score_weight=1.0, map_weight=0.0)),
+        stages=(StageConfig(steps=5, lr=1e-2), StageConfig(steps=5, lr=1e-2, score_weight=1.0, map_weight=0.0)),
         monitors=MonitorConfig(judge=""),
         batch=2,
         side=32,
         save_every=2,
-        eval_every=4,
+        eval_every=10,
         eval_photos=1,
         eval_steps=1,
     )
@@ -61,7 +65,7 @@ def test_run(saved, photo_set, tmp_path, layout, name):
     assert result.exit_code == 0, result.output
     assert "resumed at step 2" in result.output
     log = lines(tmp_path / "run")
-    assert [line["step"] for line in log] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in log] == list(range(11))
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in log[1:])
 
     pipeline = diffusers.DiffusionPipeline.from_pretrained(saved[layout])
@@ -76,6 +80,68 @@ def test_run(saved, photo_set, tmp_path, layout, name):
         torch.testing.assert_close(answer(fresh), answer(whole), atol=1e-5, rtol=1e-4)
         adapters = [tmp_path / out / "generator" / "pytorch_lora_weights.safetensors" for out in ("run", "whole")]
         assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+ADAPTER = {"rank": 2, "alpha": 8}
+TRAINED = {
+    "guidance": ("sd3", "grpo", {**ADAPTER, "guidance": 3.0, "prompt": "a", "negative_prompt": "b"}, {}),
+    "bfloat16": ("flux", "grpo", {**ADAPTER, "dtype": "bfloat16"}, {}),
+    "average": ("upscaler", "grpo", ADAPTER, {"ema": 0.9}),
+    "full": ("upscaler", "grpo", {"train": "full"}, {}),
+    "tiles": ("sd3", "refl", {**ADAPTER, "decode": "tiled"}, {"side": 64}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_options_in_the_loop(saved, photo_set, tmp_path, name):
+    """Resumed to the bit; each collection has one update, before which every ratio is 1."""
+    layout, algorithm, options, others = TRAINED[name]
+    settings = {**SMALL[algorithm], "micro_batch": 3}  # of 4 rows: the shapes of its forward passes differ
+    config = RLConfig(
+        data=(str(photo_set),),
+        out=str(tmp_path / "run"),
+        generator=str(saved[layout]),
+        generator_options=GeneratorConfig(**options),
+        algorithm=KINDS[algorithm](**settings),
+        stages=(StageConfig(steps=3, lr=1e-2),),
+        monitors=MonitorConfig(judge=""),
+        **{"batch": 2, "side": 32, "save_every": 1, "keep": 3, "eval_every": 3, "eval_photos": 1, "eval_steps": 1}
+        | others,
+    )
+    whole = train(config)
+    broken = replace(config, out=str(tmp_path / "broken"), save_every=2)
+    with pytest.raises(KeyError, match="killed"):
+        train(broken, [Kill(3)])
+    resumed = train(broken)
+    log = lines(tmp_path / "run")
+    assert log == lines(tmp_path / "broken")
+    before = load_generator(saved[layout], config.generator_options).trained_state()
+    moved = [name for name, tensor in before.items() if not torch.equal(whole.trained_state()[name], tensor)]
+    assert len(moved) > 0.8 * len(before)  # nothing depends on the text's side of SD3's last block
+    for key, tensor in whole.trained_state().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, resumed.trained_state()[key]), key
+    if algorithm == "grpo":
+        assert [line["ratio"] for line in log[1:]] == [1.0] * 3
+        assert [line["kl_loss"] > 0 for line in log[1:]] == [False, True, True]  # the reference stays where it was
+    if name in ("guidance", "tiles"):  # decide what is made
+        plain = train(replace(config, out=str(tmp_path / "plain"), generator_options=GeneratorConfig(**ADAPTER)))
+        assert (whole.guided, plain.guided) == (name == "guidance", False)
+        assert lines(tmp_path / "plain")[1]["reward_avg"] != log[1]["reward_avg"]
+    if name == "bfloat16":
+        assert whole.denoiser.proj_out.weight.dtype == torch.bfloat16
+    if name == "average":
+        average = before
+        for step in range(3):
+            state = torch.load(tmp_path / "run" / f"checkpoint-{step + 1}" / "state.pt", weights_only=True)["generator"]
+            share = min(0.9, (1 + step) / (10 + step))
+            average = {key: share * tensor + (1 - share) * state[key] for key, tensor in average.items()}
+        for key, tensor in whole.trained_state().items():
+            torch.testing.assert_close(tensor, average[key])
+    if name == "full":
+        assert len(moved) == len(list(whole.denoiser.parameters()))
+        part = type(whole.denoiser).from_pretrained(tmp_path / "run" / "generator", subfolder="unet")
+        assert all(torch.equal(tensor, part.state_dict()[key]) for key, tensor in whole.denoiser.state_dict().items())
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ class GeneratorConfig:
         shift_side: side of results, pixels, for schedulers whose shift depends on it.
         checkpointing: recompute activations in the backward pass instead of keeping them: less memory, more time.
         decode: "sliced" decodes one image at a time, "tiled" in overlapping tiles, for images too large for the memory.
-        dtype: of the frozen weights and of the computation; what is trained is float32, and so is the VAE.
+        dtype: of the frozen weights and of the computation; what is trained is float32, and so is the VAE. "float16"
+            is for sampling alone.
         cache: folder for embeddings of texts, and latents of low-resolution images that are used whole, which are then
             never mirrored or turned; None computes them each time.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import Steps, scheduler_steps
+from finpercep.rl.coordinates import Steps, is_flow, scheduler_steps
 from finpercep.rl.generators.config import GeneratorConfig
 from finpercep.rl.generators.latent import Condition, LatentGenerator
 
@@ -28,6 +28,11 @@ class ControlNetGenerator(LatentGenerator):
         if pipeline.controlnet is None or not hasattr(pipeline.controlnet, "config"):
             kind = type(pipeline.controlnet).__name__
             raise ValueError(f"controlnet: expected one ControlNet that takes the low-resolution image, got {kind}")
+        if not is_flow(pipeline.scheduler):
+            raise ValueError(
+                f"scheduler: expected a flow-matching one for {self.pipeline_class}, such as "
+                f"FlowMatchEulerDiscreteScheduler, got {type(pipeline.scheduler).__name__}"
+            )
         self.controlnet = pipeline.controlnet.requires_grad_(False)
         self.scale, self.channels = config.scale, self.vae.config.latent_channels
         self.timescale = float(self.scheduler.config.num_train_timesteps)

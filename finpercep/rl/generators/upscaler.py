@@ -17,6 +17,9 @@ from finpercep.rl.generators.latent import Condition, LatentGenerator
 WHOLE = 1e-3
 """A timestep this close to a whole one is that one: s in single precision does not say it more exactly."""
 
+SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
+"""Their configurations say all that DDIM's steps need; those of others leave out whether predictions are clipped."""
+
 
 class UpscalerGenerator(LatentGenerator):
     """The network is given latents beside the low-resolution image, to which noise of a known level was added.
@@ -32,6 +35,11 @@ class UpscalerGenerator(LatentGenerator):
         super().__init__(pipeline, texts, config, fingerprint)
         from diffusers import DDIMScheduler
 
+        if (given := type(pipeline.scheduler).__name__) not in SCHEDULERS:
+            raise ValueError(
+                f"scheduler: expected {' or '.join(SCHEDULERS)} for {self.pipeline_class}, got {given}; where the UNet "
+                "predicts noise, v or x0, save the pipeline with the DDIMScheduler that it was trained for"
+            )
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # whose step is Euler's here
         self.kind = self.scheduler.config.prediction_type
         self.scale, self.channels = self.stride, self.vae.config.latent_channels

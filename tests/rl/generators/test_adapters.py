@@ -156,3 +156,29 @@ def test_decoding_in_parts(saved, batch, decode):
     assert torch.allclose(results(parts, batch, 2, "x"), results(whole, batch, 2, "x"), atol=1e-6)
     assert parts.vae.use_slicing == (decode == "sliced")
     assert parts.vae.use_tiling == (decode == "tiled")
+
+
+def test_tiles_have_a_gradient(saved):
+    """Of an image of several tiles, along a direction in all of its latents, against a central difference."""
+    generator = load_generator(saved["sd3"], GeneratorConfig(rank=2, decode="tiled"))
+    generator.vae.double()
+    calls, forward = [], generator.vae.decoder.forward
+    generator.vae.decoder.forward = lambda z: calls.append(z.shape[-2:]) or forward(z)
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 8, 8), (1, 4, 8, 8), (1, 3, 64, 64))
+    x0, direction, weight = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes)
+
+    def images(x0):  # as `decode` has it, in double precision
+        return (generator.vae.decode(x0 / generator.vae.config.scaling_factor + generator._shift).sample * weight).sum()
+
+    leaf = x0.clone().requires_grad_()
+    images(leaf).backward()
+    assert len(calls) == 9
+    assert (leaf.grad.abs().amax((0, 1)) > 0).all()
+    width = 1e-5
+    numeric = (images(x0 + width * direction) - images(x0 - width * direction)).detach() / (2 * width)
+    assert float((leaf.grad * direction).sum()) == pytest.approx(float(numeric), rel=1e-6)
+    leaf = x0.float().requires_grad_()
+    generator.vae.float()
+    (generator.decode(leaf) * weight.float()).sum().backward()
+    assert (leaf.grad.abs().amax((0, 1)) > 0).all()

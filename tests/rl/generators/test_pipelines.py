@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -226,6 +227,45 @@ def test_what_cannot_be_a_generator(saved, tmp_path):
         load_generator(broken)
     with pytest.raises(ValueError, match="layers: expected names of layers of UNet2DConditionModel, got to_x"):
         load_generator(saved["epsilon"], GeneratorConfig(layers=("to_x",)))
+
+
+def with_scheduler(folder, to, scheduler):
+    """A copy of a pipeline with another scheduler."""
+    shutil.copytree(folder, to)
+    shutil.rmtree(to / "scheduler")
+    scheduler.save_pretrained(to / "scheduler")
+    index = json.loads((to / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (to / "model_index.json").write_text(json.dumps(index))
+    return to
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_flow_models_need_a_flow_scheduler(saved, tmp_path, name, kind):
+    """An epsilon-DDIM would take velocities for noise, and sample something."""
+    scheduler = getattr(diffusers, kind)(prediction_type="epsilon")
+    folder = with_scheduler(saved[name], tmp_path / "other", scheduler)
+    with pytest.raises(
+        ValueError, match=rf"scheduler: expected a flow-matching one for .*ControlNetPipeline, .*, got {kind}"
+    ):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler"])
+def test_the_upscaler_needs_a_scheduler_that_ddim_can_follow(saved, tmp_path, kind):
+    """DDIM built of another's configuration would have options of its own, such as clipping."""
+    folder = with_scheduler(saved["epsilon"], tmp_path / "other", getattr(diffusers, kind)())
+    with pytest.raises(ValueError, match=rf"scheduler: expected DDIMScheduler or DDPMScheduler for .*, got {kind}; "):
+        load_generator(folder)
+
+
+def test_the_upscaler_takes_what_ddpm_says(saved, tmp_path, batch):
+    config = diffusers.DDIMScheduler.from_pretrained(saved["v_prediction"], subfolder="scheduler").config
+    scheduler = diffusers.DDPMScheduler.from_config(config)
+    generator = load_generator(with_scheduler(saved["v_prediction"], tmp_path / "other", scheduler))
+    assert generator.kind == "v_prediction"
+    assert torch.equal(results(generator, batch, 2, "x"), results(load_generator(saved["v_prediction"]), batch, 2, "x"))
 
 
 def test_controlnet_from_elsewhere(saved, tmp_path, batch):
