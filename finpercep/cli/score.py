@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +24,15 @@ from finpercep.cli.common import (
 )
 from finpercep.cli.options import refuse_given
 from finpercep.cli.output import quiet_libraries
+from finpercep.io.image_error import ImageError
+from finpercep.io.image_paths import IMAGE_SUFFIXES, expand_paths
 from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from finpercep.engine.files import FileScore
+    from finpercep.io.parquet import Row
     from finpercep.models import RewardModel
 
 
@@ -46,6 +49,14 @@ def score(
         list[str],
         typer.Argument(help="Image files, folders (searched recursively) or glob patterns; a file is scored once."),
     ],
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column",
+            help="The paths are Parquet files, or folders with some (*.parquet), and this column of theirs is scored: "
+            "image files as bytes, or what datasets writes for images.",
+        ),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     maps: Annotated[
         Path | None,
@@ -83,6 +94,9 @@ def score(
     "error" to stdout, so that every file has its line); the other files are still scored, and the exit status is 1.
     It is 2 for an unknown model, and 130 after Ctrl-C.
 
+    With --column every row of the Parquet files (extra data) counts as a file; its path is its "id", or without a
+    column of that name the Parquet file's with the number of the row, "a.parquet/0".
+
     With --engine ray (extra ray) the machines of a cluster share the files, which all of them must see under these
     names; the results are those of --deterministic, byte for byte.
     """
@@ -94,7 +108,8 @@ def score(
     if maps is not None and maps.exists() and not maps.is_dir():
         print(f"--maps: expected a folder, got the file {maps}", file=sys.stderr)
         raise typer.Exit(2)
-    files, failures = _expand(paths)
+    with one_line_errors(2, ImportError):
+        files, failures = _expand(paths) if column is None else _rows(paths, column)
     reward = load_model(model, device, threads) if files else None
     if maps is not None and reward is not None and not reward.has_map:
         print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
@@ -122,7 +137,7 @@ def score(
 
 
 def _in_this_process(
-    reward: RewardModel, files: list[Path], maps: Path | None, deterministic: bool
+    reward: RewardModel, files: list[Path] | list[Row], maps: Path | None, deterministic: bool
 ) -> Iterator[FileScore]:
     from finpercep.engine.files import score_files
     from finpercep.engine.scorer import Scorer
@@ -132,26 +147,45 @@ def _in_this_process(
     scorer.close()
 
 
-def _on_ray(model: str, files: list[Path], maps: Path | None, device: str, workers: int) -> Iterator[FileScore]:
+def _on_ray(
+    model: str, files: list[Path] | list[Row], maps: Path | None, device: str, workers: int
+) -> Iterator[FileScore]:
     from finpercep.engine.on_ray import score_files_on_ray
 
     name = os.path.abspath(model) if os.path.isdir(model) else model
     return score_files_on_ray(name, files, maps=maps, device=pick_device(device), workers=workers)
 
 
-def _expand(arguments: Iterable[str]) -> tuple[list[Path], list[FileScore]]:
+def _expand(arguments: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[list[Path], list[FileScore]]:
     """Every argument by itself, so that one folder without images does not stop the others."""
-    from finpercep.engine.files import FileScore
-    from finpercep.io.images import ImageError, expand_paths
-
     files: list[Path] = []
     failures = []
     for argument in arguments:
         try:
-            files += expand_paths([argument])
+            files += expand_paths([argument], suffixes)
         except ImageError as error:
-            failures.append(FileScore(Path(argument), error=str(error).removeprefix(f"{argument}: ")))
+            failures.append(_unusable(Path(argument), error))
     return (expand_paths(files) if files else []), failures
+
+
+def _rows(arguments: Iterable[str], column: str) -> tuple[list[Row], list[FileScore]]:
+    """The rows of every Parquet file, file by file."""
+    from finpercep.io.parquet import PARQUET_SUFFIXES, find_rows
+
+    files, failures = _expand(arguments, PARQUET_SUFFIXES)
+    rows: list[Row] = []
+    for file in files:
+        try:
+            rows += find_rows(file, column)
+        except ImageError as error:
+            failures.append(_unusable(file, error))
+    return rows, failures
+
+
+def _unusable(path: Path, error: ImageError) -> FileScore:
+    from finpercep.engine.files import FileScore
+
+    return FileScore(path, error=str(error).removeprefix(f"{path}: "))
 
 
 def _json_line(result: FileScore, first: bool) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from finpercep.engine.executor import Outcome
 from finpercep.engine.scorer import Scorer
-from finpercep.io.images import ImageError
+from finpercep.io.images import IMAGE_SUFFIXES, ImageError
+from finpercep.io.parquet import Row, read_rows
 from finpercep.io.pictures import overlay, save_image
 from finpercep.io.reasons import one_line
 from finpercep.models.scoring import worst_mean
@@ -25,7 +26,7 @@ __all__ = ["FileScore", "figures_of", "map_file_names", "score_files"]
 
 
 class FileScore(NamedTuple):
-    """The figures of one file, or why there are none (`error`, one line without the path).
+    """The figures of one file, or why there are none (`error`, one line without the path); `path` of a row is its name.
 
     Those of the map are NaN for a model without one (RM_0).
     """
@@ -51,25 +52,35 @@ def score_image(model: RewardModel, image: Tensor) -> tuple[float, float, float,
 
 
 def score_files(
-    model: RewardModel | Scorer, paths: Sequence[Path], *, maps: str | os.PathLike[str] | None = None
+    model: RewardModel | Scorer, files: Sequence[Path] | Sequence[Row], *, maps: str | os.PathLike[str] | None = None
 ) -> Iterator[FileScore]:
-    """Score files and yield each result in order, as soon as it is there; holds a bounded number of images.
+    """Score files, or rows of Parquet files (`io.parquet.find_rows`), and yield each result in order, as soon as it is
+    there; holds a bounded number of images.
 
     With `maps`, an overlay of each is written there as PNG, named by `map_file_names`; a model without a map gives
     none. A file that cannot be read or scored, or whose overlay cannot be written, gives a result with `error`; the
     others go on.
     """
-    names = map_file_names(paths, Path(maps)) if maps is not None else None
+    names = map_file_names(names_of(files), Path(maps)) if maps is not None else None
     scorer = model if isinstance(model, Scorer) else Scorer(model)
     try:
-        yield from score_named(scorer, paths, names)
+        yield from score_named(scorer, files, names)
     finally:
         if scorer is not model:
             scorer.close()
 
 
-def score_named(scorer: Scorer, paths: Sequence[Path], names: Sequence[Path] | None) -> Iterator[FileScore]:
+def names_of(files: Sequence[Path] | Sequence[Row]) -> list[Path]:
+    """Under which names results are given."""
+    return [file.name if isinstance(file, Row) else file for file in files]
+
+
+def score_named(
+    scorer: Scorer, files: Sequence[Path] | Sequence[Row], names: Sequence[Path] | None
+) -> Iterator[FileScore]:
     """`score_files`, where the name of each overlay is given."""
+    paths = names_of(files)
+    rows = [file for file in files if isinstance(file, Row)]
 
     def finish(image: Tensor, outcome: Outcome, index: int) -> FileScore:
         figures = figures_of(outcome)
@@ -77,7 +88,7 @@ def score_named(scorer: Scorer, paths: Sequence[Path], names: Sequence[Path] | N
             save_image(overlay(image, outcome.map), names[index])
         return FileScore(paths[index], *figures)
 
-    for path, found in zip(paths, scorer.stream(paths, then=finish), strict=True):
+    for path, found in zip(paths, scorer.stream(read_rows(rows) if rows else files, then=finish), strict=True):
         yield _failure(path, found) if isinstance(found, Exception) else found
 
 
@@ -117,7 +128,8 @@ def map_file_names(paths: Sequence[Path], folder: Path) -> list[Path]:
     taken = {p.casefold() for p in absolute}
     names = []
     for path in absolute:
-        stem = os.path.splitext(os.path.relpath(path, common))[0].replace(os.sep, "__")
+        stem, suffix = os.path.splitext(os.path.relpath(path, common))
+        stem = f"{stem}{'' if suffix.lower() in IMAGE_SUFFIXES else suffix}".replace(os.sep, "__")
         if len(os.fsencode(stem)) > 200:  # file systems stop at 255 bytes
             stem = f"{stem[-40:]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
         name, number = folder / f"{stem}.map.png", 1

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
-from finpercep.engine.files import FileScore, map_file_names, score_named
+from finpercep.engine.files import FileScore, map_file_names, names_of, score_named
 from finpercep.engine.scorer import Scorer
+from finpercep.io.parquet import Row
 from finpercep.runs.cluster import connect
 
 __all__ = ["score_files_on_ray"]
 
 CHUNK = 8
 """Files that a worker takes at once; on a GPU, some batches of them."""
+CHUNK_ROWS = 32
+"""Of Parquet files: a worker passes over what stands before them in their row group."""
 CHUNK_GPU = 128
 _NONE = ""
 _FIGURES = ("score", "map_mean", "map_worst")
@@ -25,7 +28,7 @@ _FIGURES = ("score", "map_mean", "map_worst")
 
 def score_files_on_ray(
     model: str,
-    paths: Sequence[Path],
+    files: Sequence[Path] | Sequence[Row],
     *,
     maps: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -35,7 +38,7 @@ def score_files_on_ray(
 
     Args:
         model: what `load_reward` takes, on every machine of the cluster.
-        paths: files that every machine of the cluster reads under these names.
+        files: files, or rows of Parquet files, that every machine of the cluster reads under these names.
         maps: folder that every machine of the cluster writes to.
         device: "cpu", one core for each worker, or "cuda", one GPU for each.
         workers: at most; 0 is as many as the cluster has cores or GPUs.
@@ -44,7 +47,7 @@ def score_files_on_ray(
         ImportError: Ray is not installed.
         RuntimeError: there is no cluster, or a worker cannot begin.
     """
-    if not paths:
+    if not files:
         return
     ray = connect("engine ray", "ray")
     from ray import data
@@ -53,11 +56,12 @@ def score_files_on_ray(
     most = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     if most < 1:
         raise RuntimeError(f"engine ray: expected {'GPUs' if gpu else 'cores'} in the cluster, got none")
-    chunks = math.ceil(len(paths) / (CHUNK_GPU if gpu else CHUNK))
+    paths, chunk = names_of(files), CHUNK_ROWS if isinstance(files[0], Row) else CHUNK
+    chunks = math.ceil(len(files) / (CHUNK_GPU if gpu else chunk))
     names = map_file_names(paths, Path(os.path.abspath(maps))) if maps is not None else [Path(_NONE)] * len(paths)
     rows = [
-        {"index": index, "path": os.path.abspath(path), "shown": str(path), "map": str(name)}
-        for index, (path, name) in enumerate(zip(paths, names, strict=True))
+        {"index": index, "shown": str(paths[index]), "map": str(names[index]), **_place(files[index])}
+        for index in range(len(files))
     ]
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -84,14 +88,27 @@ class _Worker:
         self.scorer = Scorer(model, device=device, deterministic=True, lanes=1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        paths = [Path(str(path)) for path in batch["path"]]
+        files = [_file(batch, i) for i in range(len(batch["path"]))]
         names = [Path(str(name)) for name in batch["map"]]
-        found = list(score_named(self.scorer, paths, names if names[0] != Path(_NONE) else None))
+        found = list(score_named(self.scorer, files, names if names[0] != Path(_NONE) else None))
         return {
             "index": batch["index"],
             **{name: [getattr(one, name) for one in found] for name in _FIGURES},
             "error": [_as_given(one.error, batch, i) for i, one in enumerate(found)],
         }
+
+
+def _place(file: Path | Row) -> dict[str, Any]:
+    """Where a worker finds an image."""
+    if isinstance(file, Row):
+        return {"path": os.path.abspath(file.file), "column": file.column, "number": file.number}
+    return {"path": os.path.abspath(file), "column": _NONE, "number": 0}
+
+
+def _file(batch: dict[str, Any], i: int) -> Any:
+    """What `_place` was made of, by its absolute path."""
+    path, column = Path(str(batch["path"][i])), str(batch["column"][i])
+    return Row(Path(str(batch["shown"][i])), path, column, int(batch["number"][i])) if column else path
 
 
 def _as_given(error: str | None, batch: dict[str, Any], i: int) -> str:

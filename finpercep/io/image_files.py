@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -50,11 +51,12 @@ def is_converted(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def opened(name: str) -> PILImage.Image:
-    """`_open` of a file that is there, or an `ImageError`."""
-    _check_file(name)
+def opened(name: str, content: bytes | None = None) -> PILImage.Image:
+    """`_open` of a file that is there, or of a file's content, or an `ImageError`."""
+    if content is None:
+        _check_file(name)
     try:
-        return _open(name)
+        return _open(name if content is None else io.BytesIO(content))
     except Exception as error:  # Pillow's readers raise nearly every type on broken files
         raise ImageError(f"{name}: expected an image file, got {reason(error, name)}") from error
 
@@ -73,7 +75,7 @@ def _check_file(name: str) -> None:
         raise ImageError(f"{name}: expected an image file, got an empty file")
 
 
-def _open(name: str) -> PILImage.Image:
+def _open(file: str | io.BytesIO) -> PILImage.Image:
     """Read the header only. Pillow's own bomb guard warns at 89 megapixels; ours replaces it."""
     from PIL import Image
 
@@ -82,7 +84,7 @@ def _open(name: str) -> PILImage.Image:
         Image.init()
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(name, formats=[f for f in _FORMATS if f in Image.OPEN])
+            return Image.open(file, formats=[f for f in _FORMATS if f in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

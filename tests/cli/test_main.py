@@ -218,6 +218,34 @@ def test_map_file_names(tmp_path: Path) -> None:
     assert max(map(len, long)) < 255
 
 
+def test_a_column_of_a_parquet_set_is_scored_as_the_files_are(write: Write, run: Run) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra data)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (extra data)")
+    paths = [f"photos/{name}.png" for name in "abcd"]
+    for seed, path in enumerate(paths):
+        write(path, seed)
+    cells = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+    Path("set/data").mkdir(parents=True)
+    for part in (0, 2):
+        table = pa.table({"id": paths[part : part + 2], "sr": cells[part : part + 2]})
+        parquet.write_table(table, f"set/data/train-{part}.parquet")
+    files = run("photos", "--json", "--deterministic", "--maps", "maps")
+    rows = run("set", "--column", "sr", "--json", "--deterministic", "--maps", "row-maps")
+    assert rows.exit_code == files.exit_code == 0
+    assert rows.stdout_bytes == files.stdout_bytes
+    assert [p.name for p in sorted(Path("row-maps").iterdir())] == [f"{name}.map.png" for name in "abcd"]
+    Path("set/other.parquet").write_bytes(b"rubbish")
+    some = run("set", "photos", "--column", "sr", "--json")
+    assert some.exit_code == 1
+    assert len(some.stdout.splitlines()) == 6
+    folder, other = some.stderr.splitlines()
+    assert folder == "photos: expected a folder with images, got none with the suffix .parquet"
+    assert other.startswith("set/other.parquet: expected a Parquet file, got ")
+    none = run("set/data/train-0.parquet", "--column", "gt")
+    assert none.exit_code == 1
+    assert none.stderr == "set/data/train-0.parquet: expected a column of images 'gt', got as such sr\n"
+
+
 def test_maps_that_cannot_be_written_are_reported(write: Write, run: Run) -> None:
     write("a.png")
     Path("file").write_text("in the way")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from finpercep import RewardOutput, Scorer
 from finpercep.engine.files import score_files
+from finpercep.io.parquet import find_rows
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardModel
 
@@ -44,3 +46,23 @@ def test_a_reward_that_refuses_an_image_is_an_error_of_that_file(photo: torch.Te
     assert refused.error == "images: expected sides of 40, got less"
     assert first.error is None
     assert first.score == last.score > 0
+
+
+def test_rows_of_a_parquet_file_score_as_their_files_do(
+    small_model: RewardModel, make_photo: Callable[..., torch.Tensor], tmp_path: Path
+) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra data)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (extra data)")
+    photos = [make_photo(24 + 8 * (i % 3), 40, i) for i in range(7)]
+    paths = [save_image(as_picture(photo), tmp_path / f"{i}.png") for i, photo in enumerate(photos)]
+    paths[3].write_bytes(paths[3].read_bytes()[:200])
+    cells = [path.read_bytes() for path in paths]
+    names = [f"scene|v1.{path.stem}" for path in paths]
+    parquet.write_table(pa.table({"id": names, "image": cells}), tmp_path / "a.parquet")
+    scorer = Scorer(small_model, deterministic=True)
+    expected = list(score_files(scorer, paths, maps=tmp_path / "maps"))
+    found = list(score_files(scorer, find_rows(tmp_path / "a.parquet", "image"), maps=tmp_path / "row-maps"))
+    assert found == [one._replace(path=Path(name)) for one, name in zip(expected, names, strict=True)]
+    assert [number for number, one in enumerate(found) if one.error] == [3]
+    overlays = {path.name: path.read_bytes() for path in (tmp_path / "row-maps").iterdir()}
+    assert overlays == {f"scene|v1.{path.name}": path.read_bytes() for path in (tmp_path / "maps").iterdir()}

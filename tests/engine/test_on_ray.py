@@ -15,6 +15,7 @@ from finpercep.cli.main import app
 from finpercep.engine import on_ray
 from finpercep.engine.files import FileScore, score_files
 from finpercep.engine.on_ray import CHUNK, score_files_on_ray
+from finpercep.io.parquet import find_rows
 from finpercep.io.pictures import as_picture, save_image
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,38 @@ def test_results_and_maps_are_those_of_one_process(
     assert len(names) == len(files) - 2
     assert names == sorted(path.name for path in Path("ray-maps").iterdir())
     assert all(Path("maps", name).read_bytes() == Path("ray-maps", name).read_bytes() for name in names)
+
+
+def test_rows_and_their_maps_are_those_of_one_process(
+    files: list[Path], model_folder: Path, small_model: RewardModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than two chunks from two files by relative names, one cell damaged, one empty, one a path to nothing."""
+    parquet = write_rows(files[:-1])
+    rows = [row for file in parquet for row in find_rows(file, "sr")]
+    monkeypatch.setattr(on_ray, "CHUNK_ROWS", 8)
+    expected = list(score_files(Scorer(small_model, deterministic=True), rows, maps="maps"))
+    found = list(score_files_on_ray(str(model_folder), rows, maps="ray-maps", workers=2))
+    assert found == expected
+    assert [str(result.path) for result in found if result.error] == ["05.png", "set/a.parquet/10", "set/b.parquet/9"]
+    names = sorted(path.name for path in Path("maps").iterdir())
+    assert len(names) == len(rows) - 3
+    assert names == sorted(path.name for path in Path("ray-maps").iterdir())
+    assert all(Path("maps", name).read_bytes() == Path("ray-maps", name).read_bytes() for name in names)
+
+
+def write_rows(files: list[Path]) -> list[Path]:
+    """Two files of a Parquet set: the first ten files, by name, and an empty cell; the others and a path to nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    Path("set").mkdir()
+    halves = [files[:10], files[10:]]
+    for name, half, last in zip("ab", halves, (None, {"bytes": None, "path": "gone.png"}), strict=True):
+        cells = [{"bytes": path.read_bytes(), "path": None} for path in half]
+        ids = [path.name for path in half]
+        table = pa.table({"id": [*ids, None], "sr": [*cells, last]})
+        pyarrow.parquet.write_table(table, f"set/{name}.parquet", row_group_size=6)
+    return sorted(Path("set").iterdir())
 
 
 def test_the_command_hands_over_what_it_is_given(

@@ -16,7 +16,7 @@ from finpercep.data.dataset.engines import check_engine, run_shards
 from finpercep.data.dataset.hashes import Hashes
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import listing_hash, match_photos
-from finpercep.data.dataset.parquet import require_pyarrow, shard_metadata
+from finpercep.data.dataset.parquet import shard_metadata
 from finpercep.data.dataset.preview import write_card, write_preview
 from finpercep.data.dataset.resume import claim_folder, find_missing
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, plan_shards
@@ -24,6 +24,7 @@ from finpercep.data.sources.kinds import parse_sources
 from finpercep.data.sources.protocol import Photo
 from finpercep.io.files import write_json
 from finpercep.io.images import ImageError, load_image
+from finpercep.io.parquet import require_pyarrow
 from finpercep.runs.devices import check_device
 from finpercep.runs.lock import folder_lock
 

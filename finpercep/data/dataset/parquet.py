@@ -19,6 +19,7 @@ from torch import Tensor
 from finpercep.data.dataset.maker import Sample
 from finpercep.data.dataset.rle import encode_rle
 from finpercep.io.files import atomic_write
+from finpercep.io.parquet import require_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,16 +51,6 @@ SCALARS = {
     "features_fingerprint": "string",
     "settings": "string",  # fingerprint of all settings
 }
-
-
-def require_pyarrow() -> Any:
-    """`pyarrow`, or an ImportError that names the extra."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(f"data sets need pyarrow ({error}); pip install 'finpercep[data]'") from error
-    return pyarrow
 
 
 def schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from finpercep.data.dataset.parquet import require_pyarrow
 from finpercep.data.dataset.stored import StoredScene, stored_scenes
 from finpercep.data.scenes import StoredSample
 from finpercep.io.files import atomic_write
 from finpercep.io.html_page import html_page, inline_jpeg
+from finpercep.io.parquet import require_pyarrow
 from finpercep.io.pictures import outlined, overlay, save_image
 
 if TYPE_CHECKING:

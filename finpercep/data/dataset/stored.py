@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finpercep.data.dataset.parquet import decode, require_pyarrow
+from finpercep.data.dataset.parquet import decode
 from finpercep.data.randomness import choose
 from finpercep.data.scenes import Scene, StoredSample
+from finpercep.io.parquet import require_pyarrow
 
 __all__ = ["StoredScene", "is_stored", "row_sample", "stored_scenes"]
 

@@ -220,18 +220,26 @@ class Service:
         except Failed as failed:
             if isinstance(failed.error, ImageError):
                 reason = str(failed.error).partition(": ")[2]
-                raise Refused(400, f"image {failed.number}: {reason}") from failed
+                raise _refused(failed.number, reason) from failed
             if is_out_of_memory(failed.error):
                 raise Refused(
                     413, f"image {failed.number}: expected one that fits in memory, got none free"
                 ) from failed
             if isinstance(failed.error, ValueError) and not isinstance(failed.error, WrongAnswerError):
                 # the reward refuses this image
-                raise Refused(400, f"image {failed.number}: {one_line(failed.error)}") from failed
+                raise _refused(failed.number, one_line(failed.error)) from failed
             raise failed.error from None
         if self._meter is not None:
             self._meter.images(len(images), self._batcher.waiting)
         return results
+
+
+def _refused(number: int, reason: str) -> Refused:
+    """The refusal of an image; a reason that may hold a path of this machine is for the log alone."""
+    if "/" in reason or "\\" in reason:
+        log.warning("image %d was refused: %s", number, reason)
+        reason = "expected one that the reward takes, got another; the log of the service says why"
+    return Refused(400, f"image {number}: {reason}")
 
 
 def _result(outcome: Outcome, kind: str | None) -> dict[str, Any]:

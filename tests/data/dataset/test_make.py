@@ -21,7 +21,8 @@ from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import ALPHA, SCALE
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
-from finpercep.io.images import ImageError, load_image
+from finpercep.io.images import ImageError, expand_paths, load_image
+from finpercep.io.parquet import PARQUET_SUFFIXES, find_rows, read_rows
 from tests.conftest import REPOSITORY
 from tests.data import fgr
 
@@ -107,6 +108,15 @@ def test_repeated_images_lie_in_the_file_once(dataset):
     assert len(cells) == 1
     assert sizes["gt.bytes"] < len(next(iter(cells))) + 200
     assert group.num_rows == 6
+
+
+def test_finpercep_score_finds_its_images(dataset):
+    table = fgr.rows(dataset)
+    for column in ("gt", "sr", "syn"):
+        rows = [row for file in expand_paths([dataset], PARQUET_SUFFIXES) for row in find_rows(file, column)]
+        found = {str(row.name): cell() for row, cell in zip(rows, read_rows(rows), strict=True)}
+        assert len(found) == len(table)
+        assert all(torch.equal(found[row["id"]], decode(row[column])) for row in table)
 
 
 def test_opens_with_datasets(dataset, tmp_path):

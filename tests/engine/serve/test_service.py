@@ -19,6 +19,7 @@ from finpercep import RewardModel, RewardOutput, Scorer, worst_mean
 from finpercep.engine.serve import service as service_module
 from finpercep.engine.serve.service import FAILURES, Answer, Request, Service, digest
 from finpercep.engine.serve.settings import ServeSettings
+from finpercep.io.images import ImageError
 from tests.engine.serve.test_requests import FORM, RAW, form_of, png_of
 
 SETTINGS = ServeSettings(request_images=4, request_megapixels=1, request_mb=1, queue_images=4, queue_mb=2)
@@ -342,4 +343,27 @@ def test_an_image_that_the_reward_refuses_is_no_failure_of_the_service(photo_arr
         assert answer.status == 400
         assert content(answer)["error"] == "image 1: images: expected sides of at least 512, got 64x96"
     assert service.is_well
+    service.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("/srv/models/secret/weights.pt: expected a checkpoint"),
+        ValueError("expected a checkpoint,\ngot C:\\models\\secret.pt"),
+        ImageError("images[0]: expected the reference models/secret.png, got none"),
+    ],
+)
+def test_a_refusal_that_names_a_path_stays_in_the_log(
+    photo_array: np.ndarray, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reward = Broken()
+    reward.error = error
+    service = Service(Scorer(reward), SETTINGS)
+    (answer,) = ask(service, score_request(png_of(photo_array)))
+    assert answer.status == 400
+    assert content(answer)["error"] == (
+        "image 1: expected one that the reward takes, got another; the log of the service says why"
+    )
+    assert "secret" in caplog.text
     service.close()
