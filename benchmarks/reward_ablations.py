@@ -1,9 +1,10 @@
 """``python -m benchmarks.reward_ablations DATA... --runs DIR``: what each part of the training is worth.
 
-Losses, the gate of Eq. 7, the decoder's width, the share of climbed images, and each data set left out: short
-trainings of the full model from one RM_0 a seed, several seeds. Measured on every fifth scene of `train`, which is held
-out (of all data sets, also those left out); `val` is not read. Writes `reward_ablations.json` and `.md` after each run;
-runs that are in it already are not repeated, and one that was stopped goes on. One core; a run takes minutes.
+Losses, the gate of Eq. 7, alpha and features of M_gt, the decoder's width, the share of climbed images, and each data
+set left out: short trainings of the full model from one RM_0 a seed, several seeds. Measured on every fifth scene of
+`train`, which is held out (of all data sets, also those left out); `val` is not read. CC is against the usual M_gt,
+also where another one was learned. Writes `reward_ablations.json` and `.md` after each run; runs that are in it already
+are not repeated, and one that was stopped goes on. One core; a run takes minutes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "losses rank, map": {"loss": LossWeights(align=0.0)},
     "gate degradation": {"head": {"gate": "degradation"}},
     "gate quality": {"head": {"gate": "quality"}},
+    "alpha 0": {"triplets": {"target_alpha": 0.0}},  # features alone; the others have 0.25
+    "alpha 1": {"triplets": {"target_alpha": 1.0}},  # pixels alone
     "decoder full": {"decoder": {"width": "full", "norm": True}},
     "climbed 0.25": {"climb": ClimbConfig(climbed=0.25)},
     "climbed 0.5": {"climb": ClimbConfig(climbed=0.5)},

@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def trained(
         name, seed: of the run, whose folder is `<runs>/<name>-<seed>-<six digits of the settings>`.
         base: name of the run whose RM_0 it shares; None is its own.
         data: folders, by default all.
-        changes: settings of the full model; `data`, `leave_out` and `dev_every` are RM_0's, too.
+        changes: settings of the full model, of `triplets` those that differ; `data`, `leave_out` and `dev_every` are
+            RM_0's, too.
     """
     common: dict[str, Any] = {
         "data": tuple(data or args.data),
@@ -97,7 +99,9 @@ def trained(
         RewardTrainConfig(out=str(folder), init=args.init, steps=args.base_steps, encoder=encoder, **common), [Screen()]
     )
     out = str(args.runs / name)
-    return train(RewardTrainConfig(out=out, anchor=str(folder), steps=args.steps, **common, **changes), [Screen()])
+    changes = {**changes, "triplets": replace(common["triplets"], **changes.get("triplets", {}))}
+    config = RewardTrainConfig(out=out, anchor=str(folder), steps=args.steps, **{**common, **changes})
+    return train(config, [Screen()])
 
 
 def measured(model: RewardModel, scenes: Sequence[Scene], *, climb: int = 0) -> Run:

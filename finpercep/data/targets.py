@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from finpercep import ops
 from finpercep.data.alignment import aligned_photo
-from finpercep.data.features.filter_bank import FilterBank
 from finpercep.ops.degradation_target import DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 
 __all__ = ["ALPHA", "NORMALIZE", "SCALE", "fault_target", "fuse_target"]
@@ -23,20 +24,21 @@ ALPHA, NORMALIZE, SCALE = DEFAULT_ALPHA, DEFAULT_NORMALIZE, DEFAULT_SCALE
 def fault_target(
     photo: Tensor,
     distorted: Tensor,
-    bank: FilterBank,
+    bank: Callable[[Tensor], Tensor] | None,
     *,
     alpha: float = ALPHA,
     scale: float = SCALE,
     aligned: bool = True,
 ) -> Tensor:
-    """M_gt of distorted images by a filter bank.
+    """M_gt of distorted images by a filter bank or other features.
 
     clamp((alpha·mean_c|photo - distorted| + (1-alpha)·(1 - cos(features))) / scale); exactly 0 where nothing near
     the pixel differs.
 
     Args:
         photo, distorted: (B,3,H,W), float in [0, 1]; one photo (1,3,H,W) may serve several distorted versions.
-        bank: the features.
+        bank: the features, images (B,3,H,W) -> (B,C,h,w): a `FilterBank` or what `features.kinds.open_features` gives;
+            None where pixels alone decide.
         alpha: weight of the pixel difference.
         scale: the difference that counts as fully degraded.
         aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says. One photo.
@@ -45,7 +47,8 @@ def fault_target(
         (B,1,H,W) in [0, 1], 1 = degraded.
     """
     pixels = photo if aligned else aligned_photo(photo[0], distorted)
-    return fuse_target(pixels, distorted, bank(photo), bank(distorted), alpha=alpha, scale=scale)
+    features = (None, None) if bank is None else (bank(photo), bank(distorted))
+    return fuse_target(pixels, distorted, *features, alpha=alpha, scale=scale)
 
 
 def fuse_target(

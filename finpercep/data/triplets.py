@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.features.kinds import check_features, open_features
 from finpercep.data.image_ops import gaussian_blur, jpeg, resize
 from finpercep.data.masks.simple import random_blobs, random_boxes
 from finpercep.data.randomness import chance, choose, integer, stream, uniform32
@@ -18,7 +18,7 @@ from finpercep.data.scenes import Scene, StoredSample
 from finpercep.data.sources.quilting import quilted
 from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
-from finpercep.data.targets import fault_target
+from finpercep.data.targets import ALPHA, SCALE, fault_target
 
 __all__ = ["Triplet", "TripletConfig", "Triplets", "stored_triplet"]
 
@@ -61,6 +61,9 @@ class TripletConfig:
         dimmed: share whose three images are darkened alike, to a brightness uniform in `dim_range`: night photos.
         gray: share of triplets without color.
         feathered: share of masks whose edge is blurred.
+        features: what M_gt compares beside pixels, see `features.kinds.open_features`.
+        target_alpha, target_scale: of M_gt: the weight of the pixels, and the difference that counts as fully degraded,
+            which is another one for other features.
     """
 
     crop: int = field(default=192, metadata={"help": "Side of the square crops, in pixels.", "min": 16})
@@ -84,16 +87,22 @@ class TripletConfig:
     dim_range: tuple[float, float] = (0.15, 0.6)
     gray: float = 0.05
     feathered: float = 0.25
+    features: str = "filters"
+    target_alpha: float = ALPHA
+    target_scale: float = SCALE
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(option.default, float) and not 0 <= value <= 1:
+            if isinstance(option.default, float) and option.name != "target_scale" and not 0 <= value <= 1:
                 raise ValueError(f"{option.name}: expected a share in [0, 1], got {value}")
             if isinstance(option.default, tuple) and not 0 < value[0] <= value[1]:
                 raise ValueError(f"{option.name}: expected 0 < low <= high, got {value}")
         if self.crop < 16:
             raise ValueError(f"crop: expected at least 16, got {self.crop}")
+        if not self.target_scale > 0:
+            raise ValueError(f"target_scale: expected > 0, got {self.target_scale}")
+        check_features(self.features)
 
 
 class Triplets(Dataset[Triplet]):
@@ -107,7 +116,7 @@ class Triplets(Dataset[Triplet]):
             if not scene.sources and config.synthetic < 1:
                 raise ValueError(f"scenes: {scene.id} has no super-resolved image, and synthetic is below 1")
         self.scenes, self.config, self.seed = list(scenes), config, seed
-        self.bank = FilterBank()
+        self.bank = open_features(config.features)
 
     def __getitem__(self, index: int) -> Triplet:
         epoch, position = divmod(index, len(self.scenes))
@@ -121,7 +130,14 @@ class Triplets(Dataset[Triplet]):
         gt, sr = _defocus(_recolor([gt, sr], self.config, generator), self.config, generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
-        targets = fault_target(gt[None], torch.stack([syn, sr]), self.bank, aligned=scene.aligned)
+        targets = fault_target(
+            gt[None],
+            torch.stack([syn, sr]),
+            self.bank,
+            alpha=self.config.target_alpha,
+            scale=self.config.target_scale,
+            aligned=scene.aligned,
+        )
         return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets)
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -154,7 +170,8 @@ class Triplets(Dataset[Triplet]):
 def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch.Generator) -> Triplet:
     """A random crop of a stored sample, varied as `config` says.
 
-    Fault and target are the stored ones: `quilted`, `synthetic`, `camera`, `noisy` and `feathered` do not apply.
+    Fault and target are the stored ones: `quilted`, `synthetic`, `camera`, `noisy`, `feathered`, `features`,
+    `target_alpha` and `target_scale` do not apply.
     """
     prepare, side = _frame(sample.gt, config, generator, name=sample.row["photo"])
     images = [prepare(image) for image in (sample.gt, sample.syn, sample.sr)]

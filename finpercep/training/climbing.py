@@ -6,15 +6,15 @@ of its M_gt, which keeps the faults that were there and adds what climbing did, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.image_ops import gaussian_blur
 from finpercep.data.randomness import chance, integer, uniform
-from finpercep.data.targets import fault_target
+from finpercep.data.targets import ALPHA, SCALE, fault_target
 from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 
@@ -103,9 +103,20 @@ def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
     return x.detach()
 
 
-def climbed_target(before: Tensor, after: Tensor, target: Tensor, bank: FilterBank) -> Tensor:
-    """M_gt (B,1,H,W) of climbed images: the faults that were there, and what climbing has added to them."""
-    return torch.maximum(target, fault_target(before, after, bank))
+def climbed_target(
+    before: Tensor,
+    after: Tensor,
+    target: Tensor,
+    bank: Callable[[Tensor], Tensor] | None,
+    *,
+    alpha: float = ALPHA,
+    scale: float = SCALE,
+) -> Tensor:
+    """M_gt (B,1,H,W) of climbed images: the faults that were there, and what climbing has added to them.
+
+    `bank`, `alpha` and `scale` are those of `fault_target`.
+    """
+    return torch.maximum(target, fault_target(before, after, bank, alpha=alpha, scale=scale))
 
 
 def _logit(score: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,17 @@ def comparable(config: RewardTrainConfig) -> dict[str, Any]:
     ignored = {"out", "data", "anchor", "init", "workers", "log_every", "save_every", "device", "evaluate_every"}
     ignored.add("checkpointing")  # the same result
     return json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ignored}))
+
+
+def with_younger(was: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a state, completed: those that are younger than it had their defaults.
+
+    What an encoder, a decoder or a head is made with stays as it is: what is missing there is not a default of ours.
+    """
+    config = RewardTrainConfig(data="", out="")
+    defaults = comparable(config)
+    groups = [name for name in was if is_dataclass(getattr(config, name, None))]
+    return defaults | was | {name: defaults[name] | was[name] for name in groups}
 
 
 def check_folders(config: RewardTrainConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.features.kinds import open_features
 from finpercep.data.randomness import seeded
 from finpercep.data.triplets import Triplet
 from finpercep.models import CLIPIQA, RewardModel
@@ -47,7 +47,7 @@ class Objective:
         self.own = torch.cat([triplets + kind * config.batch for kind in range(3)])
         """Numbers of this process's images, ascending."""
         self.climbers = Climbers(config.climb, config.batch, ranks)
-        self.bank = FilterBank().to(device)
+        self.bank = open_features(config.triplets.features, device=str(device))
 
     def terms(self, batch: Triplet, step: int) -> dict[str, Tensor]:
         """The terms, () each, on this process's triplets of a step."""
@@ -84,7 +84,15 @@ class Objective:
     def _target_after(self, climbed: Climbed) -> Tensor:
         if not len(climbed.rows):
             return climbed.target
-        return climbed_target(climbed.before, climbed.after, climbed.target, self.bank)
+        asked = self.config.triplets
+        return climbed_target(
+            climbed.before,
+            climbed.after,
+            climbed.target,
+            self.bank,
+            alpha=asked.target_alpha,
+            scale=asked.target_scale,
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "fp32":

@@ -25,7 +25,7 @@ from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.schedule import cosine
 from finpercep.runs.state import check_settings, read_state, write_state
 from finpercep.training.build import new_model, parameter_groups
-from finpercep.training.config import BEST, RewardTrainConfig, check_folders, comparable
+from finpercep.training.config import BEST, RewardTrainConfig, check_folders, comparable, with_younger
 from finpercep.training.dev import DevEvaluation
 from finpercep.training.losses import total_loss
 from finpercep.training.model_files import write_model
@@ -196,7 +196,7 @@ class RewardTrainer:
         state = read_state(folder, STATE_PARTS)
         if state is None:
             return False
-        check_settings(state["settings"], comparable(self.config) | self.fingerprints, folder)
+        check_settings(with_younger(state["settings"]), comparable(self.config) | self.fingerprints, folder)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -103,16 +103,17 @@ def test_families(data, trained_on, tmp_path, capsys):
 
 
 def test_ablations(data, trained_on, tmp_path):
-    wanted = ["full", "losses rank", "climbed 1", "without two"]
+    wanted = ["full", "losses rank", "alpha 1", "climbed 1", "without two"]
     given = words(data, tmp_path, "--variants", *wanted)
     reward_ablations.main(given)
     full = [config for config in trained_on if config.anchor]
-    assert names(full) == ["full-0", "losses-rank-0", "climbed-1-0", "without-two-0"]
-    assert [Path(c.anchor).name[:11] for c in full] == ["full-0-" + Path(full[0].out).name[-6:-2]] * 3 + ["without-two"]
+    assert names(full) == ["full-0", "losses-rank-0", "alpha-1-0", "climbed-1-0", "without-two-0"]
+    assert [Path(c.anchor).name[:11] for c in full] == ["full-0-" + Path(full[0].out).name[-6:-2]] * 4 + ["without-two"]
     assert all(config.dev_every == 5 for config in trained_on)
-    assert full[3].data == (data[0],)
+    assert full[4].data == (data[0],)
     assert (full[1].loss.map, full[1].loss.rank) == (0.0, 0.8)
-    assert full[2].climb.climbed == 1.0
+    assert (full[2].triplets.target_alpha, full[0].triplets.target_alpha, full[2].triplets.crop) == (1.0, 0.25, 32)
+    assert full[3].climb.climbed == 1.0
     found = json.loads((tmp_path / "results" / "reward_ablations.json").read_text())
     assert sorted(found) == sorted(wanted)
     assert {run["dev"]["pairs"] for runs in found.values() for run in runs} == {4}  # one scene of each set

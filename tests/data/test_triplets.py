@@ -6,7 +6,7 @@ from finpercep.data import triplets
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.loading import load_scenes
 from finpercep.data.randomness import stream
-from finpercep.data.targets import fault_target
+from finpercep.data.targets import SCALE, fault_target
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from tests.data.conftest import write_scenes
 
@@ -25,6 +25,32 @@ def test_triplet_is_a_function_of_seed_and_index(scenes):
             assert torch.equal(a, b)
     assert not torch.equal(first[0].gt, Triplets(scenes, TripletConfig(crop=48), seed=2)[0].gt)
     assert not torch.equal(first[0].gt, first[3].gt)
+
+
+def test_the_target_is_that_of_its_settings(scenes):
+    """Same images, M_gt by pixels alone: nothing else weighs, and a larger scale asks for less."""
+    usual, pixels, faint = (
+        Triplets(scenes, TripletConfig(crop=48, **more, **AS_IT_IS))[3]
+        for more in ({}, {"features": "none"}, {"target_alpha": 1.0, "target_scale": 0.16})
+    )
+    assert torch.equal(usual.sr, pixels.sr)
+    difference = (usual.gt - usual.sr).abs().mean(0, keepdim=True)
+    assert torch.allclose(pixels.target_sr, (difference / SCALE).clamp(0, 1), atol=1e-5)
+    assert torch.allclose(faint.target_sr, (difference / 0.16).clamp(0, 1), atol=1e-5)
+    assert (usual.target_sr - pixels.target_sr).abs().mean() > 0.02
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"target_alpha": 1.5}, r"target_alpha: expected a share in \[0, 1\], got 1.5"),
+        ({"target_scale": 0.0}, "target_scale: expected > 0, got 0.0"),
+        ({"features": "filtres"}, "features: expected filters, .*, got 'filtres'"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TripletConfig(**wrong)
 
 
 def test_syn_lies_between_photo_and_distorted(scenes):

@@ -16,6 +16,7 @@ from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.presets import PRESETS
 from finpercep.runs.lock import FolderInUseError, folder_lock
 from finpercep.runs.trackers import TensorBoard
+from finpercep.training.climbers import Climbed
 from finpercep.training.climbing import ClimbConfig
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.losses import LossWeights, raise_odds
@@ -111,6 +112,19 @@ def test_resume_refuses_other_settings(config):
     train(config)
     with pytest.raises(ValueError, match=r"state\.pt: made with batch=2 \(now 3\)"):
         train(dataclasses.replace(config, batch=3))
+
+
+def test_a_state_older_than_a_setting_is_resumed(config):
+    """It had the default; where that is not what is asked for now, the run is refused."""
+    train(config)
+    path = Path(config.out) / "state.pt"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["triplets"]["target_alpha"], state["settings"]["epochs"]
+    torch.save(state, path)
+    assert RewardTrainer(config).resume()
+    other = dataclasses.replace(config, triplets=dataclasses.replace(config.triplets, target_alpha=1.0))
+    with pytest.raises(ValueError, match=r"made with triplets\.target_alpha=0\.25 \(now 1\.0\)"):
+        RewardTrainer(other).resume()
 
 
 def test_resume_refuses_other_scenes_anchor_or_init(config, tmp_path):
@@ -254,6 +268,14 @@ def test_without_anchor_a_full_model_keeps_its_level(config):
     config = dataclasses.replace(config, init=config.out + "-full", out=config.out + "-next")
     trainer = RewardTrainer(config)
     assert set(trainer.losses(Triplet(*next(iter(trainer.batches()))))) == {"rank", "map", "entropy", "level"}
+
+
+def test_climbed_images_have_the_target_of_the_triplets(config):
+    triplets = dataclasses.replace(config.triplets, features="none", target_scale=0.5)
+    objective = RewardTrainer(dataclasses.replace(config, triplets=triplets)).objective
+    before, old = torch.full((1, 3, 32, 32), 0.5), torch.zeros(1, 1, 32, 32)
+    climbed = Climbed(torch.tensor([0]), before, before + 0.1, old, torch.ones(1, 1, 1, 1))
+    assert torch.allclose(objective._target_after(climbed), torch.full_like(old, 0.2), atol=1e-5)
 
 
 def test_climbed_images_are_learned_from(config):
