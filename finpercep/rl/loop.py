@@ -112,6 +112,8 @@ def _log(trainer: RLTrainer, figures: dict[str, float], alarms: Sequence[str] = 
     stage = int(figures["stage"])
     line: dict[str, Any] = {"step": trainer.done, **figures, "stage": stage, "version": int(figures["version"])}
     line |= {"reward": trainer.fingerprints[stage], **({"alarms": list(alarms)} if alarms else {})}
+    if trainer.switch and "eval/alarms" in figures:
+        line["switch"] = trainer.switch
     with open(Path(trainer.config.out) / METRICS, "a") as file:
         file.write(json.dumps(line) + "\n")
 

@@ -57,7 +57,7 @@ def report_parts(out: Path) -> list[str]:
     settings = json.loads((out / "rl.json").read_text())
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
     comparable = max(len(list(lines)) for _, lines in groupby(measured, lambda line: (line["stage"], line["version"])))
-    parts = [_alarms(alarms, settings, comparable), _table(measured)]
+    parts = [_alarms(alarms, settings, comparable), _stages(lines, settings), _table(measured)]
     return [*parts, _curves(lines, measured, alarms), _pictures(out, measured)]
 
 
@@ -71,6 +71,22 @@ def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurement
     if measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
     return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
+
+
+def _stages(lines: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """Which reward was climbed when, and what ended it; nothing of a run of one stage."""
+    if len(settings.get("stages", ())) < 2:
+        return ""
+    rows = []
+    for number, found in groupby(lines[1:], lambda line: line["stage"]):
+        steps = [line["step"] for line in found]
+        stage, ends = settings["stages"][number], f"stage {number} ends: "
+        reason = next((text for line in lines if (text := line.get("switch", "")).startswith(ends)), "")
+        done = f"its {stage['steps']} steps" if len(steps) == stage["steps"] else "the run's"
+        why = html.escape(reason.removeprefix(ends)) or done
+        name = html.escape(stage["reward"])
+        rows.append(f"<tr><td>stage {number}: {name}</td><td>{steps[0]} to {steps[-1]}</td><td>{why}</td></tr>")
+    return f"<table><tr><th>climbed</th><th>steps</th><th>its end</th></tr>{''.join(rows)}</table>"
 
 
 def _table(measured: list[dict[str, Any]]) -> str:
@@ -110,7 +126,7 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
     figure = Figure(figsize=(11, 2.3 * -(-len(titles) // 3)), layout="constrained")
     axes = figure.subplots(-(-len(titles) // 3), 3, squeeze=False).flatten()
     changes = [
-        (after["step"] - 0.5, after["stage"] != before["stage"])
+        (after["step"] - 0.5, f"stage {after['stage']}" if after["stage"] != before["stage"] else "")
         for before, after in pairwise(lines[1:])
         if (after["stage"], after["version"]) != (before["stage"], before["version"])
     ]
@@ -119,8 +135,10 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
         axis.plot([m["step"] for m in having], [m[f"eval/{name}"] for m in having], marker=".", color="#2a5db0")
         axis.set_title(titles[name], fontsize=9)
         axis.tick_params(labelsize=8)
-        for step, switch in changes:
-            axis.axvline(step, color="#555" if switch else "#bbb", linewidth=1, linestyle="-" if switch else ":")
+        for step, stage in changes:
+            axis.axvline(step, color="#555" if stage else "#bbb", linewidth=1, linestyle="-" if stage else ":")
+            place = {"xy": (step, 0.97), "xycoords": ("data", "axes fraction"), "xytext": (2, 0)}
+            axis.annotate(stage, **place, textcoords="offset points", rotation=90, va="top", fontsize=6.5, color="#555")
         for step, _ in alarms:
             axis.axvline(step, color="#b3261e", linewidth=1)
     for axis in axes[len(titles) :]:
@@ -128,7 +146,7 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     source = inline_jpeg(Image.open(buffer).convert("RGB"))
-    legend = "Held-out photos over steps. Gray: a new stage; dotted: the reward was refreshed; red: an alarm."
+    legend = "Held-out photos over steps. Gray: a new stage, named; dotted: the reward was refreshed; red: an alarm."
     return f'<figure><img src="{source}" alt="curves"><figcaption>{legend}</figcaption></figure>'
 
 

@@ -150,14 +150,25 @@ def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
 
 def test_a_stage_that_ends_early(config, photo_set, tmp_path, monkeypatch):
     """`auto`: after the second measurement of the first stage, on photos held out of `train`."""
-    monkeypatch.setattr(curriculum, "flattened", lambda measured, patience, flat: len(measured) == 2)
+
+    def evidence(measured, patience, flat):
+        return curriculum.Evidence(len(measured) == 2, f"{len(measured)} of 2", {"gain": 0.1 * len(measured)})
+
+    monkeypatch.setattr(curriculum, "evidence", evidence)
     options = CurriculumConfig("auto")
     index = photo_set / "index.jsonl"  # five photos of train, two of which are held out
     index.write_text(index.read_text().replace('"val"', '"train"'))
     for name in ("p3", "p4"):
         (photo_set / "val" / name).rename(photo_set / "train" / name)
     train(replace(config, eval_every=1, dev_every=2, curriculum=options, monitors=MonitorConfig(judge="")))
-    assert [line["stage"] for line in lines(tmp_path / "run")] == [0, 0, 1, 1]
+    log = lines(tmp_path / "run")
+    assert [line["stage"] for line in log] == [0, 0, 1, 1]
+    said = ["stage 0 goes on: 1 of 2", "stage 0 ends: 2 of 2", "stage 1 goes on: 1 of 2", "stage 1 goes on: 2 of 2"]
+    assert [line["switch"] for line in log] == said
+    assert [line["switch/gain"] for line in log] == pytest.approx([0.1, 0.2, 0.1, 0.2])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<td>1 to 1</td><td>2 of 2</td>" in page
+    assert "<td>2 to 3</td><td>its 2 steps</td>" in page
 
 
 def test_log(config, tmp_path):
