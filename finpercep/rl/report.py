@@ -29,9 +29,11 @@ PANELS = {
 }
 _STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
 figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }
+summary { cursor: pointer; margin: .8rem 0; }
 td, th { padding: .15rem .8rem; text-align: right; } th:first-child, td:first-child { text-align: left; }"""
+_PLAIN = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 SHOWN = 5
-"""Measurements whose pictures are on the page, evenly chosen, the first and the last among them."""
+"""Measurements whose pictures are open on the page, evenly chosen, the first and the last among them."""
 
 
 def write_report(out: Path) -> Path:
@@ -130,15 +132,20 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
         for before, after in pairwise(lines[1:])
         if (after["stage"], after["version"]) != (before["stage"], before["version"])
     ]
+    first, last = measured[0]["step"], measured[-1]["step"]
+    margin = 0.03 * max(1, last - first)
     for axis, name in zip(axes, titles, strict=False):
         having = [m for m in measured if f"eval/{name}" in m]
         axis.plot([m["step"] for m in having], [m[f"eval/{name}"] for m in having], marker=".", color="#2a5db0")
         axis.set_title(titles[name], fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.set_xlim(first - margin, last + margin)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         for step, stage in changes:
             axis.axvline(step, color="#555" if stage else "#bbb", linewidth=1, linestyle="-" if stage else ":")
             place = {"xy": (step, 0.97), "xycoords": ("data", "axes fraction"), "xytext": (2, 0)}
-            axis.annotate(stage, **place, textcoords="offset points", rotation=90, va="top", fontsize=6.5, color="#555")
+            text = {"rotation": 90, "va": "top", "fontsize": 6.5, "color": "#555", "bbox": _PLAIN}
+            axis.annotate(stage, **place, textcoords="offset points", **text)
         for step, _ in alarms:
             axis.axvline(step, color="#b3261e", linewidth=1)
     for axis in axes[len(titles) :]:
@@ -151,14 +158,27 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
 
 
 def _pictures(out: Path, measured: list[dict[str, Any]]) -> str:
+    """Of every measurement; between those that are shown the others are folded."""
+    steps = [line["step"] for line in measured]
+    shown = {steps[round(i * (len(steps) - 1) / (SHOWN - 1))] for i in range(SHOWN)}
+    parts = ["<h2>The same photos</h2><p>Bicubic; before, with its map; now, with its map; the photo.</p>"]
+    for is_open, found in groupby(steps, shown.__contains__):
+        group = list(found)
+        pictures = "".join(_picture(out, step, fine=is_open) for step in group)
+        first, last = group[0], group[-1]
+        title = f"steps {first} to {last}" if last > first else f"step {first}"
+        parts.append(pictures if is_open else f"<details><summary>{title}</summary>{pictures}</details>")
+    return "".join(parts)
+
+
+def _picture(out: Path, step: int, *, fine: bool) -> str:
+    """Folded ones, of which there may be hundreds, are coded to a fraction of the size."""
     from PIL import Image
 
-    steps = sorted({measured[round(i * (len(measured) - 1) / (SHOWN - 1))]["step"] for i in range(SHOWN)})
-    parts = ["<h2>The same photos</h2><p>Bicubic; before, with its map; now, with its map; the photo.</p>"]
-    for step in steps:
-        path = out / "pictures" / f"step-{step:06d}.png"
-        if path.is_file():
-            with Image.open(path) as picture:
-                source = inline_jpeg(picture.convert("RGB"))
-            parts.append(f'<h3>step {step}</h3><img src="{source}" alt="step {step}">')
-    return "".join(parts)
+    path = out / "pictures" / f"step-{step:06d}.png"
+    if not path.is_file():
+        return ""
+    with Image.open(path) as picture:
+        options = {} if fine else {"quality": 75, "subsampling": 2}
+        source = inline_jpeg(picture.convert("RGB"), **options)
+    return f'<h3>step {step}</h3><img src="{source}" alt="step {step}">'
