@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from finpercep.models import RewardOutput
-from finpercep.rl import curriculum
+from finpercep.rl import curriculum, loop
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -228,9 +229,29 @@ def test_names_of_a_step_and_of_a_measurement(config, tmp_path):
 def test_the_first_measurement_is_shown(config):
     told = []
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
-    train(replace(config, algorithm=ALGORITHMS["refl"]), [screen])
+    train(replace(config, algorithm=ALGORITHMS["refl"], eval_photos=1), [screen])
     assert told[0].startswith(f"ReFL against {config.stages[0].reward} (")
     assert told[1].startswith("step 0, held-out photos: reward 0.")
+    assert told[2] == "one held-out photo is too few for the alarm; see eval_photos"
+
+
+@pytest.mark.parametrize(
+    ("alarm", "every", "photos", "said"),
+    [
+        ("warn", 6, 2, "the alarm compares measurements 6 steps apart by one version of .* refreshed every 6: once it"),
+        ("warn", 7, 2, None),
+        ("warn", 0, 1, "one held-out photo is too few for the alarm"),
+        ("warn", 0, 2, None),
+        ("off", 6, 1, None),
+    ],
+)
+def test_an_alarm_that_cannot_go_off_is_told_at_the_start(config, alarm, every, photos, said):
+    monitors = MonitorConfig(judge="", alarm=alarm, patience=2)
+    config = replace(config, monitors=monitors, refresh=RefreshConfig(every=every), eval_photos=photos)
+    held_out = SimpleNamespace(batch=range(photos))
+    lines = loop._remarks(SimpleNamespace(config=config, kept=0, held_out=held_out))
+    assert len(lines) == (said is not None)
+    assert all(re.match(said, line) for line in lines)
 
 
 def test_another_reward_is_refused(config):
