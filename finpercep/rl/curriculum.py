@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class CurriculumConfig:
     Attributes:
         switch: "hard": from one step to the next, as in the paper; "blend": over the first `blend_steps` of a stage the
             weight goes linearly from the former reward to the new one, each normalized in its groups where there are
-            groups; "auto": a stage ends early, where its reward has flattened (see `flattened`), else after its steps.
+            groups; "auto": a stage ends early, where its reward has flattened (see `evidence`), else after its steps.
         blend_steps: of "blend"; a shorter stage ends before its reward is climbed alone.
         patience: measurements that "auto" compares over.
         flat: share of the stage's whole gain below which the gain of the last `patience` measurements is flat.
@@ -129,6 +129,7 @@ class Curriculum:
         self.begins = [sum(lengths[:number]) for number in range(len(lengths))]
         self.measured: list[list[float]] = []  # rewards of the held-out photos, by one version of the reward
         self.version = ""
+        self.evidence: Evidence | None = None  # of the last measurement, with "auto"
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -166,16 +167,17 @@ class Curriculum:
             version: of the reward; what other versions gave is not compared with.
 
         Returns:
-            Whether the stage ends here, because its reward has flattened ("auto").
+            Whether the stage ends here, because its reward has flattened ("auto"); `evidence` says why, or why not.
         """
-        number = self.at(max(done - 1, 0)).number
+        number, config = self.at(max(done - 1, 0)).number, self.config
         if version != self.version:
             self.measured, self.version = [], version
         self.measured.append([float(value) for value in rewards])
-        last = number + 1 == len(self.stages)
-        if self.config.switch != "auto" or last or done == self.begins[number + 1]:
+        if config.switch != "auto":
             return False
-        if not flattened(self.measured, self.config.patience, self.config.flat):
+        self.evidence = evidence(self.measured, config.patience, config.flat)
+        last = number + 1 == len(self.stages)
+        if last or done == self.begins[number + 1] or not self.evidence.flat:
             return False
         shift = self.begins[number + 1] - done
         self.begins[number + 1 :] = [begin - shift for begin in self.begins[number + 1 :]]
@@ -192,8 +194,24 @@ class Curriculum:
         self.version = state["version"]
 
 
-def flattened(measured: Sequence[Sequence[float]], patience: int, flat: float) -> bool:
+@dataclass(frozen=True)
+class Evidence:
     """Whether a reward has stopped to rise on the same photos.
+
+    Attributes:
+        flat: it has.
+        reason: in words.
+        figures: mean "gain" over the last measurements, its standard error "gain_error", and "whole_gain" since the
+            first one; empty where there are too few.
+    """
+
+    flat: bool
+    reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def evidence(measured: Sequence[Sequence[float]], patience: int, flat: float) -> Evidence:
+    """Whether a reward has flattened.
 
     The rule: over the last `patience` measurements the mean gain is within two standard errors of none (of the paired
     differences, photo by photo), or it is less than `flat` of the gain since the first measurement.
@@ -203,9 +221,15 @@ def flattened(measured: Sequence[Sequence[float]], patience: int, flat: float) -
             decide nothing.
     """
     if len(measured) <= patience:
-        return False
-    gain = paired(measured[-1 - patience], measured[-1])
-    return gain.mean <= ERRORS * gain.error or gain.mean < flat * paired(measured[0], measured[-1]).mean
+        return Evidence(False, f"{len(measured)} of the {patience + 1} measurements by one reward that it takes")
+    gain, whole = paired(measured[-1 - patience], measured[-1]), paired(measured[0], measured[-1]).mean
+    said = f"over {patience} measurements the reward rose by {gain.mean:.4f} ± {gain.error:.4f}"
+    figures = {"gain": gain.mean, "gain_error": gain.error, "whole_gain": whole}
+    if gain.mean <= ERRORS * gain.error:
+        return Evidence(True, f"{said}, within two standard errors of none", figures)
+    if gain.mean < flat * whole:
+        return Evidence(True, f"{said}, less than {flat:g} of {whole:.4f} since the first", figures)
+    return Evidence(False, f"{said}, of {whole:.4f} since the first", figures)
 
 
 @dataclass(frozen=True)

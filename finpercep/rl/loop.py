@@ -67,12 +67,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        if trainer.kept:
-            lines.append(
-                f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned"
-            )
-        if config.monitors.alarm != "off" and len(trainer.held_out.batch) == 1:
-            lines.append("one held-out photo is too few for the alarm; see eval_photos")
+        lines += _remarks(trainer)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -88,6 +83,25 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         if first:
             write_report(out)
     return trainer.generator
+
+
+def _remarks(trainer: RLTrainer) -> list[str]:
+    """What follows from the settings, and may not have been meant."""
+    config, lines = trainer.config, []
+    if trainer.kept:
+        lines.append(f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned")
+    if config.monitors.alarm == "off":
+        return lines
+    if len(trainer.held_out.batch) == 1:
+        lines.append("one held-out photo is too few for the alarm; see eval_photos")
+    apart = config.monitors.patience * config.eval_every
+    if 0 < config.refresh.every <= apart:
+        lines.append(
+            f"the alarm compares measurements {apart} steps apart by one version of the reward, which is refreshed "
+            f"every {config.refresh.every}: once it has been, the alarm cannot go off; raise refresh.every, or lower "
+            "eval_every or monitors.patience"
+        )
+    return lines
 
 
 def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> bool:
@@ -132,6 +146,8 @@ def _log(trainer: RLTrainer, figures: dict[str, float], alarms: Sequence[str] = 
     stage = int(figures["stage"])
     line: dict[str, Any] = {"step": trainer.done, **figures, "stage": stage, "version": int(figures["version"])}
     line |= {"reward": trainer.fingerprints[stage], **({"alarms": list(alarms)} if alarms else {})}
+    if trainer.switch and "eval/alarms" in figures:
+        line["switch"] = trainer.switch
     append_line(Path(trainer.config.out) / METRICS, json.dumps(line))
 
 

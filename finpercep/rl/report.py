@@ -29,9 +29,11 @@ PANELS = {
 }
 _STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
 figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }
+summary { cursor: pointer; margin: .8rem 0; }
 td, th { padding: .15rem .8rem; text-align: right; } th:first-child, td:first-child { text-align: left; }"""
+_PLAIN = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 SHOWN = 5
-"""Measurements whose pictures are on the page, evenly chosen, the first and the last among them."""
+"""Measurements whose pictures are open on the page, evenly chosen, the first and the last among them."""
 
 
 def write_report(out: Path) -> Path:
@@ -57,7 +59,7 @@ def report_parts(out: Path) -> list[str]:
     settings = json.loads((out / "rl.json").read_text())
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
     comparable = max(len(list(lines)) for _, lines in groupby(measured, lambda line: (line["stage"], line["version"])))
-    parts = [_alarms(alarms, settings, comparable), _table(measured)]
+    parts = [_alarms(alarms, settings, comparable), _stages(lines, settings), _table(measured)]
     return [*parts, _curves(lines, measured, alarms), _pictures(out, measured)]
 
 
@@ -71,6 +73,22 @@ def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurement
     if measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
     return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
+
+
+def _stages(lines: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """Which reward was climbed when, and what ended it; nothing of a run of one stage."""
+    if len(settings.get("stages", ())) < 2:
+        return ""
+    rows = []
+    for number, found in groupby(lines[1:], lambda line: line["stage"]):
+        steps = [line["step"] for line in found]
+        stage, ends = settings["stages"][number], f"stage {number} ends: "
+        reason = next((text for line in lines if (text := line.get("switch", "")).startswith(ends)), "")
+        done = f"its {stage['steps']} steps" if len(steps) == stage["steps"] else "the run's"
+        why = html.escape(reason.removeprefix(ends)) or done
+        name = html.escape(stage["reward"])
+        rows.append(f"<tr><td>stage {number}: {name}</td><td>{steps[0]} to {steps[-1]}</td><td>{why}</td></tr>")
+    return f"<table><tr><th>climbed</th><th>steps</th><th>its end</th></tr>{''.join(rows)}</table>"
 
 
 def _table(measured: list[dict[str, Any]]) -> str:
@@ -110,17 +128,24 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
     figure = Figure(figsize=(11, 2.3 * -(-len(titles) // 3)), layout="constrained")
     axes = figure.subplots(-(-len(titles) // 3), 3, squeeze=False).flatten()
     changes = [
-        (after["step"] - 0.5, after["stage"] != before["stage"])
+        (after["step"] - 0.5, f"stage {after['stage']}" if after["stage"] != before["stage"] else "")
         for before, after in pairwise(lines[1:])
         if (after["stage"], after["version"]) != (before["stage"], before["version"])
     ]
+    first, last = measured[0]["step"], measured[-1]["step"]
+    margin = 0.03 * max(1, last - first)
     for axis, name in zip(axes, titles, strict=False):
         having = [m for m in measured if f"eval/{name}" in m]
         axis.plot([m["step"] for m in having], [m[f"eval/{name}"] for m in having], marker=".", color="#2a5db0")
         axis.set_title(titles[name], fontsize=9)
         axis.tick_params(labelsize=8)
-        for step, switch in changes:
-            axis.axvline(step, color="#555" if switch else "#bbb", linewidth=1, linestyle="-" if switch else ":")
+        axis.set_xlim(first - margin, last + margin)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        for step, stage in changes:
+            axis.axvline(step, color="#555" if stage else "#bbb", linewidth=1, linestyle="-" if stage else ":")
+            place = {"xy": (step, 0.97), "xycoords": ("data", "axes fraction"), "xytext": (2, 0)}
+            text = {"rotation": 90, "va": "top", "fontsize": 6.5, "color": "#555", "bbox": _PLAIN}
+            axis.annotate(stage, **place, textcoords="offset points", **text)
         for step, _ in alarms:
             axis.axvline(step, color="#b3261e", linewidth=1)
     for axis in axes[len(titles) :]:
@@ -128,19 +153,32 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     source = inline_jpeg(Image.open(buffer).convert("RGB"))
-    legend = "Held-out photos over steps. Gray: a new stage; dotted: the reward was refreshed; red: an alarm."
+    legend = "Held-out photos over steps. Gray: a new stage, named; dotted: the reward was refreshed; red: an alarm."
     return f'<figure><img src="{source}" alt="curves"><figcaption>{legend}</figcaption></figure>'
 
 
 def _pictures(out: Path, measured: list[dict[str, Any]]) -> str:
+    """Of every measurement; between those that are shown the others are folded."""
+    steps = [line["step"] for line in measured]
+    shown = {steps[round(i * (len(steps) - 1) / (SHOWN - 1))] for i in range(SHOWN)}
+    parts = ["<h2>The same photos</h2><p>Bicubic; before, with its map; now, with its map; the photo.</p>"]
+    for is_open, found in groupby(steps, shown.__contains__):
+        group = list(found)
+        pictures = "".join(_picture(out, step, fine=is_open) for step in group)
+        first, last = group[0], group[-1]
+        title = f"steps {first} to {last}" if last > first else f"step {first}"
+        parts.append(pictures if is_open else f"<details><summary>{title}</summary>{pictures}</details>")
+    return "".join(parts)
+
+
+def _picture(out: Path, step: int, *, fine: bool) -> str:
+    """Folded ones, of which there may be hundreds, are coded to a fraction of the size."""
     from PIL import Image
 
-    steps = sorted({measured[round(i * (len(measured) - 1) / (SHOWN - 1))]["step"] for i in range(SHOWN)})
-    parts = ["<h2>The same photos</h2><p>Bicubic; before, with its map; now, with its map; the photo.</p>"]
-    for step in steps:
-        path = out / "pictures" / f"step-{step:06d}.png"
-        if path.is_file():
-            with Image.open(path) as picture:
-                source = inline_jpeg(picture.convert("RGB"))
-            parts.append(f'<h3>step {step}</h3><img src="{source}" alt="step {step}">')
-    return "".join(parts)
+    path = out / "pictures" / f"step-{step:06d}.png"
+    if not path.is_file():
+        return ""
+    with Image.open(path) as picture:
+        options = {} if fine else {"quality": 75, "subsampling": 2}
+        source = inline_jpeg(picture.convert("RGB"), **options)
+    return f'<h3>step {step}</h3><img src="{source}" alt="step {step}">'

@@ -115,6 +115,7 @@ class RLTrainer:
         self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
+        self.switch = ""  # what the last measurement says of the stage, with "auto"
         self.trained_on, self.crops_known = set[str](), 0
         self.done = 0
 
@@ -221,8 +222,8 @@ class RLTrainer:
     def evaluate(self) -> dict[str, float]:
         """Held-out figures by the reward of the last step's stage, and a picture in `<out>/pictures`.
 
-        Where the reward has flattened, the stage ends here; alarms are added to `alarms`; `monitors.best` keeps the
-        best generator so far in `<out>/best`.
+        Where the reward has flattened, the stage ends here, and `switch` says why; alarms are added to `alarms`;
+        `monitors.best` keeps the best generator so far in `<out>/best`.
 
         Raises:
             FloatingPointError: a figure is not finite; names it.
@@ -236,9 +237,12 @@ class RLTrainer:
         self.alarms += found
         if self.best is not None and self.best.improved(values):
             self.export("best")
-        self.curriculum.note(self.done, values["reward_avg"].tolist(), version)
+        ends = self.curriculum.note(self.done, values["reward_avg"].tolist(), version)
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
         figures["eval/reward_avg_std"] = float(values["reward_avg"].std(correction=0))
+        if (evidence := self.curriculum.evidence) is not None:
+            self.switch = f"stage {number} {'ends' if ends else 'goes on'}: {evidence.reason}"
+            figures |= {f"switch/{name}": value for name, value in evidence.figures.items()}
         return {**figures, "eval/alarms": float(len(found))}
 
     def _measure(self, number: int) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finpercep.rewards import Mixture, StageReward
-from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage, flattened, paired
+from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Evidence, Stage, evidence, paired
 from tests.rl.toy import Given, Red
 
 
@@ -16,6 +16,8 @@ def test_hard_switch():
     assert curriculum.steps == 5
     assert curriculum.fingerprints == (first.fingerprint, second.fingerprint)
     assert len(set(curriculum.fingerprints)) == 2
+    assert not curriculum.note(1, [0.5, 0.5])
+    assert curriculum.evidence is None
     found = [(m.number, m.step, m.reward) for m in map(curriculum.at, range(5))]
     assert found == [(0, 0, first), (0, 1, first), (1, 0, second), (1, 1, second), (1, 2, second)]
     assert curriculum.at(4).stage.lr == 1e-5
@@ -48,6 +50,7 @@ def test_a_stage_ends_when_its_reward_is_flat():
     gains = [0.0, 1.0, 1.9, 2.0]  # the last one is less than a fifth of the whole
     found = [curriculum.note(10 * i, [gain + photo for photo in (0.1, 0.5, 0.3)]) for i, gain in enumerate(gains)]
     assert found == [False, False, False, True]
+    assert "less than 0.2 of 2.0000 since the first" in curriculum.evidence.reason
     assert curriculum.begins == [0, 30, 40]
     assert curriculum.steps == 45
     assert (curriculum.at(29).number, curriculum.at(30).number) == (0, 1)
@@ -74,13 +77,21 @@ def test_the_last_stage_keeps_its_steps():
     assert curriculum.steps == 10
 
 
-def test_flattened():
+def test_evidence():
     rising = [[0.0, 1.0, 2.0], [1.0, 2.1, 2.9], [2.0, 3.0, 4.0]]
-    assert not flattened(rising, 2, 0.2)
-    assert not flattened(rising[:2], 2, 0.2)  # too few
+    figures = {"gain": 2.0, "gain_error": 0.0, "whole_gain": 2.0}
+    said = "over 2 measurements the reward rose by 2.0000 ± 0.0000"
+    assert evidence(rising, 2, 0.2) == Evidence(False, f"{said}, of 2.0000 since the first", figures)
+    assert evidence(rising[:2], 2, 0.2) == Evidence(False, "2 of the 3 measurements by one reward that it takes")
+    slower = evidence([*rising, [2.1, 3.1, 4.1]], 1, 0.2)
+    assert (slower.flat, slower.figures["gain"]) == (True, pytest.approx(0.1))
+    assert slower.reason.endswith("rose by 0.1000 ± 0.0000, less than 0.2 of 2.1000 since the first")
     noise = [[0.0, 1.0, 2.0], [1.0, 0.1, 2.2]]  # up on the mean, by less than two standard errors
-    assert paired(*noise).mean > 0
-    assert flattened(noise, 1, 0.0)
+    found, change = evidence(noise, 1, 0.0), paired(*noise)
+    assert change.mean > 0
+    assert found.flat
+    assert found.reason == "over 1 measurements the reward rose by 0.1000 ± 0.5508, within two standard errors of none"
+    assert found.figures == {"gain": change.mean, "gain_error": change.error, "whole_gain": change.mean}
 
 
 def test_paired():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from PIL import Image
 
 from finpercep.rl import report
 
@@ -34,6 +36,43 @@ def test_an_alarm_is_shown_whatever_the_settings_say_now(tmp_path, monkeypatch):
     page = "".join(report.report_parts(tmp_path))
     assert "step 2: the judge fell" in page
     assert "off" not in page
+
+
+def test_pictures_of_every_measurement(tmp_path):
+    """Of eight, one of which was lost: five are open, the others folded between them, in order."""
+    (tmp_path / "pictures").mkdir()
+    for step in range(8):
+        picture = Image.effect_noise((64, 64), 90)
+        if step != 3:
+            picture.save(tmp_path / "pictures" / f"step-{step:06d}.png")
+    page = report._pictures(tmp_path, [{"step": step} for step in range(8)])
+    found = re.findall(r'<(/?details)>|<summary>(.*?)</summary>|alt="(step \d)"', page)
+    fold = {n: ["details", f"step {n}", f"step {n}", "/details"] for n in range(8)}
+    lost = ["details", "step 3", "/details"]
+    assert ["".join(one) for one in found] == [
+        "step 0",
+        *fold[1],
+        "step 2",
+        *lost,
+        "step 4",
+        "step 5",
+        *fold[6],
+        "step 7",
+    ]
+    sizes = [len(source) for source in re.findall(r'src="([^"]*)"', page)]
+    assert max(sizes[1], sizes[5]) < min(sizes[i] for i in (0, 2, 3, 4, 6))
+
+
+def test_stages_are_named(tmp_path):
+    """What ended each: evidence, its steps, or the run."""
+    stages = [{"reward": "a&b", "steps": 9}, {"reward": "c", "steps": 2}, {"reward": "d", "steps": 5}]
+    said = {2: "stage 0 ends: it is flat", 4: "stage 1 goes on: it rises"}
+    numbers = [0, 0, 0, 1, 1, 2]
+    lines = [{"step": s, "stage": n, **({"switch": said[s]} if s in said else {})} for s, n in enumerate(numbers)]
+    rows = re.findall(r"<td>(.*?)</td>", report._stages(lines, {"stages": stages}))
+    assert rows[:3] == ["stage 0: a&amp;b", "1 to 2", "it is flat"]
+    assert rows[3:] == ["stage 1: c", "3 to 4", "its 2 steps", "stage 2: d", "5 to 5", "the run's"]
+    assert report._stages(lines, {"stages": stages[:1]}) == ""
 
 
 def _write_log(folder, **last):

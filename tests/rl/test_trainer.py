@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from finpercep.models import RewardOutput
-from finpercep.rl import curriculum
+from finpercep.rl import curriculum, loop
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -150,14 +151,25 @@ def test_an_alarm_can_end_the_run(config, tmp_path, monkeypatch):
 
 def test_a_stage_that_ends_early(config, photo_set, tmp_path, monkeypatch):
     """`auto`: after the second measurement of the first stage, on photos held out of `train`."""
-    monkeypatch.setattr(curriculum, "flattened", lambda measured, patience, flat: len(measured) == 2)
+
+    def evidence(measured, patience, flat):
+        return curriculum.Evidence(len(measured) == 2, f"{len(measured)} of 2", {"gain": 0.1 * len(measured)})
+
+    monkeypatch.setattr(curriculum, "evidence", evidence)
     options = CurriculumConfig("auto")
     index = photo_set / "index.jsonl"  # five photos of train, two of which are held out
     index.write_text(index.read_text().replace('"val"', '"train"'))
     for name in ("p3", "p4"):
         (photo_set / "val" / name).rename(photo_set / "train" / name)
     train(replace(config, eval_every=1, dev_every=2, curriculum=options, monitors=MonitorConfig(judge="")))
-    assert [line["stage"] for line in lines(tmp_path / "run")] == [0, 0, 1, 1]
+    log = lines(tmp_path / "run")
+    assert [line["stage"] for line in log] == [0, 0, 1, 1]
+    said = ["stage 0 goes on: 1 of 2", "stage 0 ends: 2 of 2", "stage 1 goes on: 1 of 2", "stage 1 goes on: 2 of 2"]
+    assert [line["switch"] for line in log] == said
+    assert [line["switch/gain"] for line in log] == pytest.approx([0.1, 0.2, 0.1, 0.2])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<td>1 to 1</td><td>2 of 2</td>" in page
+    assert "<td>2 to 3</td><td>its 2 steps</td>" in page
 
 
 def test_log(config, tmp_path):
@@ -217,9 +229,29 @@ def test_names_of_a_step_and_of_a_measurement(config, tmp_path):
 def test_the_first_measurement_is_shown(config):
     told = []
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
-    train(replace(config, algorithm=ALGORITHMS["refl"]), [screen])
+    train(replace(config, algorithm=ALGORITHMS["refl"], eval_photos=1), [screen])
     assert told[0].startswith(f"ReFL against {config.stages[0].reward} (")
     assert told[1].startswith("step 0, held-out photos: reward 0.")
+    assert told[2] == "one held-out photo is too few for the alarm; see eval_photos"
+
+
+@pytest.mark.parametrize(
+    ("alarm", "every", "photos", "said"),
+    [
+        ("warn", 6, 2, "the alarm compares measurements 6 steps apart by one version of .* refreshed every 6: once it"),
+        ("warn", 7, 2, None),
+        ("warn", 0, 1, "one held-out photo is too few for the alarm"),
+        ("warn", 0, 2, None),
+        ("off", 6, 1, None),
+    ],
+)
+def test_an_alarm_that_cannot_go_off_is_told_at_the_start(config, alarm, every, photos, said):
+    monitors = MonitorConfig(judge="", alarm=alarm, patience=2)
+    config = replace(config, monitors=monitors, refresh=RefreshConfig(every=every), eval_photos=photos)
+    held_out = SimpleNamespace(batch=range(photos))
+    lines = loop._remarks(SimpleNamespace(config=config, kept=0, held_out=held_out))
+    assert len(lines) == (said is not None)
+    assert all(re.match(said, line) for line in lines)
 
 
 def test_another_reward_is_refused(config):
