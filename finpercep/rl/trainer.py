@@ -61,7 +61,7 @@ class RLTrainer:
     """Generator, reward, algorithm and data of one run; `step()` makes one step, `save()` / `resume()` are exact.
 
     Everything random is a function of the seed and the step, but for what modules draw themselves (dropout), whose
-    generator is part of the state.
+    generator, torch's, is part of the state. Nothing draws from those of Python and NumPy.
     """
 
     def __init__(self, config: RLConfig) -> None:

@@ -39,6 +39,12 @@ for file in sys.argv[1:]:
     train(resolve(file))
 """
 
+SIZES = """
+from finpercep.runs.ranks import Ranks
+ranks = Ranks(torch.device("cpu"))
+open(f"size-{ranks.rank}", "w").write(f"{ranks.rank} of {ranks.size}")
+"""
+
 
 def start(runs, folder: Path, *words: str, stderr=None, **environment: str) -> subprocess.Popen[bytes]:
     """A process that makes these runs, one after the other; their settings are written to `folder`."""
@@ -147,6 +153,28 @@ def test_a_process_that_ends_ends_the_run(config, tmp_path):  # noqa: F811
     assert first.returncode == 1
     assert said[-1].startswith("[rank0]: ConnectionError: processes: expected all of them to go on, got no answer")
     assert list(log.parent.glob("checkpoint-*"))
+
+
+def test_accelerate_starts_two_processes(config, tmp_path, monkeypatch):  # noqa: F811
+    """On a CPU, with nothing configured: what one process learns, each on its share of the images."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "program.py").write_text(PROGRAM + SIZES)
+    one = replace(config, algorithm=ALGORITHMS["grpo"], monitors=MonitorConfig(judge=""), out=str(tmp_path / "one"))
+    (tmp_path / "run.yaml").write_text(as_yaml(replace(one, out=str(tmp_path / "two"))))
+    environment = together()
+    words = ["--multi_gpu", "--num_processes", "2", "--main_process_port", environment["MASTER_PORT"]]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *words, tmp_path / "program.py", "--exact", "run.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "HF_HOME": str(tmp_path / "home")},
+    )
+    for module in (held_out, scores):
+        monkeypatch.setattr(module, "as_file", lambda images: images)
+    train(one)
+    assert process.wait(240) == 0
+    assert sorted(file.read_text() for file in tmp_path.glob("size-*")) == ["0 of 2", "1 of 2"]
+    check_alike(tmp_path / "one", tmp_path / "two")
 
 
 def check_alike(one, two):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -455,6 +457,28 @@ def test_options_of_algorithms_in_the_loop(config, tmp_path, name):
     for line in log:
         assert all(isinstance(value, (str, list)) or value - value == 0 for value in line.values())
         assert line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("keep", 3), ("reset", 1), ("rewarm", 3)])
+def test_moments_at_a_switch(config, optimizer, steps):
+    """After the first step of the second stage: of it alone with "reset", and of three steps else."""
+    stages = (StageConfig(steps=2, lr=1e-3), StageConfig(steps=2, lr=1e-3))
+    trainer = RLTrainer(replace(config, stages=stages, curriculum=CurriculumConfig(optimizer=optimizer)))
+    for _ in range(3):
+        trainer.step()
+    for parameter in trainer.generator.trainable_parameters():
+        state = trainer.optimizer.state[parameter]
+        assert int(state["step"]) == steps
+        first = torch.allclose(state["exp_avg"], 0.1 * parameter.grad, rtol=1e-4, atol=0)
+        assert first == (optimizer == "reset")
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == trainer.config.weight_decay
+
+
+def test_nothing_draws_from_the_generators_of_python_and_numpy(rich):
+    """They are no part of the state that is resumed."""
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - it is the one in question
+    train(rich)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_more_updates_than_micro_batches(config):
