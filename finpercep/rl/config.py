@@ -184,7 +184,7 @@ def check_updates(config: RLConfig, images: int) -> None:
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
-    del settings["monitors"]["alarm"]
+    del settings["monitors"]["alarm"], settings["monitors"]["climb"]
     ignored = ("data", "out", "save_every", "keep", "device")  # of data, which may have moved, there is a fingerprint
     return {name: value for name, value in settings.items() if name not in ignored}
 
