@@ -197,7 +197,7 @@ def check_updates(config: RLConfig, processes: int) -> None:
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
-    del settings["monitors"]["alarm"]
+    del settings["monitors"]["alarm"], settings["monitors"]["climb"]
     # Of data, which may have moved, there is a fingerprint.
     ignored = ("data", "out", "save_every", "keep", "device", "accept_reward")
     return {name: value for name, value in settings.items() if name not in ignored}

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from finpercep.engine.batches import is_out_of_memory
+from finpercep.evaluation.climb import climb_figures
 from finpercep.io.files import append_line, atomic_write, write_json
 from finpercep.rl.config import RLConfig
 from finpercep.rl.generators import GeneratorModule
-from finpercep.rl.report import write_report
+from finpercep.rl.report import CLIMB, write_report
 from finpercep.rl.screen import measured
 from finpercep.rl.trainer import RLTrainer
 from finpercep.runs.interruption import Interruption
@@ -78,9 +79,12 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                     if _step(trainer, told, asked):
                         break
         trainer.export()
+        climbs = trainer.climb()
         if trainer.average is not None:
             trainer.average.adopt()
         if first:
+            if climbs:
+                write_json(out / CLIMB, climb_figures(climbs))
             write_report(out)
     return trainer.generator
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from finpercep.data.image_ops import jpeg
 from finpercep.models import RewardOutput, worst_mean
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import at_least_one, not_negative
 from finpercep.rl.coordinates import euler
 from finpercep.rl.curriculum import paired
 from finpercep.rl.generators import Generator
@@ -40,6 +40,8 @@ class MonitorConfig:
         patience: measurements over which the reward rises and a held-out measure gets worse.
         best: held-out measure, such as "severity": `<out>/best` is then the generator as it was at the measurement that
             was best by it, the one before training among them. "" keeps none.
+        climb: held-out results whose pixels are moved up the last stage's reward at the end of the run
+            (`evaluation.climb`), for the report; it has to have gradients. 0 is none.
 
     Raises:
         ValueError: an option out of its range.
@@ -50,11 +52,13 @@ class MonitorConfig:
     alarm: str = "warn"
     patience: int = 3
     best: str = ""
+    climb: int = 0
 
     def __post_init__(self) -> None:
         if self.alarm not in ALARMS:
             raise ValueError(f"alarm: expected one of {', '.join(ALARMS)}, got {self.alarm!r}")
         at_least_one(self, "patience")
+        not_negative(self, "climb")
 
 
 class Alarm:

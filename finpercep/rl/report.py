@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from finpercep.evaluation.climb import RATE, STEPS
 from finpercep.io.files import atomic_write
 from finpercep.io.html_page import html_page, inline_jpeg
 
@@ -27,6 +28,21 @@ PANELS = {
     "velocity_distance": "velocity: distance to the reference",
     "velocity_norm": "velocity: length over the reference's",
 }
+CLIMB = "climb.json"
+CLIMBED = {
+    "photo": ("score of the photo", "{:.4f}"),
+    "start": ("score of the result", "{:.4f}"),
+    "end": ("score of the climbed result", "{:.4f}"),
+    "stored": ("as a file of 8 bits", "{:.4f}"),
+    "jpeg75": ("as JPEG 75", "{:.4f}"),
+    "resized": ("at 0.7 of the size", "{:.4f}"),
+    "passed": ("share that passes its photo, of those that begin below", "{:.2f}"),
+    "median_step": ("median of the steps at which they do", "{:.0f}"),
+    "psnr": ("PSNR against the result, dB", "{:.2f}"),
+    "severity_start": ("severity of M_gt before", "{:.4f}"),
+    "severity_end": ("severity of M_gt behind", "{:.4f}"),
+}
+"""Means of `climb_summary`: name -> title and form."""
 _STYLE = """main { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; }
 figure { margin: 1rem 0; } .alarm { background: #fbe3df; padding: .4rem .8rem; border-left: 4px solid #b3261e; }
 summary { cursor: pointer; margin: .8rem 0; }
@@ -60,7 +76,7 @@ def report_parts(out: Path) -> list[str]:
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
     comparable = max(len(list(lines)) for _, lines in groupby(measured, lambda line: (line["stage"], line["version"])))
     parts = [_alarms(alarms, settings, comparable), _stages(lines, settings), _table(measured)]
-    return [*parts, _curves(lines, measured, alarms), _pictures(out, measured)]
+    return [*parts, _curves(lines, measured, alarms), _climb(out / CLIMB), _pictures(out, measured)]
 
 
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:
@@ -155,6 +171,23 @@ def _curves(lines: list[dict[str, Any]], measured: list[dict[str, Any]], alarms:
     source = inline_jpeg(Image.open(buffer).convert("RGB"))
     legend = "Held-out photos over steps. Gray: a new stage, named; dotted: the reward was refreshed; red: an alarm."
     return f'<figure><img src="{source}" alt="curves"><figcaption>{legend}</figcaption></figure>'
+
+
+def _climb(path: Path) -> str:
+    """The climb test's means, where there was one."""
+    if not path.is_file():
+        return ""
+    summary = json.loads(path.read_text())["summary"]
+    rows = "".join(
+        f"<tr><td>{html.escape(title)}</td><td>{'' if summary[key] is None else form.format(summary[key])}</td></tr>"
+        for key, (title, form) in CLIMBED.items()
+    )
+    text = (
+        f"{summary['climbs']} of these results were moved up the last reward, pixel by pixel, by {STEPS} steps of Adam "
+        f"at {RATE}. A reward that is hard to climb rises little, or brings the result nearer to its photo; what JPEG "
+        "or a resize undoes was no gain."
+    )
+    return f"<h2>How far the reward is climbed by pixels alone</h2><p>{text}</p><table>{rows}</table>"
 
 
 def _pictures(out: Path, measured: list[dict[str, Any]]) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from finpercep.evaluation.climb import Climb
 from finpercep.io.pictures import save_image
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
 from finpercep.rl.checkpoints import checkpoints, write_checkpoint
+from finpercep.rl.climbs import check_climb, climb_results
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.compiled import compile_run
 from finpercep.rl.config import (
@@ -97,6 +99,10 @@ class RLTrainer:
             shard_networks(self.generator, self.ranks, self.device)
         if config.compile:
             compile_run(self.generator, [stage.reward for stage in self.curriculum.stages], self.held_out, self.device)
+        if config.monitors.climb:
+            assert self.held_out.batch.photo is not None
+            stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
+            check_climb(stages, self.held_out.batch.photo[:1].to(self.device))
         self.before = self.held_out.images(self.generator, self.device)
         self.refresh = None
         if config.refresh.every:
@@ -255,6 +261,17 @@ class RLTrainer:
         if self.ranks.first:
             self._draw(images, reward)
         return values
+
+    def climb(self) -> list[Climb]:
+        """The climb test of the last step's reward on the first `monitors.climb` held-out results."""
+        count, here = self.config.monitors.climb, self.ranks.first or self.config.shard
+        if not count or not here:
+            return []
+        with self._used():
+            images = self.held_out.images(self.generator, self.device)[:count]
+        assert self.held_out.batch.photo is not None
+        reward = self.curriculum.stages[self.curriculum.at(max(self.done - 1, 0)).number].reward
+        return climb_results(reward, images, self.held_out.batch.photo[:count], self.device)
 
     def _draw(self, images: Tensor, reward: Reward) -> None:
         """A picture of some held-out photos, before, now, and where the reward sees faults."""

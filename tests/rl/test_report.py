@@ -63,6 +63,18 @@ def test_pictures_of_every_measurement(tmp_path):
     assert max(sizes[1], sizes[5]) < min(sizes[i] for i in (0, 2, 3, 4, 6))
 
 
+def test_a_climb_test_is_shown_where_there_was_one(tmp_path):
+    path = tmp_path / "climb.json"
+    assert report._climb(path) == ""
+    summary = dict.fromkeys(report.CLIMBED, 0.25) | {"climbs": 3, "median_step": None, "end": 0.75}
+    path.write_text(json.dumps({"summary": summary}))
+    page = report._climb(path)
+    assert "<p>3 of these results were moved up the last reward, pixel by pixel, by 50 steps" in page
+    assert "<td>score of the result</td><td>0.2500</td>" in page
+    assert "<td>score of the climbed result</td><td>0.7500</td>" in page
+    assert "<td>median of the steps at which they do</td><td></td>" in page
+
+
 def test_stages_are_named(tmp_path):
     """What ended each: evidence, its steps, or the run."""
     stages = [{"reward": "a&b", "steps": 9}, {"reward": "c", "steps": 2}, {"reward": "d", "steps": 5}]

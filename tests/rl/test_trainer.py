@@ -19,9 +19,11 @@ from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
 from finpercep.rl.generators import SRTiny
 from finpercep.rl.grpo import GRPOConfig
+from finpercep.rl.held_out import HeldOut
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import Alarm, MonitorConfig
 from finpercep.rl.nft import NFTConfig
+from finpercep.rl.photos import load_pairs
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
@@ -235,6 +237,24 @@ def test_the_first_measurement_is_shown(config):
     assert told[0].startswith(f"ReFL against {config.stages[0].reward} (")
     assert told[1].startswith("step 0, held-out photos: reward 0.")
     assert told[2] == "one held-out photo is too few for the alarm; see eval_photos"
+
+
+def test_a_run_ends_with_a_climb_test(config, photo_set, tmp_path):
+    """Of the generator that it leaves, by its last reward; asked for when the run is over, it is there too."""
+    stages = tuple(
+        replace(stage, reward="tests.rl.test_climbs:Brightness", steps=1, lr=1e-2) for stage in config.stages
+    )
+    config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, ema=0.5, save_every=2)
+    train(replace(config, monitors=MonitorConfig(judge="")))
+    assert not (tmp_path / "run" / "climb.json").exists()
+    train(replace(config, monitors=MonitorConfig(judge="", climb=1)))
+    found = json.loads((tmp_path / "run" / "climb.json").read_text())
+    held = HeldOut(load_pairs([photo_set], "val", 4), config.side, 4, config.eval_steps)
+    image = held.images(SRTiny.from_pretrained(tmp_path / "run" / "generator"), torch.device("cpu"))[0]
+    assert found["summary"]["climbs"] == 1
+    assert found["summary"]["start"] == pytest.approx(float(image.mean()), abs=1e-6)
+    assert found["summary"]["end"] > found["summary"]["start"] + 0.03
+    assert "How far the reward is climbed by pixels alone" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
