@@ -35,6 +35,7 @@ from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm
+from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
@@ -72,7 +73,7 @@ class RLTrainer:
         self.rows = self.ranks.rows(config.batch)
         check_updates(config, self.rows.stop - self.rows.start)
         self.generator: GeneratorModule = load_generator(
-            config.generator, config.generator_options, device=config.device
+            config.generator, config.generator_options, device=config.device, empty_texts=empty_texts(config.data)
         )
         self.generator.keep_reference()
         rewards = load_rewards(config)
