@@ -19,6 +19,8 @@ class Batch:
         photo: (B,3,H,W), float in [0, 1], H/h = W/w a whole number; None where only low-resolution images are known.
         extras: name -> (B, ...), what is known of each image besides: embeddings of its text ("prompt_embeds",
             "pooled_prompt_embeds") and latents of the enlarged low-resolution image ("latent_lr").
+        has_photo: (B,) bool, where some rows have no photo, whose place in `photo` is 0; None where all have one, or
+            none has.
 
     Raises:
         ValueError: sides or lengths that do not fit each other.
@@ -28,6 +30,7 @@ class Batch:
     ids: Tensor
     photo: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    has_photo: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.lr.dim() != 4 or self.lr.shape[1] != 3:
@@ -64,7 +67,8 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor], ids: Tensor) -> Batch:
         photo = None if self.photo is None else change(self.photo)
-        return Batch(change(self.lr), ids, photo, {name: change(tensor) for name, tensor in self.extras.items()})
+        extras = {name: change(tensor) for name, tensor in self.extras.items()}
+        return Batch(change(self.lr), ids, photo, extras, None if self.has_photo is None else change(self.has_photo))
 
 
 def check_pair(lr: Tensor, photo: Tensor, names: str = "lr, photo") -> int:

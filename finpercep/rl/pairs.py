@@ -27,6 +27,7 @@ MEMORY = 2**31
 """Images stay in memory where all of them together are no larger, in bytes."""
 CHOICES = "pairs.jsonl"
 ALONE = ("photos", "lr")
+TEXTS = ("prompt_embeds", "pooled_prompt_embeds")
 VAL = 10
 """Of folders of photos without splits, one photo in so many is held out, by its name."""
 
@@ -275,12 +276,21 @@ def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
             return to_uint8(low[0].clamp(0, 1)), load_image(photo) if photo.is_file() else None
 
         extras: dict[str, Callable[[], Tensor]] = {}
-        for name in ("latent_lr", "prompt_embeds", "pooled_prompt_embeds"):
+        for name in ("latent_lr", *TEXTS):
             file = root / name / path.name
             if file.is_file():
                 extras[name] = partial(_tensor, file)
         files = [enlarged, *([photo] if photo.is_file() else []), *(root / name / path.name for name in extras)]
         yield Pair(str(enlarged), image_sides(enlarged), read, photo.is_file(), extras, files=files)
+
+
+def empty_texts(roots: Sequence[str | Path]) -> dict[str, Tensor]:
+    """Embeddings of the empty text, name -> (1, ...), of the first folder that has them as DiT4SR's training does."""
+    for root in map(Path, roots):
+        files = {name: root / name / f"NULL_{name}.pt" for name in TEXTS}
+        if all(file.is_file() for file in files.values()):
+            return {name: _tensor(file)[None] for name, file in files.items()}
+    return {}
 
 
 def _tensor(path: Path) -> Tensor:

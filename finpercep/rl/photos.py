@@ -21,8 +21,9 @@ PHOTO = "gt"
 class Crops:
     """Batches of square crops, each a function of the seed and its number alone.
 
-    Where a pair brings latents of its low-resolution image, the crop is the whole image as it is. Batches have photos
-    only where all pairs do. Results that all pairs bring are cropped with the photo, into the batch's extras.
+    Where a pair brings latents of its low-resolution image, the crop is the whole image as it is. Where some pairs have
+    no photo, batches say which rows have one (`Batch.has_photo`). Results that all pairs bring are cropped with the
+    photo, into the batch's extras.
 
     Args:
         pairs: the photos and low-resolution images.
@@ -50,7 +51,8 @@ class Crops:
                     f"side: expected {height} x {width} as {pair.name}, whose latents are given, got {side}"
                 )
         self.pairs, self.side, self.scale, self.degraded, self.seed = pairs, side, scale, degraded, seed
-        self.photos = all(pair.has_photo for pair in pairs)
+        having = [pair.has_photo for pair in pairs]
+        self.photos, self.mixed = any(having), any(having) and not all(having)
         self.extras = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
         self.results = sorted(set.intersection(*(set(pair.results) for pair in pairs)))
 
@@ -64,10 +66,12 @@ class Crops:
         if made:
             photos = _stacked([crops[at][1][PHOTO] for at in made])
             lr[made] = degrade(photos, [seed_of(self.seed, "degrade", numbers[at]) for at in made], scale=self.scale)[0]
-        photo = _stacked([large[PHOTO] for _, large in crops]) if self.photos else None
+        none = torch.zeros(3, self.side, self.side, dtype=torch.uint8)
+        photo = _stacked([large.get(PHOTO, none) for _, large in crops]) if self.photos else None
+        has_photo = torch.tensor([pair.has_photo for pair in pairs]) if self.mixed else None
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in self.extras}
         extras |= {name: _stacked([large[name] for _, large in crops]) for name in self.results}
-        return Batch(lr, torch.tensor(list(numbers)), photo, extras)
+        return Batch(lr, torch.tensor(list(numbers)), photo, extras, has_photo)
 
     def names(self, numbers: Iterable[int]) -> set[str]:
         """Of the pairs that the crops of those numbers are cut from."""

@@ -37,7 +37,8 @@ class ReFLConfig:
         target: above it a reward is good enough ("relu").
         map_weight: γ: the gradient that reaches a pixel of the result is multiplied by 1 + γ·(M/mean(M) - 1), M the
             reward's map of it, in [0, 1]. 0 leaves it as it is; at 1 what the map calls clean gets none.
-        pretrain: add the pre-training term, which needs photos. Without it the generator drifts away from photos.
+        pretrain: add the pre-training term, which needs photos; images without one count as 0 in its mean. Without it
+            the generator drifts away from photos.
         micro_batch: samples in a forward pass of training.
     """
 

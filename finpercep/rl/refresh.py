@@ -118,12 +118,13 @@ class Refresh:
             if not isinstance(model, RewardModel):
                 raise ValueError(f"refresh: expected a RewardModel to refresh, got {type(model).__name__} ({name})")
         if not crops.photos:
-            raise ValueError("refresh: expected photos beside all low-resolution images, got some without")
+            raise ValueError("refresh: expected photos beside low-resolution images, got none")
         self.config, self.models, self.sampler_steps, self.seed = config, models, sampler_steps, seed
         self.anchors = {name: copy.deepcopy(model) for name, model in models.items()}
         self.versions = dict.fromkeys(models, 0)
+        pairs = [pair for pair in crops.pairs if pair.has_photo]
         self.crops = Crops(
-            crops.pairs, crops.side, scale=crops.scale, degraded=crops.degraded, seed=seed_of(seed, "refresh") % 2**31
+            pairs, crops.side, scale=crops.scale, degraded=crops.degraded, seed=seed_of(seed, "refresh") % 2**31
         )
         self.bank = FilterBank()
         self.fixed = implant(*fixed, self.bank, "fixed")

@@ -37,6 +37,7 @@ from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_finite
+from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
@@ -75,7 +76,7 @@ class RLTrainer:
         self.rows = slice(0, config.batch) if across else self.ranks.rows(config.batch)
         check_updates(config, self.ranks.size)
         self.generator: GeneratorModule = load_generator(
-            config.generator, config.generator_options, device=config.device
+            config.generator, config.generator_options, device=config.device, empty_texts=empty_texts(config.data)
         )
         self.generator.keep_reference()
         rewards = load_rewards(config)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from finpercep.io.pictures import as_picture, save_image
+from finpercep.rl.batch import Batch
 from finpercep.rl.cache import TensorCache
-from finpercep.rl.config import RLConfig
+from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.generators import GeneratorConfig, SRTiny, load_generator
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
+from finpercep.rl.pairs import empty_texts
 from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.refl import ReFLConfig
 from tests.rl.conftest import Kill
+from tests.rl.test_trainer import lines
 
 
 def test_files_are_whole_or_missing(tmp_path):
@@ -51,6 +57,87 @@ def test_text_encoders_are_not_loaded_again(tmp_path, monkeypatch):
     for name in first.texts:
         assert torch.equal(getattr(again, f"text_{name}"), getattr(first, f"text_{name}")), name
     assert again.fingerprint == first.fingerprint
+
+
+@pytest.fixture
+def with_texts(tmp_path):
+    """A folder as DiT4SR's training has it, for the small SD3, whose pipeline lacks its text encoders."""
+    draw = torch.Generator().manual_seed(0)
+    root = tmp_path / "dit4sr"
+    for number in range(3):
+        for folder in ("sr_bicubic", "gt"):
+            save_image(as_picture(torch.rand(3, 32, 32, generator=draw)), root / folder / f"{number}.png")
+    shapes = {"latent_lr": (1, 4, 4, 4), "prompt_embeds": (1, 5, 32), "pooled_prompt_embeds": (1, 64)}
+    for name, shape in shapes.items():
+        (root / name).mkdir()
+        for number in range(3):
+            torch.save(torch.randn(shape, generator=draw), root / name / f"{number}.pt")
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        torch.save(torch.randn(shapes[name], generator=draw)[0], root / name / f"NULL_{name}.pt")
+    return root
+
+
+@pytest.fixture
+def without_encoders(tmp_path):
+    """Small random weights of SD3's layout, without those of its text encoders."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from tests.rl.generators.pipelines import save_sd3
+
+    folder = save_sd3(tmp_path / "sd3")
+    for part in (*folder.glob("text_encoder*"), *folder.glob("tokenizer*")):
+        shutil.rmtree(part)
+    return folder
+
+
+def test_texts_that_the_data_bring_need_no_encoder(with_texts, without_encoders):
+    """Own embeddings, and those of the empty text: by hand under guidance, from answers without it."""
+    empty = empty_texts([f"lr:{with_texts}", with_texts])
+    assert {name: tuple(t.shape) for name, t in empty.items()} == {
+        "prompt_embeds": (1, 5, 32),
+        "pooled_prompt_embeds": (1, 64),
+    }
+    batch = Crops(load_pairs([with_texts], "train", 4), 32).batch(0, 2)
+    plain, guided = (
+        load_generator(without_encoders, GeneratorConfig(rank=2, guidance=guidance), empty_texts=empty)
+        for guidance in (1.0, 3.0)
+    )
+    x, s = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0.4, 0.8])
+
+    def velocity(generator, extras):
+        return generator.velocity(x, s, generator.condition(Batch(batch.lr, batch.ids, extras=extras))).detach()
+
+    latents = {"latent_lr": batch.extras["latent_lr"]}
+    own, none = velocity(plain, batch.extras), velocity(plain, latents)
+    assert (own - none).abs().max() > 1e-3
+    told = {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in empty.items()}
+    assert torch.equal(velocity(plain, {**latents, **told}), none)
+    torch.testing.assert_close(velocity(guided, batch.extras), none + 3 * (own - none), atol=1e-5, rtol=1e-5)
+    other = load_generator(without_encoders, plain.options, empty_texts={n: t + 1 for n, t in empty.items()})
+    assert other.fingerprint != plain.fingerprint
+    with pytest.raises(ValueError, match=r"sd3.*: expected a StableDiffusion3ControlNetPipeline, got"):
+        load_generator(without_encoders, GeneratorConfig(rank=2, prompt="a"), empty_texts=empty)
+
+
+def test_a_run_on_texts_that_the_data_bring(with_texts, without_encoders, photo_set, tmp_path):
+    """Measured on photos that have none, for which the text is empty."""
+    config = RLConfig(
+        data=(str(with_texts), str(photo_set)),
+        out=str(tmp_path / "run"),
+        generator=str(without_encoders),
+        generator_options=GeneratorConfig(rank=2, guidance=2.0),
+        stages=(StageConfig(steps=2, lr=1e-3),),
+        algorithm=ReFLConfig(steps=2, late=1),
+        monitors=MonitorConfig(judge=""),
+        batch=2,
+        side=32,
+        eval_photos=1,
+        eval_steps=1,
+    )
+    index = photo_set / "index.jsonl"
+    index.write_text("".join(line for line in index.read_text().splitlines(keepends=True) if "val" in line))
+    train(config)
+    assert len(lines(tmp_path / "run")) == 3
 
 
 def test_latents_of_whole_images(tmp_path, monkeypatch):

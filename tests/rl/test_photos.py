@@ -98,7 +98,14 @@ def test_low_resolution_images_alone(photo_set, tmp_path):
     with pytest.raises(ValueError, match="expected photos in split 'val', found none"):
         load_pairs([f"lr:{tmp_path / 'lr'}"], "val", 4)
     both = Crops([*pairs, *load_pairs([photo_set], "train", 4)], 32, degraded=1.0)
-    assert both.batch(0, 8).photo is None  # of some there is none
+    mixed = both.batch(0, 8)
+    assert 0 < mixed.has_photo.sum() < 8
+    assert [bool(photo.any()) for photo in mixed.photo] == mixed.has_photo.tolist()
+    other = Crops(load_pairs([photo_set], "train", 4), 32, degraded=1.0)
+    assert other.batch(0, 8).has_photo is None
+    part = mixed[torch.tensor([2, 0])].repeat(2)
+    assert part.has_photo.tolist() == mixed.has_photo[[2, 2, 0, 0]].tolist()
+    assert len(Crops(both.pairs, 32).batch(1, 3).photo) == 3
     with pytest.raises(FileNotFoundError, match="lr:nowhere: expected a folder of images"):
         load_pairs(["lr:nowhere"], "train", 4)
 
@@ -190,7 +197,7 @@ def test_labelled_results(labelled):
     """Cropped and turned with their low-resolution image, which is never degraded anew."""
     crops = Crops(load_pairs([labelled], "train", 4), 32, degraded=1.0)
     found = crops.batch(0, 8)
-    assert found.photo is None
+    assert 0 < found.has_photo.sum() < 8  # of one of three it is known
     assert sorted(found.extras) == ["chosen", "rejected"]
     for name, factor in (("chosen", 0.9), ("rejected", 0.5)):
         assert (F.avg_pool2d(found.extras[name], 4) - factor * found.lr).abs().max() < 2 / 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -156,6 +158,26 @@ def test_a_reward_of_the_wrong_shape():
     algorithm = ReFL(Toy(), ReFLConfig())
     with pytest.raises(ValueError, match=r"expected scores \(2,\)"):
         algorithm.loss(algorithm.collect(batch(), Wrong(), 0))
+
+
+def test_photos_of_some_rows(exact_images):
+    """Those of the others, whatever stands there, teach nothing; the mean is over all rows."""
+    given, losses = batch(3), []
+    mixed = replace(given, photo=given.photo.clone(), has_photo=torch.tensor([True, False, True]))
+    mixed.photo[1] = 0
+    for some in (given, mixed):
+        generator = Toy()
+        algorithm = ReFL(generator, ReFLConfig(micro_batch=2))
+        experience = algorithm.collect(some, Red(), 0)
+        parts = list(experience.parts(2))
+        losses.append([float(algorithm.loss(part)["pretrain_loss"].detach()) for part in experience.parts(1)])
+        whole = float(algorithm.loss(experience)["pretrain_loss"].detach())
+        assert whole == pytest.approx(sum(losses[-1]) / 3)
+        by_parts = [float(algorithm.loss(part)["pretrain_loss"].detach()) * len(part) for part in parts]
+        assert whole == pytest.approx(sum(by_parts) / 3)
+    assert losses[1][1] == 0
+    assert losses[1][::2] == losses[0][::2]
+    assert min(losses[0]) > 0
 
 
 def test_no_photos():

@@ -88,7 +88,7 @@ def test_when(made):
 def test_photos_are_needed(made):
     refresh, _ = made
     refresh.crops.photos = False
-    with pytest.raises(ValueError, match="refresh: expected photos beside all low-resolution images, got some without"):
+    with pytest.raises(ValueError, match="refresh: expected photos beside low-resolution images, got none"):
         Refresh(refresh.config, refresh.models, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
 
 

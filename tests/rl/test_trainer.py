@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
 from finpercep.rl import curriculum, loop
 from finpercep.rl.config import RLConfig, StageConfig
@@ -492,6 +493,27 @@ def test_moments_at_a_switch(config, optimizer, steps):
         first = torch.allclose(state["exp_avg"], 0.1 * parameter.grad, rtol=1e-4, atol=0)
         assert first == (optimizer == "reset")
     assert trainer.optimizer.param_groups[0]["weight_decay"] == trainer.config.weight_decay
+
+
+def test_photos_beside_low_resolution_images_alone(config, tmp_path):
+    """Photos of some serve the pre-training term and the refresh, and a resumed run is the one that never stopped."""
+    for number in range(3):
+        save_image(as_picture(torch.rand(3, 16, 16)), tmp_path / "alone" / f"{number}.png")
+    data = (*config.data, f"lr:{tmp_path / 'alone'}")
+    algorithm, refresh = ALGORITHMS["refl"], RefreshConfig(every=2, steps=1, batch=2)
+    config = replace(config, data=data, algorithm=algorithm, refresh=refresh, monitors=MonitorConfig(judge=""))
+    trainer = RLTrainer(config)
+    masks = [trainer.crops.batch(step, 2).has_photo for step in range(5)]
+    assert 0 < torch.stack(masks).sum() < 10
+    assert all(pair.has_photo for pair in trainer.refresh.crops.pairs)
+    train(config)
+    broken = replace(config, out=str(tmp_path / "broken"))
+    with pytest.raises(KeyError, match="killed"):
+        train(broken, [Kill()])
+    train(broken)
+    log = lines(tmp_path / "run")
+    assert log == lines(tmp_path / "broken")
+    assert [line["pretrain_loss"] > 0 for line in log[1:]] == [bool(mask.any()) for mask in masks]
 
 
 def test_nothing_draws_from_the_generators_of_python_and_numpy(rich):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from finpercep.io.hub import model_folder
 from finpercep.io.modules import imported
@@ -16,7 +19,12 @@ PIPELINE = "model_index.json"
 
 
 def load_generator(
-    spec: str | Path, config: GeneratorConfig | None = None, *, device: str = "cpu", **hub_options: Any
+    spec: str | Path,
+    config: GeneratorConfig | None = None,
+    *,
+    device: str = "cpu",
+    empty_texts: Mapping[str, Tensor] | None = None,
+    **hub_options: Any,
 ) -> GeneratorModule:
     """A generator by its name, in evaluation mode, ready to be trained.
 
@@ -29,6 +37,8 @@ def load_generator(
         spec: the name.
         config: how a pipeline is trained and sampled.
         device: where the generator is to be.
+        empty_texts: name -> (1, ...), embeddings of the empty text by Stable Diffusion 3's text encoders, which are
+            then not loaded where both prompts are empty; see `rl.pairs.empty_texts`.
         hub_options: for downloads, see `RewardModel.from_pretrained`.
 
     Raises:
@@ -43,7 +53,8 @@ def load_generator(
         return SRTiny.from_pretrained(folder).to(device)
     from finpercep.rl.generators.pipelines import load_pipeline_generator
 
-    return load_pipeline_generator(spec, config or GeneratorConfig(), **hub_options).eval().to(device)
+    generator = load_pipeline_generator(spec, config or GeneratorConfig(), empty_texts or {}, **hub_options)
+    return generator.eval().to(device)
 
 
 def _own(module: str, name: str) -> GeneratorModule:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from finpercep.io.fingerprints import folder_fingerprint
+from finpercep.io.fingerprints import folder_fingerprint, weights_fingerprint
 from finpercep.io.hub import check_hub_options
 from finpercep.io.reasons import one_line
 from finpercep.rl.generators.config import GeneratorConfig
-from finpercep.rl.generators.latent import LatentGenerator
+from finpercep.rl.generators.latent import NEGATIVE, LatentGenerator
 from finpercep.rl.generators.texts import open_pipeline, text_embeddings, text_parts
 
 _HOME = "finpercep.rl.generators"
@@ -31,11 +32,13 @@ CONTROLNETS: Mapping[str, str] = {
 """What a pipeline becomes with a ControlNet from elsewhere."""
 
 
-def load_pipeline_generator(spec: str | Path, config: GeneratorConfig, **hub_options: Any) -> LatentGenerator:
+def load_pipeline_generator(
+    spec: str | Path, config: GeneratorConfig, empty: Mapping[str, Tensor], **hub_options: Any
+) -> LatentGenerator:
     """A folder or hub id of a pipeline as a generator; see `PIPELINES`.
 
-    Text encoders are loaded, used and let go before the rest is loaded, and not at all where `config.cache` has what
-    they would say. Nothing is drawn from torch's global generator.
+    Text encoders are loaded, used and let go before the rest is loaded, and not at all where `config.cache` or `empty`
+    (see `load_generator`) has what they would say. Nothing is drawn from torch's global generator.
 
     Raises:
         ImportError: diffusers, or peft for adapters, is missing.
@@ -52,12 +55,21 @@ def load_pipeline_generator(spec: str | Path, config: GeneratorConfig, **hub_opt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of adapters; the same whatever was loaded before
         name, parts = _parts(folder, config, diffusers)
-        texts = text_embeddings(folder, getattr(diffusers, name), config)
+        given = _given_texts(empty, name, config)
+        texts = given or text_embeddings(folder, getattr(diffusers, name), config)
         without = dict.fromkeys(text_parts(folder))
         pipeline = open_pipeline(folder, getattr(diffusers, name), config, {**without, **parts})
         module, _, kind = PIPELINES[name].partition(":")
         found: type[LatentGenerator] = getattr(importlib.import_module(module), kind)
-        return found(pipeline, texts, config, _fingerprint(folder, config))
+        return found(pipeline, texts, config, _fingerprint(folder, config, given))
+
+
+def _given_texts(empty: Mapping[str, Tensor], name: str, config: GeneratorConfig) -> dict[str, Tensor]:
+    """Embeddings of both prompts where they are the empty text, which is Stable Diffusion 3's; none else."""
+    if config.prompt or config.negative_prompt or not name.startswith("StableDiffusion3"):
+        return {}
+    typed = {key: tensor.to(getattr(torch, config.dtype)) for key, tensor in empty.items()}
+    return {**typed, **{NEGATIVE + key: tensor for key, tensor in typed.items()}}
 
 
 def _parts(folder: Path, config: GeneratorConfig, diffusers: Any) -> tuple[str, dict[str, Any]]:
@@ -85,8 +97,8 @@ def _parts(folder: Path, config: GeneratorConfig, diffusers: Any) -> tuple[str, 
     return name, parts
 
 
-def _fingerprint(folder: Path, config: GeneratorConfig) -> str:
+def _fingerprint(folder: Path, config: GeneratorConfig, texts: Mapping[str, Tensor]) -> str:
     found = folder_fingerprint(folder)
     if config.controlnet is not None and Path(config.controlnet).is_dir():
         found += folder_fingerprint(config.controlnet)
-    return found
+    return found + (weights_fingerprint([], texts) if texts else "")

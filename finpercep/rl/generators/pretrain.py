@@ -59,7 +59,7 @@ def flow_matching_loss(generator: Generator, batch: Batch, seeds: Sequence[torch
     s is distributed as the sampler's steps are: what is used is what is trained.
 
     Args:
-        batch: with photos.
+        batch: with photos; rows without one count as 0 in the mean.
         seeds: of s and ε, on the CPU, one for each row: no row depends on its batch.
 
     Raises:
@@ -73,7 +73,8 @@ def flow_matching_loss(generator: Generator, batch: Batch, seeds: Sequence[torch
         levels = torch.cat([draw_level(generator, seed) for seed in seeds])
         noise = torch.stack([torch.randn(x0.shape[1:], generator=seed, dtype=torch.float64) for seed in seeds])
         s, epsilon = placed(levels, x0), placed(noise, x0)
-    return (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square().mean()
+    error = (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square()
+    return error.mean() if batch.has_photo is None else (error.flatten(1).mean(1) * batch.has_photo).mean()
 
 
 def draw_level(generator: Generator, seed: torch.Generator) -> Tensor:
