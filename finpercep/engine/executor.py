@@ -16,7 +16,7 @@ from finpercep.engine.batches import halving, most_images, padded_count, padded_
 from finpercep.engine.graphs import Graphs
 from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
-from finpercep.models.precision import without_autocast
+from finpercep.models.precision import is_of, without_autocast
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_float, score_tiled, tile_side
 from finpercep.rewards.protocol import Reward, call_reward, checked
@@ -223,7 +223,7 @@ def _placed(reward: Any, device: torch.device, dtype: torch.dtype | None) -> Any
         if dtype is not None:
             raise ValueError(f"dtype: expected none for a reward that is no module, got {dtype}")
         return reward
-    if all(p.device == device and p.dtype == (dtype or p.dtype) for p in _floats(reward)):
+    if all(p.device == device for p in _floats(reward)) and (dtype is None or is_of(reward, dtype)):
         return reward
     return copy.deepcopy(reward).to(device=device, dtype=dtype)
 

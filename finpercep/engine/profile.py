@@ -155,7 +155,7 @@ def timing(
     model: RewardModel, batch: int, height: int, width: int, *, compile: str | None, rounds: int, ceilings: Ceilings
 ) -> Timing:
     """Percentiles of score and map of a batch that is on the device, and its stages."""
-    place = next(model.parameters())
+    place = next(model.head.parameters())
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=draw)
     floats = as_float(images.to(place.device), place.dtype)

@@ -149,24 +149,25 @@ def load_model(
         try:
             with torch.device("meta"):
                 model = build(**options)
+                model = model if dtype is None else model.to(dtype)
         except ImportError:
             raise
         except Exception as error:  # a foreign configuration can fail anywhere
             raise ValueError(f"{shown}: config.json does not describe {kind}: {one_line(error)}") from error
         check_fit(model.state_dict(), layout, f"{shown}: model.safetensors does not fit config.json")
-        load_tensors(model, folder / FILES[1], torch.device("cpu") if device.type == "meta" else device, dtype)
+        load_tensors(model, folder / FILES[1], torch.device("cpu") if device.type == "meta" else device, dtype is None)
         return model.eval()
 
 
-def load_tensors(model: nn.Module, file: Path, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Give a model that was built on the meta device the weights that are in `file`."""
+def load_tensors(model: nn.Module, file: Path, device: torch.device, as_stored: bool) -> None:
+    """Give a model that was built on the meta device the weights in `file`, in their types or (else) in the model's."""
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:
         given = {}
         for name, built in model.state_dict().items():
             value = tensors.get_tensor(name)
-            kind = (dtype or value.dtype) if value.is_floating_point() else torch.int64
+            kind = (value.dtype if as_stored else built.dtype) if value.is_floating_point() else torch.int64
             # A copy: what the file's memory is mapped to would change with the file.
             given[name] = value.to(device, kind, copy=True, memory_format=_layout(built))
         model.load_state_dict(given, assign=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from finpercep.models.conv3x3 import conv3x3_relu
 from finpercep.models.energy_stem import EnergyStem
 from finpercep.models.norms import convolution, scale_output
+from finpercep.models.precision import KeepsFloat32, without_autocast
 
 
 class ResidualBlock(nn.Module):
@@ -25,8 +26,10 @@ class ResidualBlock(nn.Module):
         return conv3x3_relu(self.conv2, conv3x3_relu(self.conv1, x), residual=x)
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(KeepsFloat32):
     """Feature maps at strides 4, 8, 16, … from full-resolution pixels.
+
+    In float32 in models of half precision and under autocast: bfloat16 turns gradients to pixels, and moves scores.
 
     Args:
         channels: width of each stage; stage i has stride 4·2^i.
@@ -61,11 +64,12 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images)
         features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
+        with without_autocast(images.device):
+            x = self.stem(images.to(next(self.parameters()).dtype))
+            for stage in self.stages:
+                x = stage(x)
+                features.append(x)
         return features
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from finpercep.models.conv3x3 import conv3x3_relu
 from finpercep.models.norms import convolution
+from finpercep.models.precision import KeepsFloat32, without_autocast
 
 WIDTHS = {"light": 32, "full": 128}
 """Named decoder widths [open in the paper]: stage 1 of the curriculum grows the light one, stage 2 the full one."""
@@ -57,6 +58,14 @@ class FPNDecoder(nn.Module):
             x = F.interpolate(x, level.shape[-2:], mode="bilinear", align_corners=False).add_(level)
         logits = self.conv2(conv3x3_relu(self.conv1, x))
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid_()
+
+
+class Float32Decoder(KeepsFloat32, FPNDecoder):
+    """The decoder behind an encoder that keeps float32: in float16, gradients through a map of many pixels end as 0."""
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        with without_autocast(features[0].device):
+            return super().forward(features, size)
 
 
 def _learned_upsampling(width: int, factor: int) -> nn.Module:

@@ -13,7 +13,6 @@ from finpercep.models.constants import KeepsConstants
 from finpercep.models.cpu_kernels import alone, is_differentiated, is_trained, one_operator, takes
 from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution
-from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.models.tiles import repeat_edges
 from finpercep.ops import has_cpp
 
@@ -24,7 +23,7 @@ class EnergyStem(KeepsConstants):
     Restored pixels differ from a camera's in how the energy of fine detail relates to that of coarse detail. A plain
     convolutional stem has to learn that ratio before it can find a fault; here the logarithm makes it a difference
     from the first step. The filters stay fixed: trained, they lose their shape before anything behind them has learned.
-    Energies are float32 whatever the model's type, and under autocast: in half precision, faint ones would be noise.
+    It runs in float32 like the encoder around it: in half precision, faint energies would be noise.
 
     Shape: (B,3,H,W) in [0, 1], sides multiples of 4 -> (B,channels,H/4,W/4).
     """
@@ -50,10 +49,7 @@ class EnergyStem(KeepsConstants):
 
     def defined(self, images: Tensor) -> Tensor:
         """The result by PyTorch's operators, the definition."""
-        with without_autocast(images.device):
-            pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
-            energies = self._energies(pixels)
-        return F.relu_(self.mix(energies.to(next(self.mix.parameters()).dtype)))
+        return F.relu_(self.mix(self._energies(images.contiguous(memory_format=torch.channels_last))))
 
     def _energies(self, level: Tensor) -> Tensor:
         features = []

@@ -72,7 +72,7 @@ def expand(
 
 def _like(grown: Growing, model: Growing) -> None:
     """Move a new model to where the present one is, in its type."""
-    parameter = next(model.encoder.parameters())
+    parameter = next(model.head.parameters())  # a convolutional encoder is float32 in half precision too
     for part in (grown.encoder, grown.decoder, grown.head):
         if part is not None:
             part.to(parameter.device, parameter.dtype)

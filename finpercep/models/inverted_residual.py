@@ -28,8 +28,6 @@ class SameConv(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, self.before if symmetric else 0, groups=groups)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # In the input's type: the stem sees pixels in float32 whatever the model's type.
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         if self.before != self.after:
             x = F.pad(x, [self.before, self.after, self.before, self.after])
         return F.conv2d(x, weight, bias, self.stride, self.padding, groups=self.groups)

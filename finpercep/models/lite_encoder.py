@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.inverted_residual import InvertedResidual, SameConv
-from finpercep.models.precision import at_least_float32, without_autocast
+from finpercep.models.precision import KeepsFloat32, without_autocast
 
 # One row a stage of EfficientNet-lite0: blocks, kernel, stride, expansion, width. The last stage (320) is left out.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192))
@@ -21,13 +21,14 @@ INJECTIONS = {1: 0, 2: 1, 3: 2}
 SCALE, SHIFT = 255 / 128, -127 / 128
 
 
-class LiteEncoder(nn.Module):
+class LiteEncoder(KeepsFloat32):
     """EfficientNet-lite0 up to stride 32 and a `ConvEncoder` of energies, joined at every level.
 
     The energies see each pixel's finest scale, which strided convolutions that were trained on objects throw away; the
     EfficientNet knows what things look like. The energy path is added into it behind strides 4, 8 and 16, through 1x1
     convolutions that start at zero, and stands beside it in what the decoder gets. Batch normalizations are folded:
-    nothing depends on a batch, not in training either.
+    nothing depends on a batch, not in training either. All of it is float32 in models of half precision and under
+    autocast: in bfloat16 the fine stages alone turn gradients to pixels by some thirty degrees.
 
     Shape: images (B,3,H,W) in [0, 1], sides multiples of 32 -> list of (B,C_i,H/s_i,W/s_i), strides 4, 8, 16, 32.
     """
@@ -55,9 +56,14 @@ class LiteEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        with without_autocast(images.device):
+            return self._features(images.to(self.stem.weight.dtype))
+
+    def _features(self, images: Tensor) -> list[Tensor]:
         energies = self.energy(images)
         beside = [*energies, F.avg_pool2d(energies[-1], 2)]
-        x = self._stem(images).to(energies[0].dtype)
+        pixels = images.contiguous(memory_format=torch.channels_last)
+        x = F.relu6(self.stem(pixels * SCALE + SHIFT), inplace=True)
         features = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -66,11 +72,6 @@ class LiteEncoder(nn.Module):
             if i in TAPS:
                 features.append(torch.cat([x, beside[TAPS[i]]], 1))
         return features
-
-    def _stem(self, images: Tensor) -> Tensor:
-        with without_autocast(images.device):
-            pixels = images.to(at_least_float32(images.dtype)).contiguous(memory_format=torch.channels_last)
-            return F.relu6(self.stem(pixels * SCALE + SHIFT), inplace=True)
 
 
 def _silent(inputs: int, outputs: int) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from finpercep.io.fingerprints import weights_fingerprint
 from finpercep.models import expansion, scoring
 from finpercep.models.attention import DEFAULT_ATTENTION, with_attention, without_attention
 from finpercep.models.checkpoint import load_model, resolve, share_weights
-from finpercep.models.decoder import FPNDecoder
+from finpercep.models.decoder import Float32Decoder, FPNDecoder
 from finpercep.models.encoders import build_encoder
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.from_preset import build_preset
@@ -24,6 +24,7 @@ from finpercep.models.inputs import PREPROCESSING, STORED_PREPROCESSING, as_stor
 from finpercep.models.model_card import MODEL_CARD
 from finpercep.models.norms import fold_norms
 from finpercep.models.output import RewardOutput
+from finpercep.models.precision import KeepsFloat32
 from finpercep.models.presets import PRESETS
 from finpercep.models.tiles import pad_to_multiple
 
@@ -75,7 +76,8 @@ class RewardModel(
             self.config["preprocessing"] = self.preprocessing
         self.encoder = build_encoder(encoder)
         channels = self.encoder.channels
-        self.decoder = None if decoder is None else FPNDecoder(channels, self.encoder.upsampling, **decoder)
+        kind = Float32Decoder if isinstance(self.encoder, KeepsFloat32) else FPNDecoder
+        self.decoder = None if decoder is None else kind(channels, self.encoder.upsampling, **decoder)
         self.head = ScoreHead(channels[-1], **(head or {}))
 
     @property
@@ -86,15 +88,17 @@ class RewardModel(
     def forward(self, images: Tensor) -> RewardOutput:
         """Score and map of images (B,3,H,W), float in [0, 1]; differentiable, no host synchronization.
 
-        Values are not checked here (that would stall a GPU): `score` does. The map has the model's type (autocast's,
-        under autocast); the score of half-precision models is float32.
+        Values are not checked here (that would stall a GPU): `score` does. The map has the model's type (behind a
+        transformer autocast's, under autocast); the score of half-precision models is float32. Convolutional encoders
+        and their decoders compute in float32, with weights in float32, in such models and under autocast too:
+        gradients to the pixels would not survive bfloat16.
 
         Raises:
             ValueError: wrong rank or channels, or another device than the model's.
             TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's
                 and float32.
         """
-        check_images(images, next(self.parameters()))
+        check_images(images, next(self.head.parameters()))
         pooled, degradation = self.pool_and_map(pad_to_multiple(images, self.encoder.stride))
         if degradation is None:
             return RewardOutput(self.head.regress(pooled), None)
@@ -117,7 +121,11 @@ class RewardModel(
             rows, columns = (slice(s.start // stride, s.stop // stride) for s in core)
             last = last[..., rows, columns]
             degradation = None if degradation is None else degradation[..., core[0], core[1]]
-        return self.head.pool(last, degradation), degradation
+        pooled = self.head.pool(last, degradation)  # of the map before it is rounded
+        own = next(self.head.parameters()).dtype
+        if degradation is not None and own.itemsize < degradation.dtype.itemsize:
+            degradation = degradation.to(own)
+        return pooled, degradation
 
     @torch.no_grad()
     def score(
@@ -167,7 +175,8 @@ class RewardModel(
         `torch.device(…)` the model is there, but under "meta" on the CPU: a loaded model always has its weights.
 
         Args:
-            dtype: floating-point type of the model, e.g. torch.bfloat16; None is that of the file.
+            dtype: floating-point type of the model, e.g. torch.bfloat16; None is that of the file. Convolutional
+                encoders and their decoders are at least float32.
             attn_implementation: of a vision transformer, see `ViTEncoder`; it is chosen here and not saved.
             fold: fold the normalizations of a model that is still in training; False loads it to train on.
             **options: for downloads: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.

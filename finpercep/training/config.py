@@ -50,7 +50,7 @@ class RewardTrainConfig:
         epochs: takes the place of `steps`: so many times as many triplets as there are pairs of photo and result, or
             stored samples.
         batch: triplets in a step, of all processes.
-        precision: "fp32", or "bf16": autocast of what comes behind the pixels' first features.
+        precision: "fp32", or "bf16": autocast of a vision transformer and its decoder; others stay in float32.
         checkpointing: layers of a vision transformer are computed again in the backward pass: same result, less memory.
         ema: decay of the moving average of the weights, which then is what is measured and saved; 0 for none.
         dev_every: n > 0 keeps every n-th training scene out, to choose recipes on (`split_dev`).
@@ -79,7 +79,7 @@ class RewardTrainConfig:
     lr_new: float = _option(1e-4, "Peak learning rate of everything else.", min=0)
     weight_decay: float = field(default=1e-4, metadata={"min": 0})
     warmup: int = _option(100, "Steps over which the learning rates rise to their peaks.", min=0)
-    precision: str = _option("fp32", "fp32, or bf16 for autocast: faster on a GPU.")
+    precision: str = _option("fp32", "fp32, or bf16 for autocast: faster on a GPU, with a vision transformer.")
     checkpointing: bool = _option(
         False, "Compute the layers of a vision transformer again in the backward pass: less memory, more time."
     )
