@@ -23,8 +23,18 @@ from finpercep.models.clip_iqa import CLIPIQA
 
 TURNS, IMAGES = 5, 4
 Score = Callable[[list[Image.Image]], object]
-VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+VIT_L: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+VIT_H: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+}
 
 
 def one_by_one(model: Callable[[Any], torch.Tensor], prepare: Callable[[Image.Image], Any]) -> Score:
@@ -76,7 +86,7 @@ def clip_scorer() -> Score:
     return one_by_one(lambda given: model(**given).pooler_output, lambda image: processor(image, return_tensors="pt"))
 
 
-def clip_iqa(vision: Mapping[str, int] = VIT_L) -> Score:
+def clip_iqa(vision: Mapping[str, Any] = VIT_L) -> Score:
     """CLIP-IQA+ with a vision transformer: two stored prompts, the photo at its own size."""
     config = {"model_type": "clip_vision_model", **vision, "patch_size": 14, "image_size": 224}
     model = CLIPIQA({"config": config}, 768).eval()
@@ -84,7 +94,7 @@ def clip_iqa(vision: Mapping[str, int] = VIT_L) -> Score:
     return one_by_one(lambda image: model(image).score, pixels)
 
 
-def pick_score(vision: Mapping[str, int] = VIT_H, text: Mapping[str, int] = VIT_L) -> Score:
+def pick_score(vision: Mapping[str, Any] = VIT_H, text: Mapping[str, Any] = VIT_L) -> Score:
     """CLIP ViT-H/14 and a prompt, as PickScore and HPSv2 are; the text tower is as large as a ViT-L."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
@@ -97,7 +107,7 @@ def pick_score(vision: Mapping[str, int] = VIT_H, text: Mapping[str, int] = VIT_
     )
 
 
-def image_reward(vision: Mapping[str, int] = VIT_L, text: Mapping[str, int] | None = None) -> Score:
+def image_reward(vision: Mapping[str, Any] = VIT_L, text: Mapping[str, Any] | None = None) -> Score:
     """BLIP with a ViT-L/16 and a text encoder that looks at the image, as ImageReward is."""
     from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPImageProcessor
 
