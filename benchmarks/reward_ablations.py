@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gate quality": {"head": {"gate": "quality"}},
     "alpha 0": {"triplets": {"target_alpha": 0.0}},  # features alone; the others have 0.25
     "alpha 1": {"triplets": {"target_alpha": 1.0}},  # pixels alone
+    # The scale at which its targets are as strong as the filter bank's, by `target_features`.
+    "features alexnet": {"triplets": {"features": "stlpips:alex", "target_scale": 0.33}},
     "decoder full": {"decoder": {"width": "full", "norm": True}},
     "climbed 0.25": {"climb": ClimbConfig(climbed=0.25)},
     "climbed 0.5": {"climb": ClimbConfig(climbed=0.5)},

@@ -7,7 +7,7 @@ compares the targets under other choices. Prints the tables and draws the sheet 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,39 +37,43 @@ class Choice(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A photo, a result implanted through a mask, faintly implanted, and all features."""
+    """A photo, a result implanted through a mask and faintly implanted; the features of each."""
 
     gt: Tensor
     sr: Tensor
     syn: Tensor
     faint: Tensor
     mask: Tensor
-    features: Tensor  # of gt, sr, syn, faint
+    features: dict[str, Tensor]  # by the names above
 
 
-def faults(scenes: Sequence[Scene], bank: FilterBank) -> list[Fault]:
-    """One for each scene and source, without feathering."""
+def faults(
+    scenes: Sequence[Scene], extract: Callable[[Tensor], Tensor], images: Sequence[str] = ("sr", "syn", "faint")
+) -> list[Fault]:
+    """One for each scene and source, without feathering; with the features of the photo and of `images`."""
     kinds = [open_mask_kind(name, "") for name in ("random", "superpixels")]
     maker, made = MaskMaker(kinds, feathered=0), []
     for scene in scenes:
-        prepared = maker.prepare(scene.gt)
+        prepared, of_gt = maker.prepare(scene.gt), extract(scene.gt[None].float() / 255)
         for source in scene.sources:
             drawn = maker.draw(prepared, scene.gt, seeded(0, scene.id, source))
             gt, sr = scene.gt, scene.sr(source)
             syn, faint = region_swap(gt, sr, drawn.alpha), region_swap(gt, sr, torch.full_like(drawn.alpha, FAINT))
-            images = torch.stack([gt, sr, syn, faint])
-            made.append(Fault(gt, sr, syn, faint, drawn.hard, bank(images.float() / 255)))
+            fault = Fault(gt, sr, syn, faint, drawn.hard, {"gt": of_gt})
+            for name in images:
+                fault.features[name] = extract(getattr(fault, name)[None].float() / 255)
+            made.append(fault)
     return made
 
 
 def target(fault: Fault, which: str, choice: Choice) -> Tensor:
     """The map (H,W) of one of a fault's images."""
-    image, features = getattr(fault, which), fault.features[Fault._fields.index(which)]
+    image = getattr(fault, which)
     return ops.degradation_target(
         fault.gt[None],
         image[None],
-        fault.features[:1],
-        features[None],
+        fault.features["gt"],
+        fault.features[which],
         alpha=choice.alpha,
         normalize=choice.normalize,
         scale=MakeConfig.target_scale,
@@ -103,6 +107,21 @@ def iou_half(values: Tensor, inside: Tensor) -> float:
     return float((found & inside).sum() / (found | inside).sum())
 
 
+def separation(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> dict[str, float]:
+    """How targets (H,W) tell their masks' pixels from the others, and how far they reach beyond."""
+    pairs, count = list(zip(maps, masks, strict=True)), len(maps)
+    mass = sum(float(m.sum()) for m in maps)
+    steps = [(m[:, 1:] - m[:, :-1]).abs() * (inside[:, 1:] & inside[:, :-1]) for m, inside in pairs]
+    return {
+        "within": sum(float(m[inside].mean()) for m, inside in pairs) / count,
+        "beyond": sum(float(m[~inside].mean()) for m, inside in pairs) / count,
+        "mass": sum(float(m[~inside].sum()) for m, inside in pairs) / mass,
+        "auc": sum(auc(m, inside) for m, inside in pairs) / count,
+        "iou": sum(iou_half(m, inside) for m, inside in pairs) / count,
+        "grain": sum(float(s.sum()) for s in steps) / sum(float(m[inside].sum()) for m, inside in pairs),
+    }
+
+
 def alpha_table(made: Sequence[Fault]) -> list[str]:
     """How far the target reaches beyond its mask, and what order it puts samples in."""
     severity = {}
@@ -114,27 +133,13 @@ def alpha_table(made: Sequence[Fault]) -> list[str]:
     rows = {}
     for alpha in ALPHAS:
         maps = [target(fault, "syn", Choice(alpha)) for fault in made]
-        inside = torch.stack([m[f.mask[0]].mean() for m, f in zip(maps, made, strict=True)])
-        outside = torch.stack([m[~f.mask[0]].mean() for m, f in zip(maps, made, strict=True)])
-        mass = sum(float(m[~f.mask[0]].sum()) for m, f in zip(maps, made, strict=True)) / sum(
-            float(m.sum()) for m in maps
-        )
-        areas = sum(auc(m, f.mask[0]) for m, f in zip(maps, made, strict=True)) / len(made)
-        overlap = sum(iou_half(m, f.mask[0]) for m, f in zip(maps, made, strict=True)) / len(made)
-        steps = [
-            ((m[:, 1:] - m[:, :-1]).abs() * (f.mask[0][:, 1:] & f.mask[0][:, :-1]))
-            for m, f in zip(maps, made, strict=True)
-        ]
-        grain = sum(float(s.sum()) for s in steps) / sum(
-            float(m[f.mask[0]].sum()) for m, f in zip(maps, made, strict=True)
-        )
-        severity[alpha] = inside
-        rows[alpha] = (float(inside.mean()), float(outside.mean()), mass, areas, overlap, grain)
-    for alpha, (within, beyond, mass, area, overlap, grain) in rows.items():
+        severity[alpha] = torch.stack([m[f.mask[0]].mean() for m, f in zip(maps, made, strict=True)])
+        rows[alpha] = separation(maps, [fault.mask[0] for fault in made])
+    for alpha, row in rows.items():
         same = rank_correlation(severity[alpha], severity[0.25])
         lines.append(
-            f"| {alpha:g} | {within:.2f} | {beyond:.3f} | {mass:.0%} | {area:.3f} "
-            f"| {overlap:.2f} | {grain:.2f} | {same:.2f} |"
+            f"| {alpha:g} | {row['within']:.2f} | {row['beyond']:.3f} | {row['mass']:.0%} | {row['auc']:.3f} "
+            f"| {row['iou']:.2f} | {row['grain']:.2f} | {same:.2f} |"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Feature extractors for the fault target, by name: the filter bank, vision transformers, reward models."""
+"""Feature extractors for the fault target, by name: the filter bank, transformers, reward models, perceptual nets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ FEATURE_KINDS = {
     "filters": Kind("filters", f"{_FEATURES}.filter_bank:FilterFeatures", ("device",), help="needs no weights"),
     "vit": Kind("vit:ID", f"{_FEATURES}.vit:ViTFeatures", ("device",), help="DINOv3, DINOv2, CLIP or SigLIP"),
     "reward": Kind("reward:ID", f"{_FEATURES}.reward_encoder:RewardFeatures", ("device",), help="a reward's encoder"),
+    "stlpips": Kind(
+        "stlpips:NET",
+        f"{_FEATURES}.perceptual:PerceptualFeatures",
+        ("device",),
+        help="alex or vgg, of the extra stlpips",
+    ),
     "none": Kind("none", f"{_FEATURES}.kinds:no_features", help="pixels alone"),
 }
 
@@ -35,6 +41,7 @@ def open_features(text: str, **options: Any) -> Features | None:
     - ``filters``: the fixed filter bank, offline;
     - ``vit:ID``: DINOv3, DINOv2, CLIP or SigLIP by `transformers`, a folder or a hub id;
     - ``reward:ID``: the last map of a reward model's encoder;
+    - ``stlpips:alex``, ``stlpips:vgg``: the networks of ST-LPIPS, whose package brings the weights (extra `stlpips`);
     - ``none``: pixels alone decide (alpha is not used); there is no extractor.
 
     Args:

@@ -1,9 +1,11 @@
 """Feature extractors on small checkpoints in the real formats: DINOv3, DINOv2, CLIP, a reward model."""
 
 import json
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from finpercep.data.features.kinds import check_features, open_features
 
@@ -130,3 +132,30 @@ def test_siglip_folders(whole, tmp_path):
     with torch.no_grad():
         expected = vision((padded - 0.5) / 0.5, interpolate_pos_encoding=True).last_hidden_state
     assert torch.allclose(found, expected.transpose(1, 2).unflatten(2, (3, 5)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("net", "channels"), [("alex", 1152), ("vgg", 1472)])
+def test_perceptual_features(net, channels, make_photo):
+    """One vector a cell of 8 pixels, each of five layers of length 1; texture gone is far, a shifted photo near."""
+    pytest.importorskip("stlpips_pytorch.stlpips", reason="ST-LPIPS is the extra stlpips")
+    state = torch.get_rng_state()
+    features = open_features(f"stlpips:{net}")
+    assert torch.equal(state, torch.get_rng_state())
+    photo = make_photo(60, 84, seed=0)[None]
+    maps = features(photo)
+    assert maps.shape == (1, channels, 8, 11)
+    assert torch.allclose(maps.square().sum(1), torch.tensor(5.0), atol=1e-4)
+    shifted, flat = photo.roll(1, -1), photo.mean((2, 3), keepdim=True).expand_as(photo)
+    near, far = ((1 - F.cosine_similarity(maps, features(image))).mean() for image in (shifted, flat))
+    assert near < far / 3
+    assert features.name == f"stlpips-{net}"
+    assert features.fingerprint == open_features(f"stlpips:{net}").fingerprint
+    assert len(features.fingerprint) == 16
+
+
+def test_perceptual_features_that_are_not_there(monkeypatch):
+    with pytest.raises(ValueError, match="features: expected stlpips:alex or stlpips:vgg, got stlpips:squeeze"):
+        open_features("stlpips:squeeze")
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", None)
+    with pytest.raises(ImportError, match=r"features: stlpips:alex needs stlpips-pytorch .*finpercep\[stlpips\]"):
+        open_features("stlpips:alex")
