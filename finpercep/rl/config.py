@@ -233,7 +233,7 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
 def _with_rewards_of(now: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:
     """Settings `was` as if its stages had had the rewards of `now`, and its judge."""
     stages = [{**old, "reward": new["reward"]} for old, new in zip(was["stages"], now["stages"], strict=False)]
-    same = {name: now[name] for name in ("reward_fingerprints", "judge_fingerprint") if name in now}
+    same: dict[str, Any] = {name: now[name] for name in ("reward_fingerprints", "judge_fingerprint") if name in now}
     judge = {**was["monitors"], "judge": now["monitors"]["judge"]}
     return {**was, **same, "monitors": judge, "stages": (*stages, *was["stages"][len(stages) :])}
 
