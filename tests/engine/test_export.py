@@ -17,12 +17,17 @@ from finpercep.cli.main import app
 from finpercep.engine import export as export_module
 from finpercep.engine.export import export_model
 from finpercep.models import RewardModel, head
-
-SHAPES = ((1, 3, 16, 72), (3, 3, 64, 24))
+from tests.models.conftest import VIT
 
 
 def images(shape: tuple[int, ...]) -> Tensor:
     return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+
+
+def shapes(model: RewardModel) -> tuple[tuple[int, ...], ...]:
+    """The least side, and another batch."""
+    stride = model.encoder.stride
+    return (1, 3, 2 * stride, 9 * stride), (3, 3, 8 * stride, 3 * stride)
 
 
 def assert_same(model: RewardModel, given: Tensor, score: Tensor, degradation: Tensor) -> None:
@@ -32,46 +37,64 @@ def assert_same(model: RewardModel, given: Tensor, score: Tensor, degradation: T
     torch.testing.assert_close(degradation, expected.map, rtol=0, atol=2e-6)
 
 
-@pytest.mark.slow
-def test_program_runs_without_this_package(small_model: RewardModel, tmp_path: Path) -> None:
-    export_model(small_model, tmp_path / "new" / "model.pt2", format="program")
-    assert head.ops is ops  # tracing by the definition is over
-    torch.save([images(shape) for shape in SHAPES], tmp_path / "in.pt")
+def assert_same_elsewhere(model: RewardModel, load: str, folder: Path) -> None:
+    """What a process gives that cannot import this package, with what `load`, an expression, loads in `folder`."""
+    given = [images(shape) for shape in shapes(model)]
+    torch.save(given, folder / "in.pt")
     code = (
         "import sys, torch\n"
-        "f = torch.export.load('new/model.pt2').module()\n"
+        "sys.modules['finpercep'] = None\n"
+        f"f = {load}\n"
         "torch.save([f(x) for x in torch.load('in.pt')], 'out.pt')\n"
-        "assert not any(name.startswith('finpercep') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
-                   cwd=tmp_path, check=True)  # fmt: skip
-    for shape, (score, degradation) in zip(SHAPES, torch.load(tmp_path / "out.pt"), strict=True):
-        assert_same(small_model, images(shape), score, degradation)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    for one, (score, degradation) in zip(given, torch.load(folder / "out.pt"), strict=True):
+        assert_same(model, one, score, degradation)
+
+
+@pytest.fixture(scope="module", params=["conv", "efficientnet-lite0+energy", "vit"])
+def model(request: pytest.FixtureRequest) -> RewardModel:
+    """Each kind of encoder with random weights, none of them zeros."""
+    torch.manual_seed(0)
+    encoder = {"conv": {"type": "conv", "channels": [8, 16], "depths": [1, 1]}, "vit": VIT}
+    model = RewardModel(encoder.get(request.param, {"type": request.param}), {"width": "light"}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
 
 
 @pytest.mark.slow
-def test_onnx_gives_equal_outputs(model_folder: Path, small_model: RewardModel, tmp_path: Path) -> None:
+def test_program_runs_without_this_package(model: RewardModel, tmp_path: Path) -> None:
+    export_model(model, tmp_path / "new" / "model.pt2", format="program")
+    assert head.ops is ops  # tracing by the definition is over
+    assert_same_elsewhere(model, "torch.export.load('new/model.pt2').module()", tmp_path)
+
+
+@pytest.mark.slow
+def test_onnx_gives_equal_outputs(model: RewardModel, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'finpercep[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'finpercep[export]'")
-    result = CliRunner().invoke(app, ["export", str(model_folder), str(tmp_path / "model.onnx")])
+    model.save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(tmp_path / "model.onnx")])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1].endswith("model.onnx: images (B,3,H,W), sides multiples of 8 from 16 on")
+    stride = model.encoder.stride
+    expected = f"model.onnx: images (B,3,H,W), sides multiples of {stride} from {2 * stride} on"
+    assert result.stdout.splitlines()[-1].endswith(expected)
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["score", "map"]
-    for shape in SHAPES:
+    for shape in shapes(model):
         score, degradation = map(torch.from_numpy, session.run(None, {"images": images(shape).numpy()}))
-        assert_same(small_model, images(shape), score, degradation)
+        assert_same(model, images(shape), score, degradation)
 
 
 @pytest.mark.compile
-def test_machine_code(tmp_path: Path) -> None:
+def test_machine_code_runs_without_this_package(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = RewardModel({"type": "conv", "channels": [4], "depths": [1]}, {"width": 4}).eval()
     with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # only to be quick
-        path = export_model(model, tmp_path / "model.pt2")
-    run = torch._inductor.aoti_load_package(str(path))
-    for shape in SHAPES:
-        assert_same(model, images(shape), *run(images(shape)))
+        export_model(model, tmp_path / "model.pt2")
+    assert_same_elsewhere(model, "torch._inductor.aoti_load_package('model.pt2')", tmp_path)
 
 
 def test_refused(small_model: RewardModel, model_folder: Path, tmp_path: Path) -> None:
