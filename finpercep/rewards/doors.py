@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finpercep.io.images import to_tensor
 from finpercep.models import RewardOutput
@@ -43,7 +43,16 @@ class FlowFactoryOutput(NamedTuple):
     extra_info: dict[str, Any]
 
 
-class FlowFactoryReward:
+def _pointwise() -> Any:
+    """Flow-Factory's base class where it is installed: it calls rewards of no other class, and says nothing."""
+    try:
+        from flow_factory.rewards.abc import PointwiseRewardModel
+    except ImportError:
+        return object
+    return PointwiseRewardModel
+
+
+class FlowFactoryReward(_pointwise()):  # type: ignore[misc]
     """A pointwise reward of Flow-Factory's kind: give its class path as `reward_model` in the YAML of a run.
 
     Args:
@@ -58,12 +67,23 @@ class FlowFactoryReward:
         device = torch.device(getattr(config, "device", None) or "cpu")
         if accelerator is not None and device == torch.device("cuda"):
             device = accelerator.device
-        self.device = device
-        self.model = load_reward(getattr(config, "reward", None) or "finpercep-tiny", device=str(device))
+        self.config, self.accelerator, self.device = config, accelerator, device
+        self.dtype = getattr(config, "dtype", torch.float32)
+        self.model: Any = load_reward(getattr(config, "reward", None) or "finpercep-tiny", device=str(device))
         self.fingerprint = self.model.fingerprint  # once: it is a hash of all weights
 
-    def __call__(self, prompt: Sequence[str] | None = None, image: Any = None, **_: Any) -> FlowFactoryOutput:
-        """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images, each with its prompt."""
+    def to(self, device: torch.device) -> FlowFactoryReward:
+        """Move the reward inside; Flow-Factory does between sampling and training."""
+        if isinstance(self.model, nn.Module):
+            self.model.to(device)
+        self.device = torch.device(device)
+        return self
+
+    def __call__(self, prompt: Sequence[str] | None = None, image: Any = None, video: Any = None) -> FlowFactoryOutput:
+        """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images, each with its prompt.
+
+        It names what it takes: of a function with `**`, Flow-Factory would gather every field of its samples.
+        """
         if image is None:
             raise ValueError("image: expected a list of images, got none")
         prompts = [None] * len(image) if prompt is None else [[one] for one in prompt]

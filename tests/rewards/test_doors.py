@@ -1,7 +1,10 @@
 """The forms that flow_grpo, Flow-Factory and verl-omni call give the model's own scores."""
 
+import importlib.util
+import inspect
 import sys
 import types
+from abc import ABC, abstractmethod
 
 import numpy as np
 import pytest
@@ -77,3 +80,66 @@ def test_weights_are_hashed_once(photos, monkeypatch):
     infos += [reward(image=list(images)).extra_info["fingerprint"] for _ in range(3)]
     assert len(count) == 2
     assert set(infos) == {real(reward.model)}
+
+
+@pytest.fixture
+def flow_factory(monkeypatch):
+    """The base class of Flow-Factory's pointwise rewards as recorded: names and arguments, abstract `__call__`."""
+
+    class PointwiseRewardModel(ABC):
+        required_fields = ("image", "prompt")
+        use_tensor_inputs = False
+
+        @abstractmethod
+        def __call__(self, prompt, image=None, video=None, audio=None, condition_images=None, **kwargs): ...
+
+    module = types.ModuleType("flow_factory.rewards.abc")
+    module.PointwiseRewardModel = PointwiseRewardModel
+    for name in ("flow_factory", "flow_factory.rewards"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flow_factory.rewards.abc", module)
+    return PointwiseRewardModel
+
+
+def test_flow_factory_keeps_the_reward_and_gives_it_images_alone(flow_factory, photos, expected):
+    spec = importlib.util.find_spec("finpercep.rewards.doors")
+    fresh = importlib.util.module_from_spec(spec)  # as first imported where Flow-Factory is
+    spec.loader.exec_module(fresh)
+    config = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, batch_size=2)
+    accelerator = types.SimpleNamespace(device=torch.device("cpu"))
+    reward = fresh.FlowFactoryReward(config, accelerator)
+    kept = {name: one for name, one in {"finpercep": reward}.items() if isinstance(one, flow_factory)}
+    assert list(kept) == ["finpercep"]
+    assert (reward.config, reward.accelerator, reward.dtype) == (config, accelerator, torch.bfloat16)
+    assert reward.to(torch.device("cpu")) is reward
+    assert reward.device == torch.device("cpu")
+    sample = {"prompt": "", "image": photos[0] / 255, "latents": 1, "unique_id": 2}
+    parameters = inspect.signature(reward.__call__).parameters
+    assert all(one.kind is not one.VAR_KEYWORD for one in parameters.values())
+    taken = [name for name in sample if name in parameters]
+    assert taken == ["prompt", "image"]
+    out = reward(prompt=[""] * 3, image=list(photos.float() / 255))
+    torch.testing.assert_close(out.rewards, expected, atol=1e-6, rtol=0)
+
+
+def test_as_flow_grpos_multi_score_calls(photos, expected):
+    """Made with a device, called with (images, prompts, metadata), weighted and added as lists."""
+    made = {"finpercep": doors.flow_grpo("cpu")}
+    images, prompts, metadata = photos.float() / 255, [""] * 3, [{}] * 3
+    total = [0.0] * 3
+    for name, weight in {"finpercep": 0.5}.items():
+        scores, _ = made[name](images, prompts, metadata)
+        total = [a + weight * b for a, b in zip(total, scores, strict=True)]
+    torch.testing.assert_close(torch.as_tensor(total).float(), 0.5 * expected, atol=1e-6, rtol=0)
+
+
+def test_as_verl_omni_calls(photos, expected):
+    answer = doors.compute_score(
+        data_source="sr",
+        solution_image=photos[0],
+        ground_truth="",
+        extra_info={"index": 1},
+        reward_model_tokenizer=None,
+    )
+    assert isinstance(answer["score"], float)
+    assert answer["score"] == pytest.approx(float(expected[0]), abs=1e-6)

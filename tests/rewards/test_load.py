@@ -147,5 +147,13 @@ def test_pyiqa_metric(monkeypatch, images):
     torch.testing.assert_close(out.score, -images.flatten(1).mean(1))
     out.score.sum().backward()
     assert (x.grad < 0).all()
+
+    def offline(name, **options):
+        raise OSError("[Errno 101] Network is unreachable:\n  musiq.pth")
+
+    fake.create_metric = offline
+    message = r"^pyiqa:musiq: pyiqa cannot load it: \[Errno 101\] Network is unreachable: musiq.pth$"
+    with pytest.raises(ValueError, match=message):
+        load_reward("pyiqa:musiq")
     with pytest.raises(ValueError, match="pyiqa:nique: expected a no-reference metric of pyiqa; did you mean niqe"):
         load_reward("pyiqa:nique")
