@@ -55,8 +55,8 @@ def test_a_wider_decoder_gives_the_same_map_and_score(encoder: dict[str, Any], i
     for training in (False, True):
         before, after = light.train(training)(images), full.train(training)(images)
         assert before.map.std() > 0.01
-        torch.testing.assert_close(after.map, before.map, atol=1e-5, rtol=0)
-        torch.testing.assert_close(after.score, before.score, atol=1e-5, rtol=0)
+        torch.testing.assert_close(after.map, before.map, atol=1e-6 if encoder is CONV else 2e-6, rtol=0)
+        torch.testing.assert_close(after.score, before.score, atol=1e-6, rtol=0)
     full(images).map.mean().backward()
     new = full.decoder.conv2.weight.grad[:, 6:]
     assert (new != 0).any(dim=(0, 2, 3)).sum() >= 10  # of 14 new channels; dead ones see no gradient
