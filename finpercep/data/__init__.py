@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finpercep.data.dataset.make import make_dataset
     from finpercep.data.degradations.apply import degrade
     from finpercep.data.degradations.config import DegradationConfig
+    from finpercep.data.degradations.random_jpeg import RandomJPEG
     from finpercep.data.features.filter_bank import FilterBank
     from finpercep.data.identity import scenes_fingerprint
     from finpercep.data.image_ops import gaussian_blur, jpeg, resize
@@ -29,6 +30,7 @@ __all__ = [
     "DegradationConfig",
     "FilterBank",
     "MakeConfig",
+    "RandomJPEG",
     "Scene",
     "Triplet",
     "TripletConfig",
@@ -61,6 +63,7 @@ __getattr__, __dir__ = lazy(
         "DegradationConfig": "finpercep.data.degradations.config",
         "FilterBank": "finpercep.data.features.filter_bank",
         "MakeConfig": "finpercep.data.dataset.config",
+        "RandomJPEG": "finpercep.data.degradations.random_jpeg",
         "SYNTHETIC_SOURCES": "finpercep.data.sources.synthetic",
         "Scene": "finpercep.data.scenes",
         "Triplet": "finpercep.data.triplets",

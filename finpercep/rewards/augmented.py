@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,26 @@ class View(NamedTuple):
     seed: int
 
 
+class Change(Protocol):
+    """A further change of a view, such as `finpercep.data.RandomJPEG`: images (B,3,h,w) in [0, 1] to those.
+
+    Attributes:
+        fingerprint: changes when the result would.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+    def __call__(self, images: Tensor, seed: int) -> Tensor: ...
+
+
 class Augmented(nn.Module):
     """The mean of a reward over random shifts, resizes and faint noise (expectation over transformation).
 
     A pattern that raises a score without a change that anyone sees often lives on one pixel grid and on single levels;
     shifts, resizes and noise do not keep it, while what is seen stays. It costs `views` calls of the reward. Each
     view, in this order: mirrored content is added at the borders, `shift` pixels in height and in width, randomly
-    before and after the image; the whole is resized (bicubic, anti-aliased) by one factor; Gaussian noise is added.
+    before and after the image; the whole is resized (bicubic, anti-aliased) by one factor; Gaussian noise is added;
+    `change` is made.
     All images of a batch get the same views, so their scores can be compared; so do those of other batches of that
     size. Athalye et al., "Synthesizing Robust Adversarial Examples" (ICML 2018).
 
@@ -38,6 +51,7 @@ class Augmented(nn.Module):
         shift: largest shift, in pixels; 0: none.
         scale: smallest and largest factor; (1, 1): no resizing.
         noise: standard deviation of the noise, in levels of 255; 0: none.
+        change: what is done to each view besides; None: nothing.
         seed: of the views. With one seed the same image always scores the same; a loop that climbs the reward draws
             new views with `forward(…, seed=step)`, since it would learn fixed ones.
 
@@ -53,6 +67,7 @@ class Augmented(nn.Module):
         shift: int = 7,
         scale: tuple[float, float] = (0.8, 1.2),
         noise: float = 1.0,
+        change: Change | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -65,7 +80,7 @@ class Augmented(nn.Module):
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise: expected 0 or more levels, got {noise}")
         self.reward = reward
-        self.views, self.shift, self.noise, self.seed = views, shift, noise, seed
+        self.views, self.shift, self.noise, self.change, self.seed = views, shift, noise, change, seed
         self.scale = (float(scale[0]), float(scale[1]))
 
     @property
@@ -76,7 +91,9 @@ class Augmented(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the reward inside and the views."""
-        settings = [self.views, self.shift, self.scale, float(self.noise), self.seed]
+        settings: list[Any] = [self.views, self.shift, self.scale, float(self.noise), self.seed]
+        if self.change is not None:
+            settings.append(self.change.fingerprint)
         return combined_fingerprint("augmented-v1", self.reward.fingerprint, settings)
 
     def draw(self, height: int, width: int, seed: int) -> list[View]:
@@ -128,7 +145,7 @@ class Augmented(nn.Module):
             # Drawn on the CPU, so that every device has the same; one for the batch, so that its images compare.
             noise = torch.randn(1, 3, *view.size, generator=torch.Generator().manual_seed(view.seed))
             images = (images + noise.to(images, non_blocking=True) * (self.noise / 255)).clamp(0, 1)
-        return images
+        return images if self.change is None else self.change(images, view.seed)
 
     def _back(self, degradation: Tensor, view: View, height: int, width: int) -> Tensor:
         """A view's map (B,1,h,w) on the pixels of the image: (B,1,H,W)."""

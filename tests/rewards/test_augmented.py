@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finpercep.data import RandomJPEG
 from finpercep.models import RewardOutput
 from finpercep.rewards import Augmented
 from tests.rewards.conftest import Brightness
@@ -43,6 +44,20 @@ def test_is_the_mean_of_its_views_made_by_hand(images):
         scores.append(Curved()((x + noise * 2 / 255).clamp(0, 1)).score)
     assert not torch.allclose(scores[0], scores[1])
     torch.testing.assert_close(reward(images).score, torch.stack(scores).mean(0))
+
+
+def test_a_change_is_made_last_by_the_seed_of_the_view(images):
+    """JPEG of another quality in each view; by hand, and with a gradient."""
+    change = RandomJPEG(40, 90)
+    reward = Augmented(Curved(), views=3, **PLAIN, change=change)
+    images = images.requires_grad_()
+    views = [change(images, view.seed) for view in reward.draw(20, 10, 0)]
+    assert not torch.equal(views[0], views[1])
+    torch.testing.assert_close(reward(images).score, torch.stack([Curved()(view).score for view in views]).mean(0))
+    reward(images).score.sum().backward()
+    assert images.grad.abs().min() > 0
+    prints = {Augmented(Curved(), change=one).fingerprint for one in (None, change, RandomJPEG())}
+    assert len(prints) == 3
 
 
 def test_views_stay_within_their_bounds(images):
