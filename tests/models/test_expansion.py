@@ -63,6 +63,18 @@ def test_a_wider_decoder_gives_the_same_map_and_score(encoder: dict[str, Any], i
     assert full.config["decoder"] == {"width": 20, **norm}
 
 
+@pytest.mark.parametrize("name", ["finpercep-tiny", "finpercep-small"])
+def test_growth_of_the_embedded_stages_changes_no_score(name: str, photo_u8: torch.Tensor) -> None:
+    """RM_0 to a light decoder, RM_1 to a full one with adapters, as their cards say; by the same kernels."""
+    zero, one = (RewardModel.from_pretrained(f"{name}/{stage}").requires_grad_(False) for stage in (0, 1))
+    for before, after in (
+        (zero, zero.expand({"width": "light"})),
+        (one, one.expand({"width": "full"}, adapter_rank=4)),
+    ):
+        found, expected = after.requires_grad_(False).score(photo_u8), before.score(photo_u8)
+        torch.testing.assert_close(found.score, expected.score, atol=1e-6, rtol=0)
+
+
 def test_lora_leaves_the_output_and_is_all_that_trains_in_the_encoder(images: torch.Tensor, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     light = model_of(VIT, {"width": 6})
