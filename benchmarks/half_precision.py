@@ -68,7 +68,7 @@ def answers(score: Score, images: list[Tensor], groups: list[Tensor]) -> Answers
     for image in images:
         pixels = image[None].clone().requires_grad_()
         scores.append(score(pixels))
-        gradients.append(torch.autograd.grad(scores[-1].sum(), pixels)[0].flatten().double())
+        gradients.append(torch.autograd.grad(scores[-1].sum(), pixels)[0].flatten())
     seconds = time.perf_counter() - started
     with torch.no_grad():
         return Answers(torch.cat(scores).detach(), gradients, [score(group) for group in groups], seconds)
@@ -79,7 +79,7 @@ def compared(exact: Answers, half: Answers) -> dict[str, float]:
     pairs = list(zip(exact.gradients, half.gradients, strict=True))
     return {
         "largest_change": (exact.scores - half.scores).abs().max().item(),
-        "least_cosine": min(torch.cosine_similarity(a, b, dim=0).item() for a, b in pairs),
+        "least_cosine": min(torch.cosine_similarity(a.double(), b.double(), dim=0).item() for a, b in pairs),
         "least_rank_correlation": min(rank_correlation(a, b) for a, b in zip(exact.groups, half.groups, strict=True)),
         "times_fp32": half.seconds / exact.seconds,
     }
