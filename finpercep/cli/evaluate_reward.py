@@ -40,7 +40,8 @@ def evaluate_reward(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="No-reference metric of pyiqa to compare with, a reward of your own as MODULE:NAME, or none. May be "
+            help="No-reference metric of pyiqa to compare with, a reward of your own as MODULE:NAME, a function of "
+            "(images, prompts, metadata), or none. May be "
             "given several times. Default: piqe, if pyiqa is installed.",
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -136,6 +137,10 @@ def _function(spec: str) -> Any:
         raise type(error)(f"--loop: {error}") from None
     if not callable(found):
         raise ValueError(f"--loop: expected a function {spec}, got {type(found).__name__}")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise ValueError(f"--loop: expected a function without arguments, got {spec}: {error}") from None
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -71,4 +72,5 @@ def train_rl(
         place = settings.out
         print(f"interrupted; run the same command again to go on from what was last saved in {place}", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(f"{Path(settings.out) / 'report.html'}; the generator is in {Path(settings.out) / 'generator'}")
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"{Path(settings.out) / 'report.html'}; the generator is in {Path(settings.out) / 'generator'}")

@@ -35,13 +35,14 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
         raise FileNotFoundError(
             f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
         )
-    scenes, known = [], set()
+    scenes, known, splits = [], set(), set()
     for number, line in enumerate(index.read_text().splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             known.update(row["sr"])
+            splits.add(row["split"])
             if row["split"] != split:
                 continue
             check_inside(index, number, [row["id"], row["gt"], *row["sr"].values()])
@@ -54,7 +55,9 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
     if unknown:
         raise ValueError(f"leave_out: {sorted(unknown)} not among the sources {sorted(known)}")
     if not scenes:
-        raise ValueError(f"{index}: no scene in split {split!r}")
+        raise ValueError(
+            f"{index}: no scene in split {split!r}; there are {', '.join(sorted(map(str, splits))) or 'none'}"
+        )
     return scenes
 
 

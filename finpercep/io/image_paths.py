@@ -38,8 +38,9 @@ def _expand(text: str, suffixes: Collection[str]) -> list[str]:
     if os.path.isdir(text):
         inside = list(_walk(text, suffixes))
         if not inside:
-            known = "a known suffix" if len(suffixes) > 1 else f"the suffix {next(iter(suffixes))}"
-            raise ImageError(f"{text}: expected a folder with images, got none with {known}")
+            if len(suffixes) == 1:
+                raise ImageError(f"{text}: expected a folder with *{next(iter(suffixes))} files, got none")
+            raise ImageError(f"{text}: expected a folder with images, got none with a known suffix")
         return inside
     if os.path.exists(text) or not glob.has_magic(text):
         return [text]

@@ -78,7 +78,7 @@ def find_rows(file: Path, column: str) -> list[Row]:
             schema = shard.schema_arrow
             if column not in schema.names or not _holds_images(schema.field(column).type):
                 found = ", ".join(name for name in schema.names if _holds_images(schema.field(name).type)) or "none"
-                raise ImageError(f"{file}: expected a column of images {column!r}, got as such {found}")
+                raise ImageError(f"{file}: expected a column of images, got {column!r}; such columns: {found}")
             count = shard.metadata.num_rows
             ids = shard.read(columns=[NAMES])[NAMES].to_pylist() if NAMES in schema.names else [None] * count
     except (OSError, pa.ArrowException) as error:

@@ -27,7 +27,7 @@ class Groups:
         count, place = (1, 0) if ranks is None else (ranks.size, ranks.rank)
         if size % count:
             raise ValueError(
-                f"group_size: expected a multiple of the {count} processes that divide each group, got {size}"
+                f"algorithm.group_size: expected a multiple of the {count} processes that divide each group, got {size}"
             )
         self.size, self.own, self.ranks = size, size // count, ranks
         self.first = place * self.own

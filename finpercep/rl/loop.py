@@ -23,6 +23,8 @@ from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 
 METRICS = "metrics.jsonl"
+FEW = 4
+"""Held-out photos with whose spread hardly a change can be told from chance."""
 _ENDS = "; the run ends here (started again, it goes on to the next measurement)"
 
 
@@ -54,7 +56,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     first = trainer.ranks.first
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
-        if first and not resumed:
+        if first and (not resumed or trainer.other_rewards):
             held_out = {"held_out": len(trainer.held_out.batch)}
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:
@@ -94,10 +96,17 @@ def _remarks(trainer: RLTrainer) -> list[str]:
     config, lines = trainer.config, []
     if trainer.kept:
         lines.append(f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned")
+    held = len(trainer.held_out.batch)
+    if held < config.eval_photos:
+        lines.append(
+            f"{held} photos are held out, of {config.eval_photos} that eval_photos asks for: there are no more"
+        )
     if config.monitors.alarm == "off":
         return lines
-    if len(trainer.held_out.batch) == 1:
+    if held == 1:
         lines.append("one held-out photo is too few for the alarm; see eval_photos")
+    elif held < FEW:
+        lines.append(f"{held} held-out photos are few for the alarm, which compares with their spread")
     apart = config.monitors.patience * config.eval_every
     if 0 < config.refresh.every <= apart:
         lines.append(

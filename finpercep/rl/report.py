@@ -84,11 +84,15 @@ def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurement
         return "".join(f'<p class="alarm">step {step}: {html.escape(text)}</p>' for step, text in alarms)
     if settings["monitors"]["alarm"] == "off":
         return "<p>The alarm was off.</p>"
-    if settings.get("held_out", settings["eval_photos"]) == 1:
+    held = settings.get("held_out", settings["eval_photos"])
+    if held == 1:
         return "<p>One held-out photo is too few for the alarm.</p>"
     if measurements <= settings["monitors"]["patience"]:
         return f"<p>{measurements} measurements by one reward are too few for the alarm.</p>"
-    return "<p>No alarm: the reward did not rise while a held-out measure got worse.</p>"
+    return (
+        "<p>No alarm: between no two measurements that it compares did the reward rise and a held-out measure get "
+        f"worse, both by more than two standard errors over the {held} held-out photos.</p>"
+    )
 
 
 def _stages(lines: list[dict[str, Any]], settings: dict[str, Any]) -> str:
@@ -114,7 +118,11 @@ def _table(measured: list[dict[str, Any]]) -> str:
         f"<tr><td>{html.escape(title)}</td><td>{_figure(first, name)}</td><td>{_figure(last, name)}</td></tr>"
         for name, title in titles.items()
     )
-    note = "" if first["reward"] == last["reward"] else "<p>The climbed reward is not the same at both.</p>"
+    note = (
+        ""
+        if first["reward"] == last["reward"]
+        else (f"<p>The climbed reward is not the same at both: {first['reward']} and {last['reward']}.</p>")
+    )
     head = f"<tr><th>held-out photos</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>"
     return f"<table>{head}{rows}</table>{note}"
 

@@ -119,11 +119,16 @@ class RLTrainer:
         }
         signs = {name: measure.sign for name, measure in self.measures.items()}
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
+        if config.monitors.best == "judge" and self.judge is None:
+            raise ValueError(
+                "monitors.best: expected a measure of this run, got 'judge', which has none, or climbs what would judge"
+            )
         self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
         self.switch = ""  # what the last measurement says of the stage, with "auto"
         self.trained_on, self.crops_known = set[str](), 0
+        self.other_rewards = False  # than those that the checkpoint was made with
         self.done = 0
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -359,6 +364,12 @@ class RLTrainer:
                     f"{folder}: expected rewards {', '.join(state['rewards'])} as they were saved, got "
                     f"{', '.join(self.fingerprints)}; accept_reward=true goes on with them"
                 )
+            if state["step"] >= self.curriculum.steps:
+                raise ValueError(
+                    f"{folder}: expected steps that are left for other rewards, got a run that has ended; begin "
+                    "another one, whose generator is this one's folder generator/"
+                )
             self.curriculum.measured, self.alarm.measured = [], []  # what others gave is not compared with
+            self.other_rewards = True
         self.done = state["step"]
         return True

@@ -239,11 +239,11 @@ def test_a_column_of_a_parquet_set_is_scored_as_the_files_are(write: Write, run:
     assert some.exit_code == 1
     assert len(some.stdout.splitlines()) == 6
     folder, other = some.stderr.splitlines()
-    assert folder == "photos: expected a folder with images, got none with the suffix .parquet"
+    assert folder == "photos: expected a folder with *.parquet files, got none"
     assert other.startswith("set/other.parquet: expected a Parquet file, got ")
     none = run("set/data/train-0.parquet", "--column", "gt")
     assert none.exit_code == 1
-    assert none.stderr == "set/data/train-0.parquet: expected a column of images 'gt', got as such sr\n"
+    assert none.stderr == "set/data/train-0.parquet: expected a column of images, got 'gt'; such columns: sr\n"
 
 
 def test_maps_that_cannot_be_written_are_reported(write: Write, run: Run) -> None:

@@ -102,6 +102,7 @@ def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--compile", "no"], "--compile: expected default, reduce-overhead, max-autotune, got no"),
         (["--steps", "3"], "--steps: expected only with --loop"),
         (["--loop", "json:loads", "--size", "64"], "--size: expected only without --loop"),
+        (["--loop", "json:loads"], "--loop: expected a function without arguments, got json:loads"),
         (["--loop", "json"], "--loop: expected MODULE:NAME, got json"),
         (["--loop", "json:nothing"], "--loop: json:nothing: the module json has no 'nothing'"),
         (

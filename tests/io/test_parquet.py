@@ -109,8 +109,8 @@ def test_rows_that_are_gone_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("sr", "expected a column of images 'sr', got as such image"),
-        ("label", "expected a column of images 'label', got as such image"),
+        ("sr", "expected a column of images, got 'sr'; such columns: image"),
+        ("label", "expected a column of images, got 'label'; such columns: image"),
     ],
 )
 def test_another_column_is_refused_with_those_that_would_do(tmp_path: Path, column: str, message: str) -> None:

@@ -37,5 +37,7 @@ def test_seeds_are_those_of_a_single_process() -> None:
 
 
 def test_groups_that_cannot_be_divided() -> None:
-    with pytest.raises(ValueError, match=r"^group_size: expected a multiple of the 3 processes that divide.*got 8$"):
+    with pytest.raises(
+        ValueError, match=r"^algorithm.group_size: expected a multiple of the 3 processes that divide.*got 8$"
+    ):
         divided(8, 3)

@@ -14,7 +14,7 @@ from finpercep.rl import report
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"held_out": 2}, "No alarm: the reward did not rise"),
+        ({"held_out": 2}, "both by more than two standard errors over the 2 held-out photos"),
         ({"held_out": 1}, "One held-out photo is too few for the alarm."),
         ({"eval_photos": 1}, "One held-out photo is too few for the alarm."),
         ({"held_out": 1, "monitors": {"alarm": "off", "patience": 1}}, "The alarm was off."),

@@ -261,10 +261,11 @@ def test_a_run_ends_with_a_climb_test(config, photo_set, tmp_path):
 @pytest.mark.parametrize(
     ("alarm", "every", "photos", "said"),
     [
-        ("warn", 6, 2, "the alarm compares measurements 6 steps apart by one version of .* refreshed every 6: once it"),
-        ("warn", 7, 2, None),
+        ("warn", 6, 4, "the alarm compares measurements 6 steps apart by one version of .* refreshed every 6: once it"),
+        ("warn", 7, 4, None),
         ("warn", 0, 1, "one held-out photo is too few for the alarm"),
-        ("warn", 0, 2, None),
+        ("warn", 0, 2, "2 held-out photos are few for the alarm"),
+        ("warn", 0, 4, None),
         ("off", 6, 1, None),
     ],
 )
@@ -305,11 +306,33 @@ def test_another_reward_is_taken_where_that_is_asked_for(config, tmp_path):
     log = lines(tmp_path / "run")
     assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5]
     assert log[2]["reward"] != log[3]["reward"] == trainer.fingerprints[0]
+    written = json.loads((tmp_path / "run" / "rl.json").read_text())
+    assert [stage["reward"] for stage in written["stages"]] == [stage.reward for stage in others]
+    with pytest.raises(
+        ValueError, match=r"checkpoint-5: expected steps that are left for other rewards, got a run that"
+    ):
+        train(replace(config, accept_reward=True))
     longer = replace(other, accept_reward=True, stages=(*others, others[0]))
     with pytest.raises(ValueError, match=r"made with stages="):
         train(longer)
     with pytest.raises(ValueError, match=r"^accept_reward: expected refresh.every 0"):
         replace(other, accept_reward=True, refresh=RefreshConfig(every=2))
+
+
+def test_what_is_climbed_cannot_be_the_best_judge(config):
+    monitors = MonitorConfig(judge=config.stages[0].reward, best="judge")
+    with pytest.raises(
+        ValueError, match=r"^monitors\.best: expected a measure of this run, got 'judge', which has none, or"
+    ):
+        RLTrainer(replace(config, monitors=monitors))
+
+
+def test_fewer_photos_than_asked_for_are_said(config):
+    told = []
+    screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
+    train(replace(config, algorithm=ALGORITHMS["refl"], stages=config.stages[:1], eval_photos=8), [screen])
+    assert "2 photos are held out, of 8 that eval_photos asks for: there are no more" in told
+    assert "2 held-out photos are few for the alarm, which compares with their spread" in told
 
 
 class A:
