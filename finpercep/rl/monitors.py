@@ -23,6 +23,8 @@ from finpercep.rl.rollout import initial_noise, sample_generators
 ALARMS = ("off", "warn", "stop")
 BETTER = {"psnr": 1, "ssim": 1, "judge": 1, "severity": -1}
 """Held-out measures that the alarm looks at, and whether more (1) or less (-1) is better."""
+LEAST = 0.1
+"""Mean size of rewards below which a share of them is not taken."""
 _GRAY = (0.299, 0.587, 0.114)
 
 
@@ -200,9 +202,9 @@ def recompressed(images: Tensor, quality: int = 75) -> Tensor:
 def share_lost(rewards: Tensor, after: Tensor) -> Tensor:
     """What of rewards (B,) is gone `after` (B,), as a share of their mean size: the mean is the share of them all.
 
-    A share of each by itself would be huge where a reward is near 0.
+    Of a mean size below `LEAST` it is a share of that: near 0 a share would be huge, and say nothing.
     """
-    return (rewards - after) / rewards.abs().mean().clamp_min(torch.finfo(rewards.dtype).tiny)
+    return (rewards - after) / rewards.abs().mean().clamp_min(LEAST)
 
 
 def score_map_gap(output: RewardOutput) -> Tensor | None:

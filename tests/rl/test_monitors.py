@@ -77,6 +77,7 @@ def test_share_lost():
     assert share_lost(torch.tensor([0.2, 1.0]), torch.tensor([0.2, 0.4])).tolist() == pytest.approx([0.0, 1.0])
     assert share_lost(torch.tensor([-3.0, -1.0]), torch.tensor([-4.0, -1.5])).tolist() == pytest.approx([0.5, 0.25])
     assert share_lost(torch.zeros(2), torch.zeros(2)).tolist() == [0.0, 0.0]
+    assert share_lost(torch.tensor([0.01, 0.03]), torch.tensor([0.03, 0.03])).tolist() == pytest.approx([-0.2, 0.0])
 
 
 def test_score_map_gap():
