@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.target_choices import rank_correlation
 from finpercep import RewardModel
 from finpercep.data import load_scenes
 from finpercep.io.files import write_json
@@ -83,12 +84,6 @@ def compared(exact: Answers, half: Answers) -> dict[str, float]:
         "least_rank_correlation": min(rank_correlation(a, b) for a, b in zip(exact.groups, half.groups, strict=True)),
         "times_fp32": half.seconds / exact.seconds,
     }
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of values (N,) without ties."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
-    return torch.corrcoef(ranks)[0, 1].item()
 
 
 def main() -> None:

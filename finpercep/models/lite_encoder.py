@@ -28,7 +28,7 @@ class LiteEncoder(KeepsFloat32):
     EfficientNet knows what things look like. The energy path is added into it behind strides 4, 8 and 16, through 1x1
     convolutions that start at zero, and stands beside it in what the decoder gets. Batch normalizations are folded:
     nothing depends on a batch, not in training either. All of it is float32 in models of half precision and under
-    autocast: in bfloat16 the fine stages alone turn gradients to pixels by some thirty degrees.
+    autocast: in bfloat16 the fine stages alone turn gradients to pixels.
 
     Shape: images (B,3,H,W) in [0, 1], sides multiples of 32 -> list of (B,C_i,H/s_i,W/s_i), strides 4, 8, 16, 32.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from finpercep.data.features.perceptual import load_stlpips
 from finpercep.rewards import load_reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.scores import score
@@ -44,15 +44,8 @@ def _reward(name: str, device: str) -> Measure:
 
 
 def _st_lpips(device: str) -> Measure:
-    """Shift-tolerant LPIPS (arXiv 2207.13686) on AlexNet; the package brings its weights."""
-    try:
-        from stlpips_pytorch import stlpips
-    except ImportError as error:
-        raise ImportError(
-            f"monitors.metrics: {ST_LPIPS} needs stlpips-pytorch ({error}); pip install 'finpercep[stlpips]'"
-        ) from error
-    with torch.random.fork_rng(devices=[]):  # it initializes weights before it loads its own
-        model = stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False).requires_grad_(False).to(device)
+    """Shift-tolerant LPIPS (arXiv 2207.13686) on AlexNet."""
+    model = load_stlpips("alex", f"monitors.metrics: {ST_LPIPS}").to(device)
 
     def distance(images: Tensor, batch: Batch) -> Tensor:
         assert batch.photo is not None

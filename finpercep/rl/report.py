@@ -118,11 +118,9 @@ def _table(measured: list[dict[str, Any]]) -> str:
         f"<tr><td>{html.escape(title)}</td><td>{_figure(first, name)}</td><td>{_figure(last, name)}</td></tr>"
         for name, title in titles.items()
     )
-    note = (
-        ""
-        if first["reward"] == last["reward"]
-        else (f"<p>The climbed reward is not the same at both: {first['reward']} and {last['reward']}.</p>")
-    )
+    note = ""
+    if first["reward"] != last["reward"]:
+        note = f"<p>The climbed reward is not the same at both: {first['reward']} and {last['reward']}.</p>"
     head = f"<tr><th>held-out photos</th><th>step {first['step']}</th><th>step {last['step']}</th></tr>"
     return f"<table>{head}{rows}</table>{note}"
 

@@ -121,7 +121,7 @@ class RLTrainer:
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
         if config.monitors.best == "judge" and self.judge is None:
             raise ValueError(
-                "monitors.best: expected a measure of this run, got 'judge', which has none, or climbs what would judge"
+                "monitors.best: expected a measure of this run, got 'judge', which has none: it is left out, or climbed"
             )
         self.best = Best(config.monitors.best, self.alarm.better) if config.monitors.best else None
         self.learner = Learner(self.algorithm, self.generator, self.ranks, config.max_norm)

@@ -322,7 +322,7 @@ def test_another_reward_is_taken_where_that_is_asked_for(config, tmp_path):
 def test_what_is_climbed_cannot_be_the_best_judge(config):
     monitors = MonitorConfig(judge=config.stages[0].reward, best="judge")
     with pytest.raises(
-        ValueError, match=r"^monitors\.best: expected a measure of this run, got 'judge', which has none, or"
+        ValueError, match=r"^monitors\.best: expected a measure of this run, got 'judge', which has none: it"
     ):
         RLTrainer(replace(config, monitors=monitors))
 

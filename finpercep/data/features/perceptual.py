@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finpercep.io.fingerprints import weights_fingerprint
 
-__all__ = ["PERCEPTUAL_NETS", "PerceptualFeatures"]
+__all__ = ["PERCEPTUAL_NETS", "PerceptualFeatures", "load_stlpips"]
 
 PERCEPTUAL_NETS = ("alex", "vgg")
 
@@ -27,7 +27,7 @@ class PerceptualFeatures:
         if net not in PERCEPTUAL_NETS:
             raise ValueError(f"features: expected stlpips:{' or stlpips:'.join(PERCEPTUAL_NETS)}, got stlpips:{net}")
         self.name, self.stride, self.device = f"stlpips-{net}", stride, device
-        self.model = _load(net).to(device)
+        self.model = load_stlpips(net, f"features: stlpips:{net}").to(device)
         self.fingerprint = weights_fingerprint([self.name, stride], self.model.state_dict())
 
     @torch.no_grad()
@@ -43,13 +43,16 @@ def _on_grid(layer: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(layer, grid, mode="bilinear")
 
 
-def _load(net: str) -> Any:
+def load_stlpips(net: str, wanted: str) -> Any:
+    """Shift-tolerant LPIPS on "alex" or "vgg", frozen, with the weights that its package brings.
+
+    Raises:
+        ImportError: the package is missing; names what wanted it, and the extra.
+    """
     try:
         from stlpips_pytorch import stlpips
     except ImportError as error:
-        raise ImportError(
-            f"features: stlpips:{net} needs stlpips-pytorch ({error}); pip install 'finpercep[stlpips]'"
-        ) from error
+        raise ImportError(f"{wanted} needs stlpips-pytorch ({error}); pip install 'finpercep[stlpips]'") from error
     with torch.random.fork_rng(devices=[]):  # it initializes weights before it loads its own
         model = stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)
     return model.requires_grad_(False)
