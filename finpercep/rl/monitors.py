@@ -36,7 +36,8 @@ class MonitorConfig:
         judge: a reward by name that scores the results beside the one that is climbed; left out where it is climbed
             itself. "" is none.
         metrics: further held-out measures by name: "st-lpips", the distance to the photo (extra `stlpips`), or rewards,
-            such as "pyiqa:niqe", whose sign is turned where lower is better. The alarm looks at them too.
+            such as "pyiqa:niqe", whose sign is turned where lower is better. The alarm looks at them too. A run that
+            goes on may have others.
         alarm: "warn": say so in the log and on the screen, "stop": end the run, "off". A run that it
             ended, started again, goes on to the next measurement, after which the alarm can end it again.
         patience: measurements over which the reward rises and a held-out measure gets worse.
@@ -122,8 +123,13 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def check_finite(values: Mapping[str, Tensor], step: int) -> None:
+def check_finite(values: Mapping[str, Tensor], step: int, further: Sequence[str] = ()) -> None:
     """Refuse a measurement, name -> (B,), that would pass through means, comparisons and the alarm unseen.
+
+    Args:
+        values: the measurement.
+        step: at which it was made.
+        further: those that a run can go on without.
 
     Raises:
         FloatingPointError: a figure is not finite; names it and the photo.
@@ -134,7 +140,7 @@ def check_finite(values: Mapping[str, Tensor], step: int) -> None:
             row = int((~finite).nonzero()[0])
             raise FloatingPointError(
                 f"{name}: expected a finite figure of each held-out photo, got {figures[row].item()} of number {row} "
-                f"at step {step}"
+                f"at step {step}{'; the run goes on without it in monitors.metrics' if name in further else ''}"
             )
 
 

@@ -243,7 +243,7 @@ class RLTrainer:
         number = self.curriculum.at(max(self.done - 1, 0)).number
         here = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
         values = self.ranks.agreed(self._measure(number) if here else {})
-        check_finite(values, self.done)
+        check_finite(values, self.done, self.config.monitors.metrics)
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found
