@@ -432,7 +432,9 @@ class Broken:
 @pytest.mark.parametrize("place", [{"judge": BROKEN}, {"judge": "", "metrics": (BROKEN,)}])
 def test_a_judge_or_a_measure_without_an_answer_ends_the_run(config, tmp_path, place):
     name = "judge" if place["judge"] else BROKEN
-    with pytest.raises(FloatingPointError, match=f"^{name}: expected a finite figure .* nan of number 1 at step 0(; .*)?$"):
+    with pytest.raises(
+        FloatingPointError, match=f"^{name}: expected a finite figure .* nan of number 1 at step 0(; .*)?$"
+    ):
         train(replace(config, monitors=MonitorConfig(**place, best="psnr")))
     assert not (tmp_path / "run" / "best").exists()
 
@@ -462,7 +464,8 @@ def test_a_run_goes_on_without_a_measure_that_failed(config, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[key]), key
     log = lines(tmp_path / "run")
     name = "eval/tests.rl.test_trainer:Late"
-    assert log[0][name] == 0.5 and name not in log[-1]
+    assert log[0][name] == 0.5
+    assert name not in log[-1]
     assert (tmp_path / "run" / "report.html").exists()
 
 

@@ -21,10 +21,12 @@ from finpercep.data.image_ops import to_uint8
 from finpercep.data.masks.kinds import open_mask_kind, parse_masks
 from finpercep.data.masks.maker import DrawnMask, MaskMaker
 from finpercep.data.randomness import integer, seed_of, seeded
+from finpercep.data.sources.folder import is_cut
 from finpercep.data.sources.kinds import SourceSpec, open_source
 from finpercep.data.sources.protocol import Photo, Region, Source, SourceInput
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fuse_target
+from finpercep.io.image_files import image_sides
 from finpercep.io.images import ImageError, load_image
 
 __all__ = ["Maker", "Sample", "StageClock"]
@@ -77,6 +79,19 @@ class _Part:
     gt: Tensor
     lr: Tensor | None = None
     degradation: dict[str, Any] | None = None
+
+
+def _shared(photo: Photo, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that a photo of `size` and its results have; other sizes of results are for sources to refuse."""
+    height, width = size
+    for path in photo.results.values():
+        try:
+            sides = image_sides(path)
+        except ImageError:
+            continue  # named when it is read
+        if is_cut(sides, size):
+            height, width = min(height, sides[0]), min(width, sides[1])
+    return height, width
 
 
 class Maker:
@@ -140,8 +155,12 @@ class Maker:
         return low
 
     def _regions(self, photo: Photo, size: tuple[int, int]) -> list[Region]:
-        """The photo cut to a multiple of the scale where low-resolution versions are made of it, or its crops."""
+        """What photo and results have, cut to a multiple of the scale where low-resolution versions are made, or crops.
+
+        Super-resolution makes 48 x 56 of what a photo of 49 x 58 was reduced to.
+        """
         crop, scale = self.config.crop, self.config.scale
+        size = _shared(photo, size)
         if not crop:
             step = scale if self.needs_lr else 1
             height, width = (side // step * step for side in size)

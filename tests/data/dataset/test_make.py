@@ -410,14 +410,17 @@ def test_sizes_that_are_no_multiple_of_the_scale(tmp_path):
 
     for i in range(2):
         photo = (synthetic_photo(49, 58, seed=i) * 255).byte().permute(1, 2, 0).numpy()
-        for folder, pixels in (("gt", photo), ("sr", photo[:48, :56])):
+        for folder, pixels in (("gt", photo), ("sr", 255 - photo[:48, :56])):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
     sources = [f"folder:m={tmp_path}/sr", "builtin:bicubic"]
-    make_dataset(str(tmp_path / "gt"), sources, tmp_path / "out", MakeConfig(val_share=0))
-    assert {(row["height"], row["width"]) for row in fgr.rows(tmp_path / "out")} == {(48, 56)}
-    with pytest.raises(ImageError, match=r"expected 58x49 like .*got 56x48"):
-        make_dataset(str(tmp_path / "gt"), sources[:1], tmp_path / "out2", MakeConfig(val_share=0))
+    for count in (1, 2):
+        out = tmp_path / f"out{count}"
+        make_dataset(str(tmp_path / "gt"), sources[:count], out, MakeConfig(val_share=0))
+        assert {(row["height"], row["width"]) for row in fgr.rows(out)} == {(48, 56)}
+    Image.fromarray(photo[:32, :56]).save(tmp_path / "sr" / "1.png")
+    with pytest.raises(ImageError, match=r"1.png: expected 58x49 like .*got 56x32"):
+        make_dataset(str(tmp_path / "gt"), sources[:1], tmp_path / "out3", MakeConfig(val_share=0))
 
 
 @pytest.mark.parametrize(
