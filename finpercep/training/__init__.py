@@ -11,10 +11,13 @@ __all__ = [
     "MapCalibration",
     "RewardTrainConfig",
     "RewardTrainer",
+    "ScoreCalibration",
     "align_loss",
     "apply_calibration",
+    "apply_score_calibration",
     "entropy_loss",
     "fit_calibration",
+    "fit_score_calibration",
     "level_loss",
     "map_loss",
     "rank_loss",
@@ -34,9 +37,15 @@ if TYPE_CHECKING:
         rank_loss,
         total_loss,
     )
+    from finpercep.training.score_calibration import (
+        ScoreCalibration,
+        apply_score_calibration,
+        fit_score_calibration,
+    )
     from finpercep.training.trainer import RewardTrainer, train
 
 _CALIBRATION = ("MapCalibration", "apply_calibration", "fit_calibration")
+_SCORE_CALIBRATION = ("ScoreCalibration", "apply_score_calibration", "fit_score_calibration")
 _LOSSES = ("LossWeights", "align_loss", "entropy_loss", "level_loss", "map_loss", "rank_loss", "total_loss")
 __getattr__, __dir__ = lazy(
     __name__,
@@ -45,6 +54,7 @@ __getattr__, __dir__ = lazy(
         "RewardTrainer": "finpercep.training.trainer",
         "train": "finpercep.training.trainer",
         **dict.fromkeys(_CALIBRATION, "finpercep.training.calibration"),
+        **dict.fromkeys(_SCORE_CALIBRATION, "finpercep.training.score_calibration"),
         **dict.fromkeys(_LOSSES, "finpercep.training.losses"),
     },
 )
