@@ -206,8 +206,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         return value
     if hint is int and number and (isinstance(value, int) or value.is_integer()):
         return int(value)
-    if hint is str and (number or isinstance(value, str)):
-        return str(value)
+    if hint is str and (value is None or number or isinstance(value, str)):
+        return "" if value is None else str(value)  # `judge:` and `--set monitors.judge=` are empty texts
     if hint is float and (number or isinstance(value, str)):
         try:
             return float(value)  # text too: YAML takes 1e-5 for it

@@ -152,3 +152,13 @@ def test_off_is_a_word(tmp_path):
     file.write_text("monitors: {alarm: off}\ngenerator_options: {prompt: no}\ncompile: true\n")
     found = resolve(file)
     assert (found.monitors.alarm, found.generator_options.prompt, found.compile) == ("off", "no", True)
+
+
+def test_nothing_is_an_empty_text(tmp_path):
+    """`monitors.judge=` on a command line, and `judge:` in a file."""
+    assert resolve(None, ["monitors.judge="]).monitors.judge == ""
+    file = tmp_path / "run.yaml"
+    file.write_text("monitors: {judge: }\n")
+    assert resolve(file).monitors.judge == ""
+    with pytest.raises(ValueError, match=r"batch: expected a whole number, got None"):
+        resolve(None, ["batch="])
