@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,6 +111,8 @@ def score(
         raise typer.Exit(2)
     with one_line_errors(2, ImportError):
         files, failures = _expand(paths) if column is None else _rows(paths, column)
+    if column is None:
+        _note_sets(paths, errors)
     reward = load_model(model, device, threads) if files else None
     if maps is not None and reward is not None and not reward.has_map:
         print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
@@ -180,6 +183,16 @@ def _rows(arguments: Iterable[str], column: str) -> tuple[list[Row], list[FileSc
         except ImageError as error:
             failures.append(_unusable(file, error))
     return rows, failures
+
+
+def _note_sets(arguments: Iterable[str], errors: Console) -> None:
+    """Say that a folder's Parquet files are not scored: of a data set that would leave the preview alone."""
+    from finpercep.io.parquet import PARQUET_SUFFIXES
+
+    for argument in filter(os.path.isdir, arguments):
+        with suppress(ImageError):  # there are none
+            count = len(expand_paths([argument], PARQUET_SUFFIXES))
+            errors.print(printable(f"{argument}: without --column the {count} Parquet files in it are not scored"))
 
 
 def _unusable(path: Path, error: ImageError) -> FileScore:

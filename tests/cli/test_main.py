@@ -244,6 +244,10 @@ def test_a_column_of_a_parquet_set_is_scored_as_the_files_are(write: Write, run:
     none = run("set/data/train-0.parquet", "--column", "gt")
     assert none.exit_code == 1
     assert none.stderr == "set/data/train-0.parquet: expected a column of images, got 'gt'; such columns: sr\n"
+    write("set/preview.png")
+    preview = run("set")
+    assert preview.exit_code == 0
+    assert preview.stderr == "set: without --column the 3 Parquet files in it are not scored\n"
 
 
 def test_maps_that_cannot_be_written_are_reported(write: Write, run: Run) -> None:
