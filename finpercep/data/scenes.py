@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,6 +67,10 @@ class Scene:
                 f"got {tuple(image.shape)}"
             )
         return image
+
+    def only(self, source: str) -> Scene:
+        """The same photo with the result of one of its sources alone; images in memory are shared."""
+        return replace(self, sr_paths={source: self.sr_paths[source]})
 
     def place(self) -> list[Any]:
         """Where inside its files the scene lies, as JSON-able values; nothing, where each file is one image."""

@@ -18,7 +18,8 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
     Scenes all of whose sources are left out are left out, too, where results are needed.
 
     Raises:
-        ValueError: a source to leave out that none of the folders has; no scene to train on; and see `load_scenes`.
+        ValueError: a source to leave out, or to have more of, that none of the folders has; no scene to train on; and
+            see `load_scenes`.
     """
     known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
     unknown = set(config.leave_out).difference(*known.values())
@@ -37,7 +38,25 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
         raise ValueError(
             f"data: expected scenes of train to fit, got none ({len(dev)} held out by dev_every={config.dev_every})"
         )
-    return fit, dev
+    return fit + _more(fit, config.more), dev
+
+
+def _more(scenes: Sequence[Scene], wanted: Sequence[str]) -> list[Scene]:
+    """Scenes once more, with one result each, as "SOURCE=N" asks for.
+
+    Raises:
+        ValueError: no such source in the scenes, or no number of at least 1.
+    """
+    found: list[Scene] = []
+    for text in wanted:
+        source, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"more: expected SOURCE=N with N of at least 1, got {text!r}")
+        again = [scene.only(source) for scene in scenes if source in scene.sources]
+        if not again:
+            raise ValueError(f"more: expected one of the sources {sorted(_sources(scenes))}, got {source!r}")
+        found += again * int(number)
+    return found
 
 
 def with_steps(config: RewardTrainConfig, scenes: Sequence[Scene]) -> RewardTrainConfig:

@@ -54,7 +54,7 @@ def test_train_reward_passes_every_option_on(seen: list[RewardTrainConfig]) -> N
         **{"--seed": "9", "--workers": "0", "--leave-out": "srgan", "--warmup": "30"},
     }
     words = [word for pair in options.items() for word in pair]
-    result = CliRunner().invoke(app, ["train-reward", "d", *words, "--leave-out", "rlfn"])
+    result = CliRunner().invoke(app, ["train-reward", "d", *words, "--leave-out", "rlfn", "--more", "a=2"])
     assert result.exit_code == 0, result.output
     config = seen[0]
     assert (config.data, config.out, config.anchor, config.steps, config.batch) == (("d",), "o", "a", 7, 3)
@@ -69,6 +69,7 @@ def test_train_reward_passes_every_option_on(seen: list[RewardTrainConfig]) -> N
     assert config.decoder == {"width": 40, "norm": True}
     assert config.head == {"gate": "quality"}
     assert config.leave_out == ["srgan", "rlfn"]
+    assert config.more == ["a=2"]
     assert config.triplets.crop == 64
     assert (config.loss.margin_sr, config.loss.margin_syn) == (0.2, 0.2)
 

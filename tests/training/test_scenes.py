@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from finpercep.training.config import RewardTrainConfig, check_folders
 from finpercep.training.scenes import training_scenes, with_steps
@@ -33,6 +34,35 @@ def test_scenes_that_lose_all_results_are_left_out(config):
     assert [scene.id for scene in dev] == ["scene1", "scene3"]
     with pytest.raises(ValueError, match=r"^leave_out: expected some of the sources \['a', 'b', 'c'\], got \['d'\]$"):
         training_scenes(dataclasses.replace(config, leave_out=["d"]))
+
+
+def test_more_of_a_source(config):
+    """Each scene with its results, and then, as often as asked for, those that have the source with it alone."""
+    fit, dev = training_scenes(dataclasses.replace(config, more=["b=2", "c=1"], dev_every=2))
+    assert [scene.sources for scene in fit] == [["a", "b"]] * 2 + [["c"]] + [["b"]] * 4 + [["c"]]
+    assert [scene.id for scene in fit[3:]] == ["scene0", "scene2"] * 2 + ["scene0"]
+    assert [scene.sources for scene in dev] == [["a", "b"]] * 2 + [["c"]]  # what is held out stays as it is
+    assert fit[3].gt is fit[0].gt  # read once
+    for wrong, message in (
+        ("d=2", r"^more: expected one of the sources \['a', 'b', 'c'\], got 'd'$"),
+        ("b=0", r"^more: expected SOURCE=N with N of at least 1, got 'b=0'$"),
+        ("b", r"^more: expected SOURCE=N with N of at least 1, got 'b'$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training_scenes(dataclasses.replace(config, more=[wrong]))
+
+
+def test_more_of_a_source_of_a_data_set(tmp_path):
+    """Of stored samples, those of the source."""
+    pytest.importorskip("pyarrow")
+    make(tmp_path / "photos", tmp_path / "fgr")
+    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="")
+    plain, _ = training_scenes(config)
+    source = plain[0].sources[-1]
+    fit, _ = training_scenes(dataclasses.replace(config, more=[f"{source}=1"]))
+    assert len(fit) == len(plain) + sum(source in scene.sources for scene in plain)
+    for number in range(4):
+        assert fit[-1].draw(torch.Generator().manual_seed(number)).row["source"] == source
 
 
 def test_a_data_set_that_loses_all_results_is_left_out(config, tmp_path):

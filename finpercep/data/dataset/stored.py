@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -55,6 +55,10 @@ class StoredScene(Scene):
 
     def sr(self, source: str) -> Tensor:
         return decode(self._cells(["sr"])[self.rows[source][0]]["sr"])
+
+    def only(self, source: str) -> StoredScene:
+        one = {source: self.sr_paths[source]}
+        return replace(self, sr_paths=one, rows={source: self.rows[source]})
 
     def place(self) -> list[Any]:
         """The row group and the rows of each source."""
