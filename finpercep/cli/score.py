@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,13 +185,11 @@ def _rows(arguments: Iterable[str], column: str) -> tuple[list[Row], list[FileSc
 
 
 def _note_sets(arguments: Iterable[str], errors: Console) -> None:
-    """Say that a folder's Parquet files are not scored: of a data set that would leave the preview alone."""
-    from finpercep.io.parquet import PARQUET_SUFFIXES
-
-    for argument in filter(os.path.isdir, arguments):
-        with suppress(ImageError):  # there are none
-            count = len(expand_paths([argument], PARQUET_SUFFIXES))
-            errors.print(printable(f"{argument}: without --column the {count} Parquet files in it are not scored"))
+    """Say that a data set's Parquet files are not scored: that leaves nothing of it but the preview."""
+    for argument in arguments:
+        folder = Path(argument).expanduser()
+        if folder.is_dir() and any(any(folder.glob(pattern)) for pattern in ("*.parquet", "data/*.parquet")):
+            errors.print(printable(f"{argument}: its Parquet files are not scored without --column"))
 
 
 def _unusable(path: Path, error: ImageError) -> FileScore:

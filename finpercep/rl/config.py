@@ -194,15 +194,15 @@ def check_updates(config: RLConfig, processes: int) -> None:
         )
 
 
-def _without_free(monitors: dict[str, Any]) -> dict[str, Any]:
-    """The settings of monitors that decide what a run does; what it only looks at, or ends by, may change."""
+def _kept_monitors(monitors: dict[str, Any]) -> dict[str, Any]:
+    """The settings of monitors that a resumed run keeps; the others change no weights and no other figure."""
     return {name: value for name, value in monitors.items() if name not in ("alarm", "climb", "metrics")}
 
 
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
-    settings["monitors"] = _without_free(settings["monitors"])
+    settings["monitors"] = _kept_monitors(settings["monitors"])
     # Of data, which may have moved, there is a fingerprint.
     ignored = ("data", "out", "save_every", "keep", "device", "accept_reward")
     return {name: value for name, value in settings.items() if name not in ignored}
@@ -225,7 +225,7 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
     if "judge_fingerprint" not in was and "judge_fingerprint" in now:
         was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
     was = _completed(was, defaults)
-    was["monitors"] = _without_free(was["monitors"])
+    was["monitors"] = _kept_monitors(was["monitors"])
     if config.accept_reward:
         was = _with_rewards_of(now, was)
     try:

@@ -140,7 +140,7 @@ def check_finite(values: Mapping[str, Tensor], step: int, further: Sequence[str]
             row = int((~finite).nonzero()[0])
             raise FloatingPointError(
                 f"{name}: expected a finite figure of each held-out photo, got {figures[row].item()} of number {row} "
-                f"at step {step}{'; the run goes on without it in monitors.metrics' if name in further else ''}"
+                f"at step {step}{'; the run can go on without it in monitors.metrics' if name in further else ''}"
             )
 
 

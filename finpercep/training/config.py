@@ -46,8 +46,8 @@ class RewardTrainConfig:
             they have the width of `decoder` and the gate of `head`.
         lr_encoder, lr_new: peak rates of encoder and of everything else; cosine to 0 after a linear warm-up.
         leave_out: SR sources not to train on.
-        more: "SOURCE=N": scenes with a result of this source come N more times, with that result alone. Sources that a
-            model is weak on, and few of whose results there are, are learned no better by more steps.
+        more: "SOURCE=N": scenes with a result of this source come N more times, with that result alone; of four results
+            that a scene has, =3 draws this one 13 times as often. They count in `epochs`.
         steps: updates.
         epochs: takes the place of `steps`: so many times as many triplets as there are pairs of photo and result, or
             stored samples.
@@ -94,8 +94,8 @@ class RewardTrainConfig:
     more: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "SOURCE=N draws this SR source's results more often: N more times, each by itself, for every "
-            "time that their photo comes. May be given several times."
+            "help": "SOURCE=N: photos with a result of this SR source come N more times, with that result alone, "
+            "so that it is drawn more often. May be given several times."
         },
     )
     encoder: dict[str, Any] = field(default_factory=lambda: {"type": "conv", "norm": True})

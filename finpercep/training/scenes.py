@@ -18,8 +18,8 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
     Scenes all of whose sources are left out are left out, too, where results are needed.
 
     Raises:
-        ValueError: a source to leave out, or to have more of, that none of the folders has; no scene to train on; and
-            see `load_scenes`.
+        ValueError: a source to leave out that none of the folders has, or one to have more of that no scene to fit has;
+            no scene to train on; and see `load_scenes`.
     """
     known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
     unknown = set(config.leave_out).difference(*known.values())
@@ -45,7 +45,7 @@ def _more(scenes: Sequence[Scene], wanted: Sequence[str]) -> list[Scene]:
     """Scenes once more, with one result each, as "SOURCE=N" asks for.
 
     Raises:
-        ValueError: no such source in the scenes, or no number of at least 1.
+        ValueError: none of the scenes has such a source, or no number of at least 1.
     """
     found: list[Scene] = []
     for text in wanted:
@@ -54,7 +54,9 @@ def _more(scenes: Sequence[Scene], wanted: Sequence[str]) -> list[Scene]:
             raise ValueError(f"more: expected SOURCE=N with N of at least 1, got {text!r}")
         again = [scene.only(source) for scene in scenes if source in scene.sources]
         if not again:
-            raise ValueError(f"more: expected one of the sources {sorted(_sources(scenes))}, got {source!r}")
+            raise ValueError(
+                f"more: expected a source of the scenes to fit, {sorted(_sources(scenes))}, got {source!r}"
+            )
         found += again * int(number)
     return found
 

@@ -7,7 +7,8 @@ numbers, which held-out scenes give: nearly all photos above a value that one ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,9 @@ from finpercep.models import RewardModel
 
 __all__ = ["ScoreCalibration", "apply_score_calibration", "fit_score_calibration"]
 
-STEEPEST = 8.0
-_BISECTIONS = 60
+_STEEPEST = 8.0
+_STEPS = 800  # of slopes up to it that are looked at, before a bisection between two of them
+_BISECTIONS = 50
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def fit_score_calibration(
 ) -> ScoreCalibration:
     """Slope and offset for a model's score, on held-out scenes; nothing of the model changes.
 
-    `share` of the photos score `good` or more, and the mean score of their results stays.
+    At least `share` of the photos score `good` or more, the weakest of them just so, and the mean score of the results
+    stays. The slope is the least that does it.
 
     Args:
         model: in evaluation mode.
@@ -53,41 +56,60 @@ def fit_score_calibration(
         share: how many of them, in (0, 1].
 
     Raises:
-        ValueError: no scene with a result, a value out of its range, or scores that no rising change of their logits
-            brings there: too many photos score no higher than results do.
+        ValueError: no scene with a result, a value out of its range or `good` no higher than results score on average,
+            or scores that no slope up to 8 brings there: too many photos score no higher than results do.
     """
-    for name, value, most in (("good", good, 1 - 1e-6), ("share", share, 1.0)):
-        if not 0 < value <= most:
-            raise ValueError(
-                f"{name}: expected a number above 0 and {'at most' if most == 1 else 'below'} 1, got {value}"
-            )
-    pairs = [(_logit(model, scene.gt), [_logit(model, scene.sr(name)) for name in scene.sources]) for scene in scenes]
-    if not any(results for _, results in pairs):
+    if not 0 < good < 1:
+        raise ValueError(f"good: expected a number above 0 and below 1, got {good}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")
+    photos = torch.stack([_logit(model, scene.gt) for scene in scenes])
+    found = [_logit(model, scene.sr(name)) for scene in scenes for name in scene.sources]
+    if not found:
         raise ValueError("scenes: expected scenes with results, got none")
-    photos = torch.stack([photo for photo, _ in pairs])
-    results = torch.stack([logit for _, own in pairs for logit in own])
-    wanted, before = torch.tensor(good, dtype=torch.float64).logit(), results.sigmoid().mean()
-    weakest = photos.quantile(1 - share)
+    results = torch.stack(found)
+    before = float(results.sigmoid().mean())
+    if not before < good:
+        raise ValueError(f"good: expected more than the {before:.3f} that results score on average, got {good}")
+    wanted = torch.tensor(good, dtype=torch.float64).logit()
+    weakest = photos.sort().values[math.floor((1 - share) * len(photos) + 1e-9)]  # so many may lie below
 
     def scores(slope: float, logits: Tensor) -> Tensor:
         return (slope * (logits - weakest) + wanted).sigmoid()
 
-    low, high = 0.0, STEEPEST  # results fall as the slope rises, those below the weakest photo
-    if not scores(low, results).mean() > before > scores(high, results).mean():
+    low, high = _around(lambda slope: float(scores(slope, results).mean()) - before)
+    if high > _STEEPEST:
         raise ValueError(
             f"share: expected photos of which {share:g} score above most results, got {float(weakest.sigmoid()):.3f} "
-            f"for the weakest of them and {float(before):.3f} for results on average"
+            f"for the weakest of them and {before:.3f} for results on average"
         )
     for _ in range(_BISECTIONS):
         slope = (low + high) / 2
-        low, high = (slope, high) if scores(slope, results).mean() > before else (low, slope)
-    means = (float(scores(slope, logits).mean()) for logits in (photos, results))
-    return ScoreCalibration(slope, float(wanted - slope * weakest), *means)
+        low, high = (slope, high) if float(scores(slope, results).mean()) > before else (low, slope)
+    return ScoreCalibration(
+        high,
+        float(wanted - high * weakest),
+        photos=float(scores(high, photos).mean()),
+        results=float(scores(high, results).mean()),
+    )
+
+
+def _around(excess: Callable[[float], float]) -> tuple[float, float]:
+    """The first two neighboring slopes between which `excess`, above 0 at slope 0, comes to 0, or two too steep ones.
+
+    Results above the weakest photo rise with the slope, so that the mean of all need not fall everywhere.
+    """
+    step = _STEEPEST / _STEPS
+    number = next((n for n in range(1, _STEPS + 1) if excess(n * step) <= 0), _STEPS + 1)
+    return (number - 1) * step, number * step
 
 
 @torch.no_grad()
 def apply_score_calibration(model: RewardModel, calibration: ScoreCalibration) -> RewardModel:
-    """Fold a calibration into the last layer of the head, in place; returns the model. Every order of scores stays."""
+    """Fold a calibration into the last layer of the head, in place; returns the model. Every order of scores stays.
+
+    One of the map comes first (`apply_calibration`): the score reads the map.
+    """
     final = model.head.mlp[-1]
     assert isinstance(final, nn.Linear)
     final.weight.mul_(calibration.slope)

@@ -247,7 +247,7 @@ def test_a_column_of_a_parquet_set_is_scored_as_the_files_are(write: Write, run:
     write("set/preview.png")
     preview = run("set")
     assert preview.exit_code == 0
-    assert preview.stderr == "set: without --column the 3 Parquet files in it are not scored\n"
+    assert preview.stderr == "set: its Parquet files are not scored without --column\n"
 
 
 def test_maps_that_cannot_be_written_are_reported(write: Write, run: Run) -> None:

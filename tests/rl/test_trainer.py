@@ -432,9 +432,9 @@ class Broken:
 @pytest.mark.parametrize("place", [{"judge": BROKEN}, {"judge": "", "metrics": (BROKEN,)}])
 def test_a_judge_or_a_measure_without_an_answer_ends_the_run(config, tmp_path, place):
     name = "judge" if place["judge"] else BROKEN
-    with pytest.raises(
-        FloatingPointError, match=f"^{name}: expected a finite figure .* nan of number 1 at step 0(; .*)?$"
-    ):
+    hint = "; the run can go on without it in monitors.metrics" if "metrics" in place else ""
+    message = f"^{name}: expected a finite figure .* nan of number 1 at step 0{hint}$"
+    with pytest.raises(FloatingPointError, match=message):
         train(replace(config, monitors=MonitorConfig(**place, best="psnr")))
     assert not (tmp_path / "run" / "best").exists()
 
@@ -457,7 +457,9 @@ def test_a_run_goes_on_without_a_measure_that_failed(config, tmp_path):
     plain = MonitorConfig(judge="")
     config = replace(config, save_every=1, eval_every=2, monitors=plain)
     whole = train(replace(config, out=str(tmp_path / "whole")))
-    with pytest.raises(FloatingPointError, match=r"^tests.rl.test_trainer:Late: .* at step 2; the run goes on without"):
+    with pytest.raises(
+        FloatingPointError, match=r"^tests.rl.test_trainer:Late: .* at step 2; the run can go on without"
+    ):
         train(replace(config, monitors=replace(plain, metrics=("tests.rl.test_trainer:Late",))))
     resumed = train(config)
     for key, tensor in whole.state_dict().items():

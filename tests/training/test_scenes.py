@@ -44,7 +44,7 @@ def test_more_of_a_source(config):
     assert [scene.sources for scene in dev] == [["a", "b"]] * 2 + [["c"]]  # what is held out stays as it is
     assert fit[3].gt is fit[0].gt  # read once
     for wrong, message in (
-        ("d=2", r"^more: expected one of the sources \['a', 'b', 'c'\], got 'd'$"),
+        ("d=2", r"^more: expected a source of the scenes to fit, \['a', 'b', 'c'\], got 'd'$"),
         ("b=0", r"^more: expected SOURCE=N with N of at least 1, got 'b=0'$"),
         ("b", r"^more: expected SOURCE=N with N of at least 1, got 'b'$"),
     ):

@@ -55,6 +55,15 @@ def test_photos_rise_and_results_stay(tmp_path: Path) -> None:
     assert sum(calibrated(gray / 255, found) for gray in results) / 11 == pytest.approx(before, abs=1e-6)
 
 
+def test_at_least_the_share(tmp_path: Path) -> None:
+    """Of twelve photos nine in ten are 10.8: eleven, not ten."""
+    photos = [150, 160, 170, 180, 185, 190, 195, 200, 205, 210, 215, 220]
+    found = fit_score_calibration(Brightness(), scenes(tmp_path, photos, [60] * 12))
+    after = sorted(calibrated(gray / 255, found) for gray in photos)
+    assert after[1] == pytest.approx(0.8, abs=1e-6)
+    assert sum(score >= 0.8 - 1e-6 for score in after) == 11
+
+
 def test_what_cannot_be_fitted(tmp_path: Path) -> None:
     given = scenes(tmp_path, [60, 200], [100, 100])
     with pytest.raises(
@@ -65,6 +74,10 @@ def test_what_cannot_be_fitted(tmp_path: Path) -> None:
         fit_score_calibration(Brightness(), given, good=1)
     with pytest.raises(ValueError, match=r"^share: expected a number above 0 and at most 1, got 0$"):
         fit_score_calibration(Brightness(), given, share=0)
+    with pytest.raises(
+        ValueError, match=r"^good: expected more than the 0.392 that results score on average, got 0.3$"
+    ):
+        fit_score_calibration(Brightness(), given, good=0.3)
     with pytest.raises(ValueError, match=r"^scenes: expected scenes with results, got none$"):
         fit_score_calibration(Brightness(), [Scene("a", given[0].gt_path, {})])
 

@@ -21,7 +21,6 @@ from finpercep.data.image_ops import to_uint8
 from finpercep.data.masks.kinds import open_mask_kind, parse_masks
 from finpercep.data.masks.maker import DrawnMask, MaskMaker
 from finpercep.data.randomness import integer, seed_of, seeded
-from finpercep.data.sources.folder import is_cut
 from finpercep.data.sources.kinds import SourceSpec, open_source
 from finpercep.data.sources.protocol import Photo, Region, Source, SourceInput
 from finpercep.data.swap import region_swap
@@ -81,17 +80,20 @@ class _Part:
     degradation: dict[str, Any] | None = None
 
 
-def _shared(photo: Photo, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that a photo of `size` and its results have; other sizes of results are for sources to refuse."""
-    height, width = size
+def _shared(photo: Photo, size: tuple[int, int], scale: int) -> tuple[int, int]:
+    """(height, width) that a photo of `size` and its results have, where these are cut to a multiple of the scale.
+
+    Results of other sizes are for their source to refuse: where their pixels lie in the photo is not known.
+    """
+    shared = size
     for path in photo.results.values():
         try:
             sides = image_sides(path)
         except ImageError:
             continue  # named when it is read
-        if is_cut(sides, size):
-            height, width = min(height, sides[0]), min(width, sides[1])
-    return height, width
+        if all(side in (full, full // scale * scale) for side, full in zip(sides, size, strict=True)):
+            shared = (min(shared[0], sides[0]), min(shared[1], sides[1]))
+    return shared
 
 
 class Maker:
@@ -160,16 +162,16 @@ class Maker:
         Super-resolution makes 48 x 56 of what a photo of 49 x 58 was reduced to.
         """
         crop, scale = self.config.crop, self.config.scale
-        size = _shared(photo, size)
+        shared = _shared(photo, size, scale)
         if not crop:
             step = scale if self.needs_lr else 1
-            height, width = (side // step * step for side in size)
+            height, width = (side // step * step for side in shared)
             if min(height, width) < 8 * step:
                 raise ImageError(f"{photo.gt}: expected sides of {8 * step} or more, got {size[1]}x{size[0]}")
             return [Region(0, 0, height, width)]
-        if min(size) < crop:
+        if min(shared) < crop:
             raise ImageError(f"{photo.gt}: {size[1]}x{size[0]} is smaller than the crop of {crop}")
-        places = math.prod((side - crop) // scale + 1 for side in size)
+        places = math.prod((side - crop) // scale + 1 for side in shared)
         if places < self.config.crops:
             self.left_out.append(f"{photo.id}: {self.config.crops} crops of {crop} asked for, there are {places}")
         regions: list[Region] = []
@@ -177,7 +179,7 @@ class Maker:
             generator = seeded(self.config.seed, "crop", photo.id, number)
             region = None
             while region is None or region in regions:  # a crop's place is its id
-                top, left = (scale * integer(0, (side - crop) // scale, generator) for side in size)
+                top, left = (scale * integer(0, (side - crop) // scale, generator) for side in shared)
                 region = Region(top, left, crop, crop)
             regions.append(region)
         return regions

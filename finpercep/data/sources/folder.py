@@ -9,7 +9,7 @@ from torch import Tensor
 from finpercep.data.sources.protocol import SourceInput
 from finpercep.io.images import ImageError, load_image
 
-__all__ = ["FolderSource", "is_cut"]
+__all__ = ["FolderSource"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class FolderSource:
         cut = region.top + region.height <= height <= given.size[0] and (
             region.left + region.width <= width <= given.size[1]
         )
-        if not whole and not (cut and is_cut((height, width), given.size)):
+        if not whole and not (cut and _nearly(image, given.size)):
             raise ImageError(
                 f"{path}: expected {given.size[1]}x{given.size[0]} like {given.photo.gt}, got {width}x{height}"
             )
         return given.region.of(image)
 
 
-def is_cut(sides: tuple[int, int], size: tuple[int, int]) -> bool:
+def _nearly(image: Tensor, size: tuple[int, int]) -> bool:
     """Whether only the rest of a division by the scale (at most 16) is missing at the right and the bottom."""
-    return all(0 <= full - side < 16 for full, side in zip(size, sides, strict=True))
+    return all(0 <= full - side < 16 for full, side in zip(size, image.shape[1:], strict=True))
