@@ -57,10 +57,10 @@ def _under_autocast(model: RewardModel, images: Tensor, dtype: torch.dtype) -> T
 
 
 def nearly_equal(image: Tensor) -> Tensor:
-    """A group (GROUP,3,SIDE,SIDE): one image under noise of 0.4 to 0.5 levels."""
+    """A group (GROUP,3,SIDE,SIDE): one image under noise of 0.3 to 0.4 levels."""
     generator = torch.Generator().manual_seed(0)
     corner = image[:, :SIDE, :SIDE]
-    strengths = torch.linspace(0.4, 0.5, GROUP).view(-1, 1, 1, 1) / 255
+    strengths = torch.linspace(0.3, 0.4, GROUP).view(-1, 1, 1, 1) / 255
     return (corner + strengths * torch.randn(GROUP, *corner.shape, generator=generator)).clamp(0, 1)
 
 

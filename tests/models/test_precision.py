@@ -44,7 +44,7 @@ def _context(autocast: torch.dtype | None) -> AbstractContextManager[object]:
 
 def nearly_equal(picture: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    strengths = torch.linspace(0.4, 0.5, 16).view(-1, 1, 1, 1) / 255
+    strengths = torch.linspace(0.3, 0.4, 16).view(-1, 1, 1, 1) / 255
     return (picture + strengths * torch.randn(16, *picture.shape, generator=generator)).clamp(0, 1)
 
 
