@@ -46,11 +46,11 @@ def fit_score_calibration(
 ) -> ScoreCalibration:
     """Slope and offset for a model's score, on held-out scenes; nothing of the model changes.
 
-    At least `share` of the photos score `good` or more, the weakest of them just so, and the mean score of the results
-    stays. The slope is the least that does it.
+    At least `share` of the photos then score `good` or more, the weakest of these exactly `good`, and results score as
+    much on average as before. Of the slopes that do this it is the smallest.
 
     Args:
-        model: in evaluation mode.
+        model: scored in evaluation mode.
         scenes: with SR results; photos that training has not seen, of the kinds that it will be used on.
         good: what an untouched photo should reach, in (0, 1).
         share: how many of them, in (0, 1].
@@ -63,16 +63,16 @@ def fit_score_calibration(
         raise ValueError(f"good: expected a number above 0 and below 1, got {good}")
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")
-    photos = torch.stack([_logit(model, scene.gt) for scene in scenes])
-    found = [_logit(model, scene.sr(name)) for scene in scenes for name in scene.sources]
-    if not found:
+    if not any(scene.sources for scene in scenes):
         raise ValueError("scenes: expected scenes with results, got none")
-    results = torch.stack(found)
+    photos = _logits(model, [scene.gt for scene in scenes])
+    results = _logits(model, [scene.sr(name) for scene in scenes for name in scene.sources])
     before = float(results.sigmoid().mean())
     if not before < good:
         raise ValueError(f"good: expected more than the {before:.3f} that results score on average, got {good}")
     wanted = torch.tensor(good, dtype=torch.float64).logit()
-    weakest = photos.sort().values[math.floor((1 - share) * len(photos) + 1e-9)]  # so many may lie below
+    below = math.floor((1 - share) * len(photos) + 1e-9)  # so many may lie below
+    weakest = photos.sort().values[min(below, len(photos) - 1)]
 
     def scores(slope: float, logits: Tensor) -> Tensor:
         return (slope * (logits - weakest) + wanted).sigmoid()
@@ -95,7 +95,7 @@ def fit_score_calibration(
 
 
 def _around(excess: Callable[[float], float]) -> tuple[float, float]:
-    """The first two neighboring slopes between which `excess`, above 0 at slope 0, comes to 0, or two too steep ones.
+    """The first two neighboring slopes between which `excess`, above 0 at slope 0, comes to 0; else two too steep ones.
 
     Results above the weakest photo rise with the slope, so that the mean of all need not fall everywhere.
     """
@@ -117,9 +117,7 @@ def apply_score_calibration(model: RewardModel, calibration: ScoreCalibration) -
     return model
 
 
-@torch.no_grad()
-def _logit(model: RewardModel, image: Tensor) -> Tensor:
-    """Logit () of the score of an image, uint8 (3,H,W), on the CPU, in double precision."""
-    like = next(model.parameters())
-    score = model(image[None].to(like.device).float() / 255).score
-    return score[0].cpu().double().clamp(1e-7, 1 - 1e-7).logit()
+def _logits(model: RewardModel, images: Sequence[Tensor]) -> Tensor:
+    """Logits (N,) of the scores of images, uint8 (3,H,W), in double precision."""
+    scores = torch.cat([model.score([image]).score for image in images])
+    return scores.double().clamp(1e-7, 1 - 1e-7).logit()

@@ -21,8 +21,8 @@ class Brightness(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, images: Tensor) -> RewardOutput:
-        return RewardOutput(images.mean((1, 2, 3)), None)
+    def score(self, images: list[Tensor]) -> RewardOutput:
+        return RewardOutput(torch.stack([image.float().mean() / 255 for image in images]), None)
 
 
 def scenes(folder: Path, photos: list[int], results: list[int]) -> list[Scene]:
@@ -78,8 +78,9 @@ def test_what_cannot_be_fitted(tmp_path: Path) -> None:
         ValueError, match=r"^good: expected more than the 0.392 that results score on average, got 0.3$"
     ):
         fit_score_calibration(Brightness(), given, good=0.3)
-    with pytest.raises(ValueError, match=r"^scenes: expected scenes with results, got none$"):
-        fit_score_calibration(Brightness(), [Scene("a", given[0].gt_path, {})])
+    for none in ([], [Scene("a", given[0].gt_path, {})]):
+        with pytest.raises(ValueError, match=r"^scenes: expected scenes with results, got none$"):
+            fit_score_calibration(Brightness(), none)
 
 
 def test_folding_is_exact() -> None:
