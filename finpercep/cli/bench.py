@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from finpercep.cli.common import one_line_errors
 from finpercep.io.files import atomic_write, write_json
 
 SUITES = {
@@ -47,15 +48,18 @@ def bench(
             file=sys.stderr,
         )
         raise typer.Exit(2)
+    with one_line_errors(1, OSError):
+        out.mkdir(parents=True, exist_ok=True)  # before the work that is written there
     pages, figures, failed = ["# Benchmarks\n"], dict[str, Any](), False
     for name in chosen:
         written = run(root, SUITES[name])
         failed |= not written
         pages.append(f"## {name}\n\n" + (written[0] if written else "Failed; what it printed says why.\n"))
         figures |= {name: written[1]} if written else {}
-    write_json(out / "bench.json", figures)
-    with atomic_write(out / "bench.md") as file:
-        file.write("\n".join(pages).encode())
+    with one_line_errors(1, OSError):
+        write_json(out / "bench.json", figures)
+        with atomic_write(out / "bench.md") as file:
+            file.write("\n".join(pages).encode())
     print(f"report: {out / 'bench.md'}")
     raise typer.Exit(int(failed))
 

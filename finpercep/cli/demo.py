@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,5 +34,9 @@ def demo(
     from finpercep.demo.climb import STEPS
     from finpercep.demo.run import run_demo
 
+    loaded = load_model(model, device, threads)
+    if not loaded.has_map:
+        print(f"--model: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
+        raise typer.Exit(2)
     with one_line_errors(2, ImportError, OSError):
-        run_demo(load_model(model, device, threads), out, model, STEPS if rl_steps is None else rl_steps)
+        run_demo(loaded, out, model, STEPS if rl_steps is None else rl_steps)

@@ -15,6 +15,7 @@ from finpercep.cli.common import one_line_errors
 from finpercep.cli.options import given, settings_command
 from finpercep.data.kinds import usages
 from finpercep.data.sources.kinds import SOURCE_KINDS
+from finpercep.io.files import read_text
 from finpercep.io.reasons import printable
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def _demo_inputs(out: Path, gt: str | None, sr: list[str] | None) -> tuple[str, 
         raise ValueError("--demo: expected neither --gt nor --sr, as it brings its own photos and sources")
     from finpercep.data.demo_photos import write_demo_photos
 
-    folder = out.with_name(f"{out.name}-photos")
+    place = out.absolute()  # "." has no name
+    folder = place.with_name(f"{place.name}-photos")
     write_demo_photos(folder)
     return str(folder), ["builtin:all"]
 
@@ -135,12 +137,15 @@ def _read_options(path: Path) -> Any:
     from finpercep.data.degradations.config import DegradationConfig
 
     try:
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: expected YAML or JSON, got {' '.join(str(error).split())[:200]}") from error
     if not isinstance(options, dict):
         raise ValueError(f"{path}: expected options by name, got {type(options).__name__}")
-    return DegradationConfig.from_options(options)
+    try:
+        return DegradationConfig.from_options(options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class _Progress:

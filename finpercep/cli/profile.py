@@ -73,6 +73,7 @@ def profile(
             _check_mode(compile)
         loaded = load_model(model, device, threads)
         with one_line_errors(1, ImportError, OSError, RuntimeError):
+            out.mkdir(parents=True, exist_ok=True)  # before the work that is written there
             page = _profile_model(loaded, model, out, batch or [1, 4], sizes, dtypes, compile, rounds, trace)
     else:
         unused = ("model", "batch", "size", "dtype", "compile", "rounds", "device")
@@ -118,6 +119,8 @@ def _profile_loop(spec: str, out: Path, steps: int, trace: bool) -> Path:
 
     with one_line_errors(2, ValueError, ImportError):
         step = _function(spec)
+    with one_line_errors(1, OSError):
+        out.mkdir(parents=True, exist_ok=True)
     step()  # what is made on first use is not the loop
     with profiled(trace=out / "trace.json" if trace else None) as found:
         for _ in range(steps):

@@ -20,7 +20,6 @@ from finpercep.cli.common import (
     ThreadsOption,
     load_model,
     one_line_errors,
-    pick_device,
 )
 from finpercep.cli.options import refuse_given
 from finpercep.cli.output import quiet_libraries
@@ -112,7 +111,8 @@ def score(
         files, failures = _expand(paths) if column is None else _rows(paths, column)
     if column is None:
         _note_sets(paths, errors)
-    reward = load_model(model, device, threads) if files else None
+    # The machines of a cluster compute: this one needs no device, and no more of the model than that it can be loaded.
+    reward = load_model(model, "cpu" if engine is Engine.RAY else device, threads) if files else None
     if maps is not None and reward is not None and not reward.has_map:
         print(f"--maps: expected a model with a map, {model} is RM_0 and has none", file=sys.stderr)
         raise typer.Exit(2)
@@ -125,7 +125,7 @@ def score(
     done = failed = 0
     try:
         # libtiff and Pillow warn: one line per file is ours
-        with one_line_errors(2, ImportError), one_line_errors(1, RuntimeError), quiet_libraries():
+        with one_line_errors(2, ImportError, ValueError), one_line_errors(1, RuntimeError), quiet_libraries():
             for result in _with_progress([*failures], results, len(failures) + len(files), errors):
                 done += 1
                 failed += result.error is not None
@@ -155,19 +155,20 @@ def _on_ray(
     from finpercep.engine.on_ray import score_files_on_ray
 
     name = os.path.abspath(model) if os.path.isdir(model) else model
-    return score_files_on_ray(name, files, maps=maps, device=pick_device(device), workers=workers)
+    return score_files_on_ray(name, files, maps=maps, device=device, workers=workers)
 
 
 def _expand(arguments: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> tuple[list[Path], list[FileScore]]:
     """Every argument by itself, so that one folder without images does not stop the others."""
-    files: list[Path] = []
+    files: dict[str, Path] = {}
     failures = []
     for argument in arguments:
         try:
-            files += expand_paths([argument], suffixes)
+            for path in expand_paths([argument], suffixes):
+                files.setdefault(os.path.abspath(path), path)
         except ImageError as error:
             failures.append(_unusable(Path(argument), error))
-    return (expand_paths(files) if files else []), failures
+    return sorted(files.values()), failures
 
 
 def _rows(arguments: Iterable[str], column: str) -> tuple[list[Row], list[FileScore]]:

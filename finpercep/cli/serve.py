@@ -12,6 +12,7 @@ import typer
 
 from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, check_device, one_line_errors
 from finpercep.cli.options import given, settings_command
+from finpercep.io.files import read_text
 
 Serve = settings_command("finpercep.engine.serve.settings:ServeSettings", after="model")
 
@@ -46,7 +47,8 @@ def serve(
         settings = ServeSettings(**given(ctx, ServeSettings))
         token = _token(token_file)
         _check_name(model)
-    device = check_device(device)
+    if not address and not os.environ.get("RAY_ADDRESS"):  # of a cluster, other machines may have it
+        device = check_device(device)
     cores = threads or max(1, (os.cpu_count() or 1) // settings.replicas)
     _hear_ray_only_in_trouble()
     with one_line_errors(2, ValueError, ImportError), one_line_errors(1, OSError, RuntimeError):
@@ -70,7 +72,7 @@ def _check_name(model: str) -> None:
 def _token(file: Path | None) -> str | None:
     from finpercep.rewards.remote import TOKEN
 
-    token = os.environ.get(TOKEN, "").strip() if file is None else file.read_text().strip()
+    token = os.environ.get(TOKEN, "").strip() if file is None else read_text(file).strip()
     if file is not None and not token:
         raise ValueError(f"{file}: expected a token, got an empty file")
     return token or None

@@ -49,6 +49,7 @@ def train_rl(
     Without more it trains the embedded generator against the embedded reward model. The same command with the same
     --out resumes a stopped run exactly where it was; Ctrl-C saves the current step.
     """
+    from finpercep.rewards.remote import ServiceError
     from finpercep.rl.grpo import RatioError
     from finpercep.rl.loop import train
     from finpercep.rl.screen import RLScreen
@@ -66,7 +67,8 @@ def train_rl(
         return
     settings = replace(settings, device=check_device(settings.device))
     try:
-        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError, MemoryError, RatioError):
+        expected = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, NotImplementedError)
+        with one_line_errors(2, *expected, RatioError, ServiceError):
             train(settings, [RLScreen(), *trackers_of(settings.out, wandb)])
     except KeyboardInterrupt:
         place = settings.out

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from finpercep.data.dataset.stored import is_stored, stored_scenes
 from finpercep.data.scenes import Scene
+from finpercep.io.files import read_text
 
 __all__ = ["check_inside", "load_scenes"]
 
@@ -36,7 +37,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
         )
     scenes, known, splits = [], set(), set()
-    for number, line in enumerate(index.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(index).splitlines(), 1):
         if not line.strip():
             continue
         try:

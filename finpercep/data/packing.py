@@ -16,7 +16,7 @@ import torch
 
 from finpercep.data.loading import check_inside
 from finpercep.data.scenes import spread
-from finpercep.io.files import UNFINISHED, atomic_write, write_json
+from finpercep.io.files import UNFINISHED, atomic_write, read_text, write_json
 from finpercep.io.images import image_sides, load_image
 from finpercep.runs.lock import LOCK, folder_lock
 
@@ -148,7 +148,7 @@ def _rows(folder: Path, name: str, out: Path, splits: Sequence[str]) -> list[_Ro
     if not index.is_file():
         raise FileNotFoundError(f"{index}: not found; expected a folder with index.jsonl")
     rows = []
-    for number, text in enumerate(index.read_text().splitlines(), 1):
+    for number, text in enumerate(read_text(index).splitlines(), 1):
         if not text.strip():
             continue
         try:

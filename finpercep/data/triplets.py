@@ -98,6 +98,8 @@ class TripletConfig:
                 raise ValueError(f"{option.name}: expected a share in [0, 1], got {value}")
             if isinstance(option.default, tuple) and not 0 < value[0] <= value[1]:
                 raise ValueError(f"{option.name}: expected 0 < low <= high, got {value}")
+        if not self.jpeg_range[0] < self.jpeg_range[1]:
+            raise ValueError(f"jpeg_range: expected low < high, whose end is left out, got {self.jpeg_range}")
         if self.crop < 16:
             raise ValueError(f"crop: expected at least 16, got {self.crop}")
         if not self.target_scale > 0:

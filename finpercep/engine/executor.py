@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from finpercep.engine.batches import halving, most_images, padded_count, padded_to
+from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to
 from finpercep.engine.graphs import Graphs
 from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
@@ -63,6 +64,8 @@ class Executor:
         self._reused = device.type == "cuda" and compile in ("reduce-overhead", "max-autotune")
         self.padded = graphs or (deterministic and device.type == "cuda")
         self._bytes_per_pixel, self._measured = 0.0, 0  # what a batch of so many pixels took
+        self._tight = False  # whether that is what bounds batches
+        self._most_pixels = sys.maxsize  # of a batch: there was no memory for more
         self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
         self._streams: tuple[torch.cuda.Stream, ...] | None = None  # uploads, computation, downloads
         if device.type == "cuda":
@@ -70,21 +73,33 @@ class Executor:
 
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
-        if self.side is not None and max(height, width) > self.side:
+        if self._tiles(height, width):
             return 1
+        most = max(1, min(self.batch_size, self._most_pixels // (height * width)))
         if self.device.type != "cuda":
-            return 1 if self.deterministic else most_images(height * width, self.batch_size)
+            return 1 if self.deterministic else most_images(height * width, most)
+        if self.deterministic:
+            return self.batch_size  # fewer are padded to it
         free = torch.cuda.mem_get_info(self.device)[0]
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return most_images(height * width, self.batch_size, free=free + unused, bytes_per_pixel=self._bytes_per_pixel)
+        found = most_images(height * width, most, free=free + unused, bytes_per_pixel=self._bytes_per_pixel)
+        self._tight = found < most
+        return found
+
+    def _tiles(self, height: int, width: int) -> bool:
+        return self.side is not None and max(height, width) > self.side
+
+    def _padded(self, count: int) -> int:
+        """The images of a batch that `count` go through in."""
+        return padded_count(count, max(count, self.batch_size), full=self.deterministic) if self.padded else count
 
     @torch.no_grad()
     def batch(self, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
         """The reward of a batch (B,3,H,W) on its device, as float in [0, 1] or uint8; does not wait for a GPU."""
         images = as_float(images.to(self.device, non_blocking=self.device.type == "cuda"), self.dtype)
         count = len(images)
-        if self.padded and not context:
-            images = padded_to(images, padded_count(count, max(count, self.batch_size), full=self.deterministic))
+        if not context:
+            images = padded_to(images, self._padded(count))
         with self._kernels():
             output = self._answer(images, context)
         score, found = output.score[:count], output.map[:count] if isinstance(output.map, Tensor) else None
@@ -94,24 +109,36 @@ class Executor:
 
     @torch.no_grad()
     def outcomes(
-        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: torch.cuda.Event | None = None
+        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: Sequence[torch.cuda.Event] = ()
     ) -> list[Outcome]:
         """Outcomes of some images (3,H,W) of one size, in their order; waits for the device.
 
         Args:
-            after: when images on a GPU are made; None is when they were given.
+            after: when images on a GPU are made; nothing is when they were given.
 
         Raises:
+            MemoryError: deterministic mode has no memory for the batch that it pads all others to.
             Exception: what the reward raises, out of memory for a single image included.
         """
         pairs = list(zip(images, contexts, strict=True))
-        return halving(partial(self._together, after=after), pairs, self._shrink)
+        height, width = images[0].shape[-2:]
+        if not (self.deterministic and self.padded) or self._tiles(height, width):
+            return halving(partial(self._together, after=after), pairs, partial(self._shrink, height * width))
+        try:  # halves would be padded to the same size, and other sizes have other bits
+            return self._together(pairs, after)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"batch_size: expected one whose batches fit in memory, got {self.batch_size} images of "
+                f"{height} x {width}, to which deterministic mode pads every batch; lower it"
+            ) from error
 
     def _together(
-        self, pairs: Sequence[tuple[Tensor, Mapping[str, Any]]], after: torch.cuda.Event | None
+        self, pairs: Sequence[tuple[Tensor, Mapping[str, Any]]], after: Sequence[torch.cuda.Event]
     ) -> list[Outcome]:
         images = [image for image, _ in pairs]
-        if self.side is not None and max(images[0].shape[-2:]) > self.side:
+        if self.side is not None and self._tiles(*images[0].shape[-2:]):
             with self.own_stream(after), self._kernels():
                 return [Outcome(*score_tiled(self._view, image, self.side)) for image in images]
         contexts = [context for _, context in pairs]
@@ -121,7 +148,7 @@ class Executor:
         return _split(output.score.float().cpu(), output.map.float().cpu() if isinstance(output.map, Tensor) else None)
 
     def _on_streams(
-        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: torch.cuda.Event | None
+        self, images: Sequence[Tensor], contexts: Sequence[Mapping[str, Any]], after: Sequence[torch.cuda.Event]
     ) -> list[Outcome]:
         """Upload, compute and download on streams of our own, beside the batches before and behind; waits for this one.
 
@@ -138,7 +165,8 @@ class Executor:
         with self.own_stream(after):
             if given is not None:
                 compute.wait_event(uploaded)
-            with self._measuring(len(images) * images[0][0].numel()):
+            count = len(images) if contexts[0] else self._padded(len(images))
+            with self._measuring(count * images[0][0].numel()):
                 output = self.batch(_stacked(images) if given is None else given, _joined(contexts))
             computed = compute.record_event()
         with torch.cuda.stream(downloads):
@@ -151,31 +179,36 @@ class Executor:
         return _split(score.clone(), None if found is None else [one.clone() for one in found])
 
     @contextmanager
-    def own_stream(self, after: torch.cuda.Event | None = None) -> Iterator[None]:
+    def own_stream(self, after: Sequence[torch.cuda.Event] = ()) -> Iterator[None]:
         """On a GPU: compute on our stream, behind `after`, launched by one thread at a time. Nothing on a CPU."""
         if self._streams is None:
             yield
             return
         compute = self._streams[1]
         with self._launching, torch.cuda.stream(compute):
-            if after is not None:
-                compute.wait_event(after)
+            for event in after:
+                compute.wait_event(event)
             yield
 
     @contextmanager
     def _measuring(self, pixels: int) -> Iterator[None]:
-        """See what a batch takes, if it is much larger than those before: small ones are mostly what all have."""
-        if pixels <= 2 * self._measured:
+        """See what a batch takes, if it is much larger than those before: small ones are mostly what all have.
+
+        Where that bounds batches, each is looked at: what others allocate meanwhile counts as ours, so the least holds.
+        """
+        if pixels <= 2 * self._measured and not self._tight:
             yield
             return
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         yield
-        self._bytes_per_pixel = (torch.cuda.max_memory_allocated(self.device) - before) / pixels
-        self._measured = pixels
+        found = (torch.cuda.max_memory_allocated(self.device) - before) / pixels
+        self._bytes_per_pixel = min(found, self._bytes_per_pixel or found)
+        self._measured = max(pixels, self._measured)
 
-    def _shrink(self, count: int) -> None:
-        self.batch_size = max(1, min(self.batch_size, count))
+    def _shrink(self, pixels: int, count: int) -> None:
+        """There was no memory for more than `count` images of so many pixels; smaller ones may still be more."""
+        self._most_pixels = min(self._most_pixels, count * pixels)
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from finpercep.engine.files import FileScore, map_file_names, names_of, score_named
 from finpercep.engine.scorer import Scorer
 from finpercep.io.parquet import Row
-from finpercep.runs.cluster import connect
+from finpercep.runs.cluster import connect, worker_device
 
 __all__ = ["score_files_on_ray"]
 
@@ -40,20 +40,24 @@ def score_files_on_ray(
         model: what `load_reward` takes, on every machine of the cluster.
         files: files, or rows of Parquet files, that every machine of the cluster reads under these names.
         maps: folder that every machine of the cluster writes to.
-        device: "cpu", one core for each worker, or "cuda", one GPU for each.
+        device: "cpu", one core for each worker, "cuda", one GPU for each, or "auto": GPUs, if the cluster has any.
         workers: at most; 0 is as many as the cluster has cores or GPUs.
 
     Raises:
         ImportError: Ray is not installed.
         RuntimeError: there is no cluster, or a worker cannot begin.
+        ValueError: another device.
     """
     if not files:
         return
+    worker_device(device, {})
     ray = connect("engine ray", "ray")
     from ray import data
 
-    gpu = device.startswith("cuda")
-    most = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+    resources = ray.cluster_resources()
+    device = worker_device(device, resources)
+    gpu = device == "cuda"
+    most = int(resources.get("GPU" if gpu else "CPU", 0))
     if most < 1:
         raise RuntimeError(f"engine ray: expected {'GPUs' if gpu else 'cores'} in the cluster, got none")
     paths, chunk = names_of(files), CHUNK_ROWS if isinstance(files[0], Row) else CHUNK

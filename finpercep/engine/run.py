@@ -26,6 +26,7 @@ class Item:
         self.given, self.index, self.context = given, index, context
         self.pixels = _pixels(given)
         self.image: Tensor | None = None
+        self.made: tuple[torch.cuda.Event, ...] = ()  # when an image on a GPU is, that came after the pass had begun
         self.reading: Future[None] = Future()
         self.done: Future[Any] = Future()
 
@@ -37,7 +38,7 @@ class Run:
         lanes: the threads that decode; None does everything in the caller's.
         units: the threads that score; None scores in the lane that decodes a group's last image, and holds it in cache.
         then: see `Scorer.stream`.
-        after: see `Executor.outcomes`.
+        after: what the caller's stream had been given when the pass began; None on a CPU.
     """
 
     def __init__(
@@ -48,13 +49,15 @@ class Run:
         then: Callable[..., Any] | None,
         after: torch.cuda.Event | None,
     ) -> None:
-        self.executor, self.lanes, self.units, self.then, self.after = executor, lanes, units, then, after
+        self.executor, self.lanes, self.units, self.then = executor, lanes, units, then
+        self.after = () if after is None else (after,)
         self._waiting: dict[Any, list[Item]] = {}
         self._lock = threading.Lock()
 
-    def start(self, image: Any, index: int, context: Mapping[str, Any]) -> Item:
-        """Begin to read the image that is number `index`."""
+    def start(self, image: Any, index: int, context: Mapping[str, Any], *, late: bool = False) -> Item:
+        """Begin to read the image that is number `index`; a late one was made after the pass had begun."""
         item = Item(image, index, context)
+        item.made = _made(image) if late else ()
         if self.lanes is None:
             self._read(item)
             item.reading.set_result(None)
@@ -81,13 +84,16 @@ class Run:
             self._begin(group)
 
     def _decoded(self, item: Item) -> Tensor:
-        image = item.given() if callable(item.given) else item.given
+        image = item.given
+        if callable(image):
+            image = image()
+            item.made = _made(image)
         name = f"images[{item.index}]"
         if not (isinstance(image, Tensor) and image.is_cuda):
             return to_tensor(image, name=name)
         if image.is_floating_point() and image.shape[:1] == (3,):
             return image  # checking its values would wait for the GPU
-        with self.executor.own_stream(self.after):  # what is made of it is made where it will be read
+        with self.executor.own_stream((*self.after, *item.made)):  # what is made of it is made where it will be read
             return to_tensor(image, name=name)
 
     def _joined(self, item: Item, image: Tensor) -> list[Item]:
@@ -126,7 +132,8 @@ class Run:
     def _score(self, group: list[Item]) -> None:
         images = [item.image for item in group if item.image is not None]
         try:
-            outcomes = self.executor.outcomes(images, [item.context for item in group], self.after)
+            after = (*self.after, *(event for item in group for event in item.made))
+            outcomes = self.executor.outcomes(images, [item.context for item in group], after)
             if len(outcomes) != len(images):  # nobody would tell whoever waits for the others
                 raise ValueError(f"reward: expected {len(images)} outcomes, got {len(outcomes)}")
         except Exception as error:
@@ -142,6 +149,13 @@ class Run:
             except Exception as error:
                 item.done.set_result(error)
             item.image = item.given = None  # an outcome that waits for its turn holds no image
+
+
+def _made(image: Any) -> tuple[torch.cuda.Event, ...]:
+    """What this thread's stream has been given up to now, an image on a GPU among it."""
+    if not (isinstance(image, Tensor) and image.is_cuda):
+        return ()
+    return (torch.cuda.current_stream(image.device).record_event(),)
 
 
 def _pixels(image: Any) -> int:

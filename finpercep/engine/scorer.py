@@ -214,7 +214,7 @@ class Scorer:
         run = Run(self.executor, None if alone and self._parallel else self.lanes(), self._units(), then, after)
         room = self.lane_count
         pending: deque[Item] = deque()
-        source = enumerate(images)
+        source, late = enumerate(images), not isinstance(images, Sequence)
         try:
             while True:
                 while len(pending) < AHEAD * room and (
@@ -224,7 +224,9 @@ class Scorer:
                     if index is None:
                         break
                     given = {name: context[name][index] for name in self.takes if name in context}
-                    pending.append(run.start(image, index, given))
+                    pending.append(run.start(image, index, given, late=late))
+                    if pending[0].done.done():  # it does not wait for a slow source
+                        break
                 if not pending:
                     return
                 yield run.result(pending[0], pending)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["UNFINISHED", "append_line", "atomic_write", "write_json"]
+__all__ = ["UNFINISHED", "append_line", "atomic_write", "read_text", "write_json"]
 
 UNFINISHED = ".*.tmp"
 """What a kill may leave of a file that was being written."""
@@ -38,6 +38,19 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: it is not UTF-8; names it.
+        OSError: see `open`.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got {error.object[error.start : error.end]!r}") from None
 
 
 def append_line(path: Path, text: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from finpercep.models.conv_encoder import ConvEncoder
 from finpercep.models.lite_encoder import LiteEncoder
 from finpercep.models.lora import add_lora
-from finpercep.models.residual_adapters import add_residual_adapters
+from finpercep.models.residual_adapters import ResidualAdapter, add_residual_adapters
 from finpercep.models.vit_encoder import ViTEncoder
 
 ENCODERS: dict[str, type[ConvEncoder | LiteEncoder | ViTEncoder]] = {
@@ -40,3 +42,12 @@ def build_encoder(config: dict[str, Any]) -> ConvEncoder | LiteEncoder | ViTEnco
     if adapter_rank:
         add_residual_adapters(encoder, adapter_rank)
     return encoder
+
+
+def unfreeze(encoder: nn.Module) -> None:
+    """Let gradients reach what is trained of an encoder: its adapters alone, where it has any, or else all of it."""
+    adapters = [module for module in encoder.modules() if isinstance(module, ResidualAdapter)]
+    own = {id(parameter) for adapter in adapters for parameter in adapter.parameters()}
+    own |= {id(parameter) for name, parameter in encoder.named_parameters() if "lora_" in name}
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(not own or id(parameter) in own)

@@ -80,6 +80,8 @@ class Augmented(nn.Module):
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise: expected 0 or more levels, got {noise}")
         self.reward = reward
+        if hasattr(reward, "has_map"):  # of another it is not known before it answers
+            self.has_map = reward.has_map
         self.views, self.shift, self.noise, self.change, self.seed = views, shift, noise, change, seed
         self.scale = (float(scale[0]), float(scale[1]))
 
@@ -123,7 +125,12 @@ class Augmented(nn.Module):
             images: (B,3,H,W), float in [0, 1].
             seed: of the views; None: the one given at first.
             **context: see `Reward.takes`.
+
+        Raises:
+            TypeError: integers, which would be taken for images that are white nearly everywhere.
         """
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected float in [0, 1], got {images.dtype}")
         height, width = images.shape[-2:]
         images = images if images.dtype == torch.float64 else images.float()
         scores, maps = [], []

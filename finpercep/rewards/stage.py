@@ -56,8 +56,9 @@ class StageReward(nn.Module):
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction}")
         self.reward = reward
-        self.score_weight, self.map_weight = score_weight, map_weight
-        self.maximum, self.fraction, self.temperature = maximum, fraction, temperature
+        # Floats: an integer of the same value is the same reward, and has to have the same fingerprint.
+        self.score_weight, self.map_weight = float(score_weight), float(map_weight)
+        self.maximum, self.fraction, self.temperature = maximum, float(fraction), float(temperature)
 
     @property
     def takes(self) -> tuple[str, ...]:

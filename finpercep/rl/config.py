@@ -231,9 +231,10 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
     try:
         check_settings(was, now, folder)
     except ValueError as error:
-        if was.get("reward_fingerprints") == now.get("reward_fingerprints"):
+        scores = ("reward_fingerprints", "judge_fingerprint")
+        if all(was.get(name) == now.get(name) for name in scores):
             raise
-        raise ValueError(f"{error}; accept_reward=true goes on with other rewards") from None
+        raise ValueError(f"{error}; accept_reward=true goes on with other rewards or another judge") from None
 
 
 def _with_rewards_of(now: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:

@@ -49,14 +49,18 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         FloatingPointError: a reward, a loss, a gradient or a held-out figure was not finite; what was saved stays.
         RatioError: Flow-GRPO's model answers otherwise in training than in sampling.
         MemoryError: there is no memory for a step; says what to lower.
+        NotImplementedError: a generator without what a setting needs, such as `encode` for photos.
+        ServiceError: a reward that a service computes has no answer.
         ConnectionError: another process has ended.
         KeyboardInterrupt: after Ctrl-C.
     """
-    trainer, out = RLTrainer(config), Path(config.out)
+    with _memory_explained():
+        trainer = RLTrainer(config)
+    out = Path(config.out)
     first = trainer.ranks.first
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
-        if first and (not resumed or trainer.other_rewards):
+        if first:  # of a resumed run too: some settings, rewards and the judge may be others
             held_out = {"held_out": len(trainer.held_out.batch)}
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:
@@ -81,7 +85,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                     if _step(trainer, told, asked):
                         break
         trainer.export()
-        climbs = trainer.climb()
+        with _memory_explained():
+            climbs = trainer.climb()
         if trainer.average is not None:
             trainer.average.adopt()
         if first:
@@ -148,8 +153,9 @@ def _memory_explained() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(
-            "memory: expected enough for a step, got none free; lower algorithm.micro_batch, batch, side or eval_photos"
-            ", or, of a pipeline of diffusers, set generator_options.checkpointing=true, decode=tiled, dtype=bfloat16"
+            "memory: expected enough for a step, got none free; lower algorithm.micro_batch, algorithm.group_size, "
+            "batch, side or eval_photos, or, of a pipeline of diffusers, set generator_options.checkpointing=true, "
+            "decode=tiled, dtype=bfloat16"
         ) from error
 
 

@@ -110,6 +110,11 @@ class Alarm:
                 )
         return found
 
+    def forget(self, name: str) -> None:
+        """Compare no more with what a measure has given so far."""
+        for values in self.measured:
+            values.pop(name, None)
+
     def state(self) -> dict[str, Any]:
         """What `load_state` takes back."""
         return {"version": self.version, "measured": self.measured}

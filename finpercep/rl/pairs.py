@@ -19,6 +19,7 @@ from finpercep.data.image_ops import to_uint8
 from finpercep.data.loading import check_inside
 from finpercep.data.randomness import seed_of
 from finpercep.data.scenes import photo_of
+from finpercep.io.files import read_text
 from finpercep.io.images import expand_paths, image_sides, load_image
 from finpercep.io.reasons import one_line
 from finpercep.rl.batch import check_pair
@@ -118,7 +119,8 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
             pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
             pairs.append(pair)
     if not pairs:
-        raise ValueError(f"{', '.join(map(str, roots))}: expected photos in split {split!r}, found none")
+        instead = "; dev_every=n holds out every n-th photo of `train` instead" if split == "val" else ""
+        raise ValueError(f"{', '.join(map(str, roots))}: expected photos in split {split!r}, found none{instead}")
     if sum(3 * height * width for height, width in (pair.sides for pair in pairs)) > MEMORY:
         for pair in pairs:
             pair.keep = False
@@ -157,7 +159,7 @@ def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
 
 def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and contents of each line."""
-    for number, line in enumerate(index.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(index).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -41,9 +41,12 @@ class Crops:
     def __init__(
         self, pairs: Sequence[Pair], side: int, *, scale: int = 4, degraded: float = 0.5, seed: int = 0
     ) -> None:
-        smallest = min(min(pair.sides) for pair in pairs)
-        if side % scale or not 0 < side <= smallest:
-            raise ValueError(f"side: expected a multiple of {scale} of at most {smallest}, got {side}")
+        smallest = min(pairs, key=lambda pair: min(pair.sides))
+        if side % scale or not 0 < side <= min(smallest.sides):
+            raise ValueError(
+                f"side: expected a multiple of {scale} of at most {min(smallest.sides)}, got {side}; "
+                f"the smallest is {smallest.name}"
+            )
         for pair in pairs:
             if pair.fixed and pair.sides != (side, side):
                 height, width = pair.sides
@@ -127,6 +130,7 @@ def split_pairs(
         fit = [pair for pair in fit if pair.of not in held_names]
     else:
         out = load_pairs(roots, "val", scale)
+    out = list({pair.name: pair for pair in out}.values())  # labels of one image are one image
     if labelled:
         fit = [pair for pair in fit if pair.results]
         if not fit:

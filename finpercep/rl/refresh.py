@@ -16,6 +16,7 @@ from finpercep.data.sources.synthetic import SYNTHETIC_SOURCES, synthetic_source
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
+from finpercep.models.encoders import unfreeze
 from finpercep.rl.checks import above_zero, at_least_one, finite, share
 from finpercep.rl.generators import Generator
 from finpercep.rl.photos import Crops
@@ -141,14 +142,15 @@ class Refresh:
         """
         model, config, version = self.models[name], self.config, self.versions[name]
         before = self.measure(model, device)
-        model.requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-4)
+        unfreeze(model.requires_grad_(True).encoder)
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=1e-4)
         for step in range(config.steps):
             faults = self._faults(generator, device, version * config.steps + step)
             loss = total_loss(self._losses(model, self.anchors[name], faults), LossWeights())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
         model.requires_grad_(False)
         self.versions[name] += 1

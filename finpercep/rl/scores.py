@@ -183,16 +183,15 @@ def credit_map(faults: Tensor | None, reward: Reward, scores: dict[str, Tensor])
 
 
 def check_map(reward: Reward) -> None:
-    """Refuse spatial credit by a reward without map, unless it is RM_0 of a curriculum.
+    """Refuse spatial credit by a reward without map, unless it is RM_0 of a curriculum, or a mixture with it.
 
     Raises:
         ValueError: names the reward.
     """
-    parts = reward.parts.values() if isinstance(reward, Mixture) else [reward]
-    for part in parts:
-        if not getattr(part, "without_map", False):
-            name = type(getattr(part, "reward", part)).__name__
-            raise ValueError(f"map_weight: expected a reward with a map, got {name} without")
+    parts = list(reward.parts.values()) if isinstance(reward, Mixture) else [reward]
+    if not any(getattr(part, "without_map", False) for part in parts):
+        names = ", ".join(type(getattr(part, "reward", part)).__name__ for part in parts)
+        raise ValueError(f"map_weight: expected a reward with a map, got {names} without")
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

@@ -128,7 +128,6 @@ class RLTrainer:
         self.skips, self.clock = Skips(config.max_skipped), Clock(self.device)
         self.switch = ""  # what the last measurement says of the stage, with "auto"
         self.trained_on, self.crops_known = set[str](), 0
-        self.other_rewards = False  # than those that the checkpoint was made with
         self.done = 0
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -185,7 +184,8 @@ class RLTrainer:
         with timed("rollout"):
             # One version of the reward scores all groups of a step, and advantages are normalized inside of them.
             experience = self._collect(batch, moment.reward)
-        self.images = config.batch * getattr(config.algorithm, "group_size", 1)
+        given = getattr(config.algorithm, "pairs", "") == "given"  # then nothing is sampled
+        self.images = config.batch * (1 if given else getattr(config.algorithm, "group_size", 1))
         with timed("update"):
             terms = self.learner.learn(experience, self.optimizer, config.updates, self.done)
         if terms:
@@ -253,7 +253,9 @@ class RLTrainer:
         figures = {f"eval/{name}": float(value.mean()) for name, value in values.items()}
         figures["eval/reward_avg_std"] = float(values["reward_avg"].std(correction=0))
         if (evidence := self.curriculum.evidence) is not None:
-            self.switch = f"stage {number} {'ends' if ends else 'goes on'}: {evidence.reason}"
+            over = not ends and (self.finished or self.done in self.curriculum.begins[1:])
+            why = f"its {self.curriculum.stages[number].steps} steps" if over else evidence.reason
+            self.switch = f"stage {number} {'ends' if ends or over else 'goes on'}: {why}"
             figures |= {f"switch/{name}": value for name, value in evidence.figures.items()}
         return {**figures, "eval/alarms": float(len(found))}
 
@@ -370,6 +372,9 @@ class RLTrainer:
                     "another one, whose generator is this one's folder generator/"
                 )
             self.curriculum.measured, self.alarm.measured = [], []  # what others gave is not compared with
-            self.other_rewards = True
+        if state["settings"].get("judge_fingerprint", own := self.settings["judge_fingerprint"]) != own:
+            self.alarm.forget("judge")
+            if self.best is not None and self.best.name == "judge":
+                self.best.value = None
         self.done = state["step"]
         return True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["connect"]
+__all__ = ["connect", "worker_device"]
 
 # Ray gives up on its own processes after 30 s, which a machine that works cannot always keep, and by default lets its
 # workers (niceness 15) wait for everything else that runs.
@@ -48,3 +49,18 @@ def connect(what: str, extra: str, *, address: str | None = None, **options: Any
                 raise RuntimeError(f"{what}: expected a cluster, got {type(error).__name__}: {error}") from error
             ray.shutdown()
     return ray
+
+
+def worker_device(device: str, resources: Mapping[str, float]) -> str:
+    """Where a worker computes, which sees one GPU at most, whatever the machine that asks has.
+
+    Args:
+        device: "cpu", "cuda", or "auto": GPUs, if there are any.
+        resources: of the cluster.
+
+    Raises:
+        ValueError: another one, such as "cuda:1".
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu or cuda for workers of Ray, which have a GPU each, got {device}")
+    return ("cuda" if resources.get("GPU", 0) >= 1 else "cpu") if device == "auto" else device

@@ -72,3 +72,11 @@ def test_this_is_a_checkout() -> None:
         (root / f"{module.replace('.', '/')}.py").is_file() or module == "benchmarks"
         for module in bench_module.SUITES.values()
     )
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_suites_run(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(str(tmp_path / "file"), "--suite", "operators")
+    assert result.exit_code == 1
+    assert result.stderr == f"{tmp_path / 'file'}: File exists\n"
+    assert not (root / "benchmarks" / "results" / "cpu-some-2c.json").exists()

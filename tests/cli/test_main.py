@@ -85,6 +85,10 @@ def test_a_model_without_a_map_shows_none(write: Write, run: Run, tmp_path: Path
     assert refused.exit_code == 2
     assert refused.stderr == "--maps: expected a model with a map, rm0 is RM_0 and has none\n"
     assert not Path("maps").exists()
+    refused = CliRunner().invoke(app, ["demo", "--model", "rm0", "--out", "page"])
+    assert refused.exit_code == 2
+    assert refused.stderr == "--model: expected a model with a map, rm0 is RM_0 and has none\n"
+    assert not Path("page").exists()
 
 
 def test_worst_mean() -> None:
@@ -142,8 +146,10 @@ def test_bad_files_do_not_stop_the_others(write: Write, run: Run) -> None:
     whole = Path("ok.png").read_bytes()
     Path("cut.png").write_bytes(whole[: len(whole) // 2])
     Path("folder").mkdir()
-    arguments = ["text.png", "ok.png", "empty.png", "cut.png", "gone.png", "folder", "*.tiff"]
-    result = run(*arguments, "--json")
+    Path("links").mkdir()
+    Path("links", "b[1].png").symlink_to("nowhere")  # its name, once found, is no pattern
+    arguments = ["text.png", "ok.png", "empty.png", "cut.png", "gone.png", "folder", "*.tiff", "links/b[1].png"]
+    result = run(*arguments[:-1], "links", "--json")
     assert result.exit_code == 1
     lines = {line["path"]: line for line in map(json.loads, result.stdout.splitlines())}
     assert sorted(lines) == sorted(arguments)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
+from finpercep.rewards.remote import ServiceError
 from finpercep.rl import loop
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.nft import NFTConfig
@@ -94,6 +95,16 @@ def test_a_reward_beside_where_the_command_is_called(photo_set, tmp_path, monkey
     result = invoke(photo_set, "--set", "stages.0.reward=own_reward_module:brightnes")
     assert result.exit_code != 0
     assert "own_reward_module has no 'brightnes'; did you mean brightness?" in result.stderr
+
+
+@pytest.mark.parametrize("kind", [ServiceError, NotImplementedError])
+def test_a_service_or_a_generator_that_cannot_is_one_line(kind, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise kind("what is missing")
+
+    monkeypatch.setattr(loop, "train", refuse)
+    result = invoke("d", "--out", tmp_path)
+    assert (result.exit_code, result.stderr) == (2, "what is missing\n")
 
 
 def test_mistakes_are_one_line(tmp_path):

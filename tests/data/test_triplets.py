@@ -199,6 +199,7 @@ def test_grain_of_the_result_alone_is_part_of_the_fault(scenes):
         ({"noisy": 7.0}, r"noisy: expected a share in \[0, 1\], got 7.0"),
         ({"soften_range": (0.0, 0.0)}, r"soften_range: expected 0 < low <= high"),
         ({"resize_range": (1.2, 0.5)}, r"resize_range: expected 0 < low <= high"),
+        ({"jpeg_range": (90, 90)}, r"jpeg_range: expected low < high, whose end is left out, got \(90, 90\)"),
         ({"crop": 8}, "crop: expected at least 16, got 8"),
     ],
 )

@@ -65,7 +65,7 @@ def test_each_batch_goes_through_three_streams_in_order(
     executor = make(small_model)
     executor._streams = tuple(Stream(name, notes) for name in ("uploads", "compute", "downloads"))  # type: ignore[misc]
     images = [make_photo(24, 32, i) for i in range(2)]
-    found = executor.outcomes(images, [{}, {}], Event("caller", notes))  # type: ignore[arg-type]
+    found = executor.outcomes(images, [{}, {}], [Event("caller", notes)])  # type: ignore[list-item]
     assert notes == [
         *("on uploads", "uploads done"),
         *("on compute", "compute waits for caller", "compute waits for uploads", "measured", "compute done"),
@@ -124,3 +124,42 @@ def test_answers_of_inductors_graphs_are_copied(
     found = executor.batch(photo[None], {})
     assert (found.score.data_ptr() != held.score.data_ptr()) == copied
     assert (found.map.data_ptr() != held.map.data_ptr()) == copied
+
+
+def test_what_others_take_meanwhile_does_not_stay(small_model: RewardModel, notes: list[str], monkeypatch: Any) -> None:
+    """Where memory bounds batches, each is looked at, and the least that one took for a pixel holds."""
+    executor = make(small_model)
+    for peak, expected in ((10_000, 9.9), (1_100, 1.0), (5_000, 1.0)):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_, peak=peak: peak)
+        with executor._measuring(1000):
+            pass
+        executor._tight = True
+        assert executor._bytes_per_pixel == expected
+    assert notes.count("measured") == 3
+
+
+def test_no_memory_for_one_size_bounds_pixels_and_not_smaller_images(small_model: RewardModel) -> None:
+    executor = make(small_model, batch_size=32)
+    executor._shrink(512 * 512, 1)
+    assert executor._most_pixels == 512 * 512
+    assert executor.capacity(16, 16) == 32
+    assert executor.batch_size == 32
+
+
+def test_deterministic_mode_says_which_batch_has_no_memory(
+    small_model: RewardModel, photo: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch is padded to the same size: one image has no more room than many, and halves help nothing."""
+    executor = make(small_model, deterministic=True)
+    executor.padded = True
+    tried: list[int] = []
+
+    def none(*_: Any) -> RewardOutput:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(executor, "_answer", none)
+    size = " x ".join(map(str, photo.shape[-2:]))
+    with pytest.raises(MemoryError, match=rf"^batch_size: expected one whose batches .* got 8 images of {size}, to"):
+        executor.outcomes([photo, photo], [{}, {}])
+    assert tried == [1]

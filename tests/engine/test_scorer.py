@@ -507,3 +507,21 @@ def test_a_reward_without_scores_is_an_error_and_no_wait():
             scorer(torch.stack(images))
         with pytest.raises(ValueError, match="expected scores"):
             scorer.score(images)
+
+
+def test_a_stream_does_not_wait_for_a_slow_source(small_model: RewardModel, make_photo: Photo) -> None:
+    """What is ready comes before all images that may be held at once have been taken."""
+    taken: list[int] = []
+
+    def slow() -> Iterator[Tensor]:
+        for i in range(12):
+            time.sleep(0.05)
+            taken.append(i)
+            yield make_photo(320, 320, i)
+
+    scorer = Scorer(small_model, lanes=2)
+    stream = scorer.stream(slow())
+    next(stream)
+    assert len(taken) < 12
+    assert len(list(stream)) == 11
+    scorer.close()

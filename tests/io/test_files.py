@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finpercep.io.files import atomic_write, write_json
+from finpercep.io.files import atomic_write, read_text, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -61,3 +61,12 @@ def test_json_makes_its_folder(tmp_path: Path) -> None:
     write_json(path, {"b": [1, 2], "a": None})
     assert json.loads(path.read_text()) == {"a": None, "b": [1, 2]}
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "index.jsonl"
+    path.write_bytes("é".encode())
+    assert read_text(path) == "é"
+    path.write_bytes("é".encode("latin-1") + b"x")
+    with pytest.raises(ValueError, match=r"index\.jsonl: expected UTF-8 text, got b'\\xe9'"):
+        read_text(path)

@@ -151,3 +151,9 @@ def test_errors(images):
             Augmented(Brightness(), **options)
     with pytest.raises(ValueError, match="expected sides above shift = 10, got 20x10"):
         Augmented(Brightness(), shift=10)(images)
+
+
+def test_integers_are_refused(images):
+    """As floats they would be white nearly everywhere, once clamped."""
+    with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
+        Augmented(Brightness())((images * 255).to(torch.uint8))

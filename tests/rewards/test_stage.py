@@ -56,6 +56,7 @@ def test_fingerprint_names_reward_and_weights():
     prints = {StageReward(Brightness(), 0.5, w).fingerprint for w in (0.1, 0.2)}
     assert len(prints) == 2
     assert StageReward(Brightness(), 0.5, 0.1).fingerprint in prints
+    assert StageReward(Brightness(), 1, 0).fingerprint == StageReward(Brightness(), 1.0, 0.0).fingerprint
 
 
 @pytest.mark.parametrize(

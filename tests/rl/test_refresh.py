@@ -96,3 +96,17 @@ def test_only_reward_models(made):
     refresh, _ = made
     with pytest.raises(ValueError, match="expected a RewardModel to refresh, got Red \\(red\\)"):
         Refresh(refresh.config, {"red": Red()}, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
+
+
+def test_of_an_encoder_with_adapters_these_alone_are_refreshed(made):
+    refresh, generator = made
+    grown = refresh.models["small"].expand(adapter_rank=2).eval().requires_grad_(False)
+    refresh.models["small"], refresh.anchors["small"] = grown, copy.deepcopy(grown)
+    before = copy.deepcopy(grown.state_dict())
+    refresh.run("small", generator, CPU)
+    changed = {name for name, tensor in grown.state_dict().items() if not torch.equal(tensor, before[name])}
+    adapters = {name for name in before if ".down." in name or ".up." in name}
+    assert {name for name in changed if name.startswith("encoder.")} <= adapters
+    assert changed & adapters
+    assert any(name.startswith("decoder.") for name in changed)
+    assert not any(parameter.requires_grad for parameter in grown.parameters())

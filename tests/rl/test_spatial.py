@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from finpercep import ops
-from finpercep.rewards import StageReward, load_reward
+from finpercep.rewards import Augmented, Mixture, StageReward, load_reward
 from finpercep.rl.config import RLConfig, StageConfig, build_curriculum
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.nft import NFT, NFTConfig
+from finpercep.rl.scores import credit_map
 from finpercep.rl.spatial import spatial_advantages
 from tests.rl.toy import Green, Red, Toy, batch, check_gradient
 
@@ -106,3 +107,17 @@ def test_rm_0_of_a_curriculum_has_one_advantage_for_all_positions():
     later = replace(config, stages=(*config.stages, StageConfig("finpercep-tiny/1")))
     rewards = {"finpercep-tiny/0": base, "finpercep-tiny/1": load_reward("finpercep-tiny/1")}
     assert len(build_curriculum(later, rewards).stages) == 3
+
+
+def test_a_stage_without_map_has_no_credit_beside_a_reward_that_never_has_one():
+    """RM_0, alone, in a mixture or in many views, is waited for; a mixture in which no part will have a map is not."""
+    scores = {"avg": torch.zeros(2)}
+    first = load_reward("finpercep-tiny/0")
+    for reward in (
+        StageReward(first),
+        StageReward(Augmented(first)),
+        Mixture({"a": (StageReward(first), 1.0), "b": (Red(), 1.0)}),
+    ):
+        assert not credit_map(None, reward, scores).any()
+    with pytest.raises(ValueError, match=r"^map_weight: expected a reward with a map, got Red, Green without"):
+        credit_map(None, Mixture({"a": (Red(), 1.0), "b": (Green(), 1.0)}), scores)

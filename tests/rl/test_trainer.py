@@ -15,6 +15,7 @@ import torch
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
 from finpercep.rl import curriculum, loop
+from finpercep.rl import trainer as trainer_module
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -169,7 +170,7 @@ def test_a_stage_that_ends_early(config, photo_set, tmp_path, monkeypatch):
     train(replace(config, eval_every=1, dev_every=2, curriculum=options, monitors=MonitorConfig(judge="")))
     log = lines(tmp_path / "run")
     assert [line["stage"] for line in log] == [0, 0, 1, 1]
-    said = ["stage 0 goes on: 1 of 2", "stage 0 ends: 2 of 2", "stage 1 goes on: 1 of 2", "stage 1 goes on: 2 of 2"]
+    said = ["stage 0 goes on: 1 of 2", "stage 0 ends: 2 of 2", "stage 1 goes on: 1 of 2", "stage 1 ends: its 2 steps"]
     assert [line["switch"] for line in log] == said
     assert [line["switch/gain"] for line in log] == pytest.approx([0.1, 0.2, 0.1, 0.2])
     page = (tmp_path / "run" / "report.html").read_text()
@@ -319,6 +320,30 @@ def test_another_reward_is_taken_where_that_is_asked_for(config, tmp_path):
         replace(other, accept_reward=True, refresh=RefreshConfig(every=2))
 
 
+def test_another_judge_is_not_compared_with_the_former_one(config, tmp_path):
+    """The alarm and the best generator forget what it gave, and the run's settings name the new one."""
+    here = "tests.rl.test_trainer"
+    monitors = MonitorConfig(judge=f"{here}:A", best="judge")
+    config = replace(config, algorithm=ALGORITHMS["refl"], eval_every=1, save_every=1, monitors=monitors)
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [Kill(4)])
+    other = replace(config, monitors=replace(monitors, judge=f"{here}:B"))
+    with pytest.raises(ValueError, match=r"judge_fingerprint=.*; accept_reward=true goes on with other rewards or an"):
+        train(other)
+    same = RLTrainer(config)
+    assert same.resume()
+    assert same.best.value is not None
+    assert {"judge", "psnr"} <= set.intersection(*map(set, same.alarm.measured))
+    trainer = RLTrainer(replace(other, accept_reward=True))
+    assert trainer.resume()
+    assert trainer.best.value is None
+    assert [sorted(values) for values in trainer.alarm.measured] == [
+        sorted(values.keys() - {"judge"}) for values in same.alarm.measured
+    ]
+    train(replace(other, accept_reward=True))
+    assert json.loads((tmp_path / "run" / "rl.json").read_text())["monitors"]["judge"] == f"{here}:B"
+
+
 def test_what_is_climbed_cannot_be_the_best_judge(config):
     monitors = MonitorConfig(judge=config.stages[0].reward, best="judge")
     with pytest.raises(
@@ -333,6 +358,26 @@ def test_fewer_photos_than_asked_for_are_said(config):
     train(replace(config, algorithm=ALGORITHMS["refl"], stages=config.stages[:1], eval_photos=8), [screen])
     assert "2 photos are held out, of 8 that eval_photos asks for: there are no more" in told
     assert "2 held-out photos are few for the alarm, which compares with their spread" in told
+
+
+@pytest.mark.parametrize("place", ["images", "climb_results"])
+def test_no_memory_before_the_first_step_or_after_the_last_says_the_same(config, place, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(*((HeldOut, "images", full) if place == "images" else (trainer_module, "climb_results", full)))
+    stages = tuple(replace(stage, steps=1) for stage in config.stages)
+    monitors = MonitorConfig(judge="", climb=1)
+    with pytest.raises(MemoryError, match=r"^memory: expected enough for a step"):
+        train(replace(config, algorithm=ALGORITHMS["refl"], stages=stages, monitors=monitors))
+
+
+def test_a_run_that_goes_on_has_its_present_settings_on_the_page(config, tmp_path):
+    config = replace(config, algorithm=ALGORITHMS["refl"], eval_photos=2)
+    with pytest.raises(KeyError, match="killed"):
+        train(config, [Kill(4)])
+    train(replace(config, monitors=replace(config.monitors, alarm="off")))
+    assert "The alarm was off." in (tmp_path / "run" / "report.html").read_text()
 
 
 class A:
@@ -355,7 +400,10 @@ def test_no_memory_says_what_to_lower(config, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     monkeypatch.setattr(type(trainer.algorithm), "loss", full)
-    with pytest.raises(MemoryError, match=r"^memory: expected enough for a step.*lower algorithm\.micro_batch, batch"):
+    with pytest.raises(
+        MemoryError,
+        match=r"^memory: expected enough for a step.*lower algorithm\.micro_batch, algorithm\.group_size, batch",
+    ):
         train(replace(config, algorithm=ALGORITHMS["refl"]))
 
 
@@ -500,6 +548,8 @@ def test_labelled_results_are_learned_from(config, photo_set, labelled, tmp_path
     train(config)
     log = lines(tmp_path / "run")
     assert log[1]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    trainer.step()
+    assert trainer.images == 2  # nothing is sampled: a group's size does not count
     assert log[-1]["loss"] < 0.68  # of chosen ones, which are bright, and rejected ones, which are dark
     assert "reward_avg" not in log[1]
     assert "eval/reward_avg" in log[-1]

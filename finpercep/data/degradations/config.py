@@ -110,6 +110,29 @@ class DegradationConfig:
         collect(options)
         if not found:
             raise ValueError(f"degradation: expected options such as blur_sigma, got {sorted(options)[:8]}")
-        numbers = {o.name for o in fields(cls) if isinstance(o.default, float)}
-        values: dict[str, Any] = {name: float(v) if name in numbers else v for name, v in found.items()}
-        return cls(**values)
+        defaults = {option.name: option.default for option in fields(cls)}
+        return cls(**{name: _like(name, value, defaults[name]) for name, value in found.items()})
+
+
+def _like(name: str, value: Any, default: Any) -> Any:
+    """A value of a file, refused where it has not the kind of the default."""
+    if isinstance(default, int):
+        if type(value) is not int:
+            raise ValueError(f"{name}: expected a whole number, got {value!r}")
+        return value
+    if isinstance(default, float):
+        return float(_number(name, value))
+    kinds = isinstance(default[0], str)
+    several = "kinds" if kinds else "weights" if "prob" in name else "two numbers"
+    if not isinstance(value, tuple) or (several == "two numbers" and len(value) != 2):
+        raise ValueError(f"{name}: expected {several}, got {list(value) if isinstance(value, tuple) else value!r}")
+    return tuple(map(str, value)) if kinds else tuple(_number(name, one) for one in value)
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) in (int, float):
+        return value
+    try:
+        return float(value)  # YAML reads 1e-5 as a text
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected a number, got {value!r}") from None

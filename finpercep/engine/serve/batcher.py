@@ -134,6 +134,9 @@ class Batcher:
             try:
                 self._one_stream(taken)
             except Exception as error:  # of the scorer itself: what it had taken is lost
+                if not taken:  # of a device that takes nothing any more: what waits would wait forever
+                    with self._lock:
+                        taken, self._waiting = self._waiting, taken
                 for job in taken:
                     job.answer(error)
             with self._lock:

@@ -16,7 +16,7 @@ from finpercep.engine.executor import DTYPES
 from finpercep.engine.scorer import Scorer
 from finpercep.engine.serve.service import Request, Service, digest
 from finpercep.engine.serve.settings import ServeSettings
-from finpercep.runs.cluster import connect
+from finpercep.runs.cluster import connect, worker_device
 
 __all__ = ["application", "serving", "wait_for_the_end"]
 
@@ -105,6 +105,7 @@ def serving(
     """Serve while inside; gives the URL.
 
     Args:
+        device: see `score_files_on_ray`; "cuda" gives each replica a GPU.
         address: of a Ray cluster that runs; None starts Ray here, on this machine's own address alone.
 
     Raises:
@@ -114,12 +115,14 @@ def serving(
     """
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {settings.dtype!r}")
+    worker_device(device, {})
     if not settings.is_local and not token:
         raise ValueError(f"host: expected 127.0.0.1, or a token for {settings.host}, which others reach")
     joined = getattr(sys.modules.get("ray"), "is_initialized", bool)()
     ray = connect(
         "serve", "serve", address=address, _node_ip_address="127.0.0.1", _metrics_export_port=settings.metrics_port
     )
+    device = worker_device(device, ray.cluster_resources())
     if not joined and not address and not os.environ.get("RAY_ADDRESS"):  # a cluster of others may grow
         try:
             check_room(ray.cluster_resources(), settings.replicas, cores=cores, device=device)

@@ -207,6 +207,8 @@ class Service:
             body = await asyncio.wait_for(whole(), self.settings.request_seconds)
         except asyncio.TimeoutError:
             raise Refused(408, f"body: expected it within {self.settings.request_seconds} s, got a part") from None
+        except Exception as error:  # whoever sent it has gone, which is no failure of the service
+            raise Refused(400, f"body: expected {length} bytes as announced, got a lost connection") from error
         if len(body) != length:
             raise Refused(400, f"body: expected {length} bytes as announced, got {len(body)}")
         return body

@@ -54,7 +54,8 @@ class GeneratorModule(nn.Module):
             NotImplementedError: the generator has none, so that photos cannot serve the training.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no encode(photo, condition), which training on photos needs"
+            f"{type(self).__name__} has no encode(photo, condition), which training on photos needs; without "
+            "it, algorithm.pretrain=false (ReFL) or algorithm.photo_weight=0"
         )
 
     def prepare(self, batch: Batch) -> Batch:

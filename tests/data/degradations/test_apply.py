@@ -321,3 +321,21 @@ def test_bad_input_to_degrade():
         degrade(torch.rand(1, 3, 30, 32), [0])
     with pytest.raises(ValueError, match="seeds: expected 2"):
         degrade(torch.rand(2, 3, 32, 32), [0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blur_sigma": 3}, "blur_sigma: expected two numbers, got 3"),
+        ({"blur_sigma": [1, 2, 3]}, r"blur_sigma: expected two numbers, got \[1, 2, 3\]"),
+        ({"noise_range": [1]}, r"noise_range: expected two numbers, got \[1\]"),
+        ({"jpeg_range": ["a", "b"]}, "jpeg_range: expected a number, got 'a'"),
+        ({"sinc_prob": None}, "sinc_prob: expected a number, got None"),
+        ({"kernel_list": "iso"}, "kernel_list: expected kinds, got 'iso'"),
+        ({"kernel_prob": 0.5}, "kernel_prob: expected weights, got 0.5"),
+        ({"blur_kernel_size": 21.5}, "blur_kernel_size: expected a whole number, got 21.5"),
+    ],
+)
+def test_options_of_another_kind_are_named(options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        DegradationConfig.from_options(options)

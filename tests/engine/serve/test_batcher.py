@@ -173,3 +173,27 @@ def test_a_broken_scorer_is_an_error_of_all_that_it_took_and_of_none_after() -> 
 
     asyncio.run(asyncio.wait_for(calls(), 30))
     batcher.close()
+
+
+def test_a_scorer_that_takes_nothing_any_more_answers_with_its_error() -> None:
+    """As on a device that is broken: whoever waits would wait forever, and no failure would be counted."""
+
+    class Broken:
+        asked = 0
+
+        def stream(self, images: Iterable[Any], *, then: Callable[..., Any]) -> Iterator[Any]:
+            self.asked += 1
+            raise RuntimeError("the device is broken")
+
+    scorer: Any = Broken()
+    batcher = Batcher(scorer, most=10)
+
+    async def ask() -> list[Any]:
+        calls = [asyncio.wait_for(batcher.score([i, i + 1], score_of), 20) for i in range(3)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [str(error) for error in found] == ["image 1: the device is broken"] * 3
+    assert batcher.waiting == 0
+    batcher.close()
+    assert scorer.asked <= 3

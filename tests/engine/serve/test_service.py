@@ -367,3 +367,18 @@ def test_a_refusal_that_names_a_path_stays_in_the_log(
     )
     assert "secret" in caplog.text
     service.close()
+
+
+def test_uploads_that_break_off_are_no_failures_of_the_service(service: Service) -> None:
+    class Gone(Exception):
+        """As starlette's ClientDisconnect."""
+
+    async def part() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise Gone
+
+    given = {"content-type": "image/png", "content-length": "100"}
+    answers = ask(service, *(Request("POST", "/score", {}, given, part()) for _ in range(2 * FAILURES)))
+    assert {answer.status for answer in answers} == {400}
+    assert content(answers[0])["error"] == "body: expected 100 bytes as announced, got a lost connection"
+    assert ask(service, Request("GET", "/health", {}, {}, in_chunks(b"")))[0].status == 200
