@@ -10,7 +10,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ def still_in_the_making(device: str) -> dict[str, Any]:
             batch.copy_(source)
             late = (given * 255).round().byte() if given is not batch else given
             worst = max(worst, float((scorer.score_async(late).result().score - reference).abs().max()))
+
+        def made() -> Iterator[Tensor]:  # each begun when the stream that scores it runs already
+            for image in source:
+                one = torch.zeros_like(image)
+                torch.cuda._sleep(50_000_000)
+                yield one.copy_(image)
+
+        for number, outcome in enumerate(scorer.stream(made())):
+            worst = max(worst, float((outcome.score - reference[number]).abs()))
     scorer.close()
     return {"largest difference": worst, "ok": worst < TOLERANCE}
 
