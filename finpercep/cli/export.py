@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,12 @@ def export(
     It takes images (B,3,H,W), float32 in [0, 1], of any batch and of any size whose sides are multiples of the model's
     stride, and gives score (B,) and map (B,1,H,W).
     """
+    suffix = ".onnx" if format == "onnx" or (format is None and out.suffix == ".onnx") else ".pt2"
+    if not out.suffix:
+        out = out.with_suffix(suffix)
+    elif out.suffix != suffix:
+        print(f"OUT: expected a name that ends in {suffix} for --format {format or 'aoti'}, got {out}", file=sys.stderr)
+        raise typer.Exit(2)
     loaded = load_model(model, device, 0)
     with one_line_errors(2, ValueError, ImportError), one_line_errors(1, OSError, RuntimeError):
         from finpercep.engine.export import export_model

@@ -65,12 +65,28 @@ def _made(value: Any, spec: str, device: str) -> Any:
     try:
         signature = inspect.signature(value)
         if "images" in list(signature.parameters)[:1]:
+            _check_scoring(signature, spec)
             return value
         options = {"device": device} if "device" in signature.parameters else {}
         signature.bind(**options)
     except (TypeError, ValueError) as error:  # other arguments; a built-in without a signature
         raise ValueError(f"{spec}: expected a function of images, or one that needs none but device: {error}") from None
     return value(**options)
+
+
+def _check_scoring(signature: inspect.Signature, spec: str) -> None:
+    """Refuse a scoring function that could not be called.
+
+    Raises:
+        ValueError: it does not take what flow_grpo's are given.
+    """
+    try:
+        signature.bind("images", "prompts", "metadata")
+    except TypeError as error:
+        raise ValueError(
+            f"{spec}: expected a scoring function (images, prompts, metadata) -> (scores, info), got {signature}: "
+            f"{error}"
+        ) from None
 
 
 def _is_reward(value: Any) -> bool:

@@ -26,7 +26,7 @@ class FinPercep(nn.Module):
         reward: what `load_reward` takes.
     """
 
-    def __init__(self, reward: str = "finpercep-tiny", **_: Any) -> None:
+    def __init__(self, reward: str = "finpercep-tiny") -> None:
         super().__init__()
         self.reward = load_reward(reward)
 

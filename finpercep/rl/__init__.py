@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finpercep.rl.nft import NFT, NFTConfig
     from finpercep.rl.refl import ReFL, ReFLConfig
     from finpercep.rl.refresh import RefreshConfig
+    from finpercep.rl.rollout import enlarge
 
 __all__ = [
     "DPO",
@@ -42,6 +43,7 @@ __all__ = [
     "Stage",
     "StageConfig",
     "Steps",
+    "enlarge",
     "load_generator",
     "train",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "finpercep.rl.nft": ("NFT", "NFTConfig"),
     "finpercep.rl.refl": ("ReFL", "ReFLConfig"),
     "finpercep.rl.refresh": ("RefreshConfig",),
+    "finpercep.rl.rollout": ("enlarge",),
     "finpercep.rl.loop": ("train",),
 }
 __getattr__, __dir__ = lazy(__name__, {name: home for home, names in _HOMES.items() for name in names})

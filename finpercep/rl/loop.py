@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from finpercep.evaluation.climb import climb_figures
 from finpercep.io.files import append_line, atomic_write, write_json
 from finpercep.rl.config import RLConfig
 from finpercep.rl.generators import GeneratorModule
+from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.report import CLIMB, write_report
 from finpercep.rl.screen import measured
 from finpercep.rl.trainer import RLTrainer
@@ -74,7 +76,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        lines += _remarks(trainer)
+        lines += _remarks(trainer) + _of_target(trainer, before)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -120,6 +122,17 @@ def _remarks(trainer: RLTrainer) -> list[str]:
             "eval_every or monitors.patience"
         )
     return lines
+
+
+def _of_target(trainer: RLTrainer, before: dict[str, float]) -> list[str]:
+    """That ReFL takes rewards above its target for good enough, where the run begins with such."""
+    algorithm, reward = trainer.config.algorithm, before.get("eval/reward_avg", -math.inf)
+    if not isinstance(algorithm, ReFLConfig) or algorithm.weighting != "relu" or reward < algorithm.target:
+        return []
+    return [
+        f"the reward is {reward:.4g} before training, and from algorithm.target={algorithm.target:g} on nothing is "
+        "learned from it; raise the target, or set algorithm.weighting=identity"
+    ]
 
 
 def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> bool:

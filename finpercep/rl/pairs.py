@@ -98,7 +98,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
       known; those with split "val" need lr and gt;
     - a folder as DiT4SR's training has it: sr_bicubic, prompt_embeds, pooled_prompt_embeds, latent_lr, and gt where it
       is known; all of it is `train`;
-    - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name;
+    - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name, of two or more at least one;
     - ``lr:DIR``: low-resolution images without photos, all of them `train`.
 
     Photos without a low-resolution version get one by `degrade`, seeded by their name.
@@ -207,12 +207,17 @@ def _of_choice(paths: dict[str, Path], scale: int, of: Path) -> Pair:
 def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
     if not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(f"{kind}:{folder}: expected a folder of images, found none")
-    for path in expand_paths([folder]):
-        if kind == "lr":
-            if split == "train":
-                height, width = image_sides(path)
-                yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False, files=[path])
-        elif (seed_of(0, path.stem) % VAL == 0) == (split == "val"):
+    paths = expand_paths([folder])
+    if kind == "lr":
+        for path in paths if split == "train" else ():
+            height, width = image_sides(path)
+            yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False, files=[path])
+        return
+    held = {path for path in paths if seed_of(0, path.stem) % VAL == 0}
+    if not held and len(paths) > 1:  # a few photos, none of which the rule meets
+        held = {min(paths, key=lambda path: seed_of(0, path.stem))}
+    for path in paths:
+        if (path in held) == (split == "val"):
             yield _of_files(path, None, scale)
 
 

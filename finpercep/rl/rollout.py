@@ -12,7 +12,7 @@ from torch import Tensor
 from finpercep.data.randomness import seed_of
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import euler, placed
-from finpercep.rl.generators import Generator
+from finpercep.rl.generators import Generator, GeneratorModule
 
 
 def sample_generators(ids: Tensor, *names: object) -> list[torch.Generator]:
@@ -59,3 +59,25 @@ def results(generator: Generator, batch: Batch, count: int, *names: object) -> T
     """Images (B,3,H,W) of a batch by `count` Euler steps; `names` are what the noise is a function of."""
     x = sample(generator, batch, count, sample_generators(batch.ids, *names))
     return generator.decode(x, generator.condition(batch))
+
+
+def enlarge(generator: GeneratorModule, images: Tensor, *, steps: int = 3, seed: int = 0) -> Tensor:
+    """Use a generator: what it makes of low-resolution images.
+
+    Args:
+        generator: as `load_generator` or a run gives it.
+        images: (B,3,h,w), float in [0, 1].
+        steps: of the sampler.
+        seed: of the noise, with an image's place in the batch.
+
+    Returns:
+        (B,3,H,W), float in [0, 1], `generator.scale` times as large, where the generator is.
+
+    Raises:
+        TypeError: integers.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"images: expected float in [0, 1], got {images.dtype}")
+    place = next(generator.parameters())
+    batch = generator.prepare(Batch(images, torch.arange(len(images))).to(place.device))
+    return results(generator, batch, steps, "enlarge", seed).clamp(0, 1)

@@ -21,7 +21,8 @@ MEASURED = {"eval/reward_avg": "reward {:.3f}", "eval/psnr": "PSNR {:.2f}", "eva
 def measured(step: int, figures: Mapping[str, float]) -> str:
     """A line about a measurement on held-out photos; empty where there was none."""
     found = ", ".join(form.format(figures[name]) for name, form in MEASURED.items() if name in figures)
-    return f"step {step}, held-out photos: {found}" if found else ""
+    stage = f"stage {figures['stage']:.0f}, " if "stage" in figures else ""  # rewards of two do not compare
+    return f"step {step}, held-out photos: {stage}{found}" if found else ""
 
 
 class RLScreen(Screen):

@@ -67,7 +67,7 @@ class RewardTrainConfig:
         None,
         "The RM_0 to anchor to: a folder with an RM_0 or a CLIP-IQA, or finpercep-vit-b-16 or finpercep-vit-l-14 for "
         "CLIP-IQA on that CLIP model (a CLIP-IQA also needs --init). Without this option, RM_0 itself, which has no "
-        "map, is trained.",
+        "map, is trained, or what --init names.",
     )
     init: str | None = _option(
         None,

@@ -132,7 +132,9 @@ class RewardTrainer:
         """What is trained, in a line."""
         parameters = sum(p.numel() for p in self.model.parameters())
         stage = "full model" if self.model.has_map else "RM_0 (score only)"
-        return f"{stage}: {parameters / 1e6:.2f} M parameters, {len(self.triplets.scenes)} scenes"
+        warmup, steps = self.config.warmup, self.config.steps
+        short = f"; the rates rise for {warmup} steps, and the run has {steps}" if warmup >= steps else ""
+        return f"{stage}: {parameters / 1e6:.2f} M parameters, {len(self.triplets.scenes)} scenes{short}"
 
     def evaluate(self) -> dict[str, float]:
         """Figures of the model on held-out scenes; the best model so far is kept in `<out>/best`.

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cases import FAMILIES
+from docs.tables import filled
 from finpercep import ops
 from finpercep.cli.main import app
 from finpercep.data.features.kinds import FEATURE_KINDS
@@ -51,6 +52,19 @@ def test_files_that_are_named_exist() -> None:
         if not (ROOT / name.replace("foo", "grpo")).exists()  # as CONTRIBUTING.md calls an operator that is to be
     ]
     assert missing == []
+
+
+def test_tables_in_pages_are_those_of_their_files() -> None:
+    """`python docs/tables.py` puts them there."""
+    behind = [page.name for page in PAGES if filled(page.read_text()) != page.read_text()]
+    assert behind == []
+    assert sum(page.read_text().count("<!-- table: ") for page in PAGES) > 10
+    page = "a\n<!-- table: benchmarks/results/rl_ablations.md -->\nold\n<!-- /table -->\nb"
+    table = (ROOT / "benchmarks/results/rl_ablations.md").read_text().strip()
+    comments = ("<!-- table: benchmarks/results/rl_ablations.md -->", "<!-- /table -->")
+    assert filled(page) == f"a\n{comments[0]}\n\n{table}\n\n{comments[1]}\nb"
+    with pytest.raises(ValueError, match=r"^docs/tables\.py: expected a section none, found none"):
+        filled("<!-- table: docs/tables.py:none -->\n<!-- /table -->")
 
 
 def test_every_operator_is_in_the_table_of_the_kernels() -> None:

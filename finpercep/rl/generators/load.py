@@ -60,6 +60,10 @@ def load_generator(
 def _own(module: str, name: str) -> GeneratorModule:
     spec, made = f"{module}:{name}", imported(module, name)
     if inspect.isclass(made) or inspect.isfunction(made):
+        try:
+            inspect.signature(made).bind()
+        except TypeError as error:
+            raise ValueError(f"{spec}: expected what is called without arguments, got {error}") from None
         made = made()
     if not isinstance(made, GeneratorModule):
         raise ValueError(f"{spec}: expected a GeneratorModule, got {type(made).__name__}")

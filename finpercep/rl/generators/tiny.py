@@ -71,7 +71,10 @@ class SRTiny(GeneratorModule):
         folder = model_folder(embedded_folder(name_or_path), FILES, known=embedded_names(), **hub_options)
         config = read_config(folder)
         if missing := {"widths", "blocks"} - config.keys():
-            raise ValueError(f"{folder / FILES[0]}: expected widths and blocks of a generator, got no {min(missing)}")
+            raise ValueError(
+                f"{folder / FILES[0]}: expected widths and blocks of a generator, got no {min(missing)}; one of a "
+                "class of your own is loaded by a function of its module (module:function) that calls load_weights"
+            )
         model = cls(tuple(config["widths"]), config["blocks"])
         model.load_weights(folder)
         return model.eval()
