@@ -367,7 +367,10 @@ FAMILIES = {
         ],
     ),
     "sde_step": Family(
-        small=[_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True) for draw in (True, False)],
+        small=[
+            *(_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True) for draw in (True, False)),
+            *(_call(sde_step, 4, 3, *side, kl=True, position=True) for side in ((17, 19), (16, 16))),
+        ],
         more=[
             *(_call(sde_step, 4, 3, 17, 19, draw=draw, kl=True, mean=True, kind=kind)
               for kind in ("cps", "dance") for draw in (True, False)),

@@ -9,10 +9,10 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
 
   // modulate
   m.def(
-      "modulate(Tensor features, Tensor degradation, int h, int w, int gate, int resample, bool pool)"
+      "modulate(Tensor features, Tensor degradation, SymInt h, SymInt w, int gate, int resample, bool pool)"
       " -> (Tensor, Tensor)");
   m.def(
-      "modulate_backward(Tensor grad, Tensor features, Tensor degradation, Tensor d, int h, int w, int gate,"
+      "modulate_backward(Tensor grad, Tensor features, Tensor degradation, Tensor d, SymInt h, SymInt w, int gate,"
       " int resample, bool pool, bool need_features, bool need_map) -> (Tensor, Tensor)");
 
   // degradation_target
@@ -42,11 +42,11 @@ inline void define_schemas(torch::stable::detail::StableLibrary& m) {
   m.def(
       "sde_step(Tensor velocity, Tensor sample, Tensor sigma, Tensor sigma_next, Tensor? noise, Tensor? next_sample,"
       " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, bool return_mean,"
-      " int positions=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      " SymInt positions=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sde_step_backward(Tensor? grad_next_sample, Tensor? grad_mean, Tensor? grad_log_prob, Tensor? grad_kl,"
       " Tensor velocity, Tensor sample, Tensor next_sample, Tensor sigma, Tensor sigma_next,"
-      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, int positions=0)"
+      " Tensor? reference_velocity, int kind, bool exact_kl, float noise_level, float sigma_max, SymInt positions=0)"
       " -> Tensor");
 
   // layers of the convolutional encoders (finpercep.models): CPU only, no gradients

@@ -1,7 +1,7 @@
 """Block sizes of the Triton kernels. One set for every device, and no autotuning: a forward and its backward must not
 disagree, and a first call must not search.
 
-They come from reasoning, not from measurements on a GPU:
+They come from reasoning, before anything ran on a GPU:
 - 4 warps with 8 to 32 elements per thread: several 128-bit loads in flight per thread, registers for 8 or more
   programs per multiprocessor;
 - a chunk (what one program reduces) of a few blocks: partial results cost well under a per cent of the traffic,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import benchmarks.gpu  # noqa: F401  (finds finpercep.kernels in a tree that nobody installed)
 from benchmarks.gpu import report
+from benchmarks.gpu.measure import AGAIN, UNFINISHED, watched
 from finpercep import RewardModel, Scorer
 from finpercep.models.attention import ATTENTION
 
@@ -30,6 +31,8 @@ TOLERANCE = 1e-4  # of scores against the CPU, float32 without TF32
 GRAPH_BAR, SHARE_BAR = 1.2, 0.55
 ATTENTION_TOLERANCE = 5e-3  # of maps, fp16
 CALLS = 50
+LONGEST = 60.0  # seconds of a check: some compile
+NOT_REACHED = "not reached"
 
 Check = Callable[[str], dict[str, Any]]
 
@@ -279,26 +282,48 @@ def checks(device: str) -> dict[str, Check]:
     return dict(sorted(found.items(), key=lambda item: "compiled" in item[0]))
 
 
-def main(path: Path, seconds: float, device: str = "cuda") -> bool:
-    """Whether every check held that there was time for."""
+def main(path: Path, seconds: float, device: str = "cuda", *, again: bool = False) -> bool:
+    """Whether every check held that there was time for.
+
+    Args:
+        again: go on behind the check that ended the process before; it has to be begun again after one that hung, or
+            that left the GPU unusable.
+    """
     end = time.monotonic() + seconds
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     result = report.load(path)
-    rows = result["engine"] = {name: {"error": "not reached"} for name in checks(device)}
+    if not again:
+        result["engine"] = {name: {"error": NOT_REACHED} for name in checks(device)}
+    rows = result["engine"]
     for name, check in checks(device).items():
         if time.monotonic() >= end:
             break
+        if rows[name].get("error") != NOT_REACHED:
+            continue
+        rows[name] = {"ok": False, "error": UNFINISHED}
+        report.write(result, path)
         try:
-            rows[name] = check(device)
+            with watched(min(LONGEST, max(1.0, end - time.monotonic()))):
+                rows[name] = check(device)
         except Exception as error:
             rows[name] = {"ok": False, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
         report.write(result, path)
         print(f"{name}: {report.figures(rows[name])}", flush=True)
+        if device == "cuda" and torch.cuda.is_available() and not _is_usable():
+            raise SystemExit(AGAIN)
     report.write(result, path)
     failed = [name for name, row in rows.items() if row.get("ok") is False]
     print(f"{len(rows) - len(failed)} of {len(rows)} hold{': not ' + ', '.join(failed) if failed else ''}", flush=True)
     return not failed
 
 
+def _is_usable() -> bool:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    raise SystemExit(not main(Path(sys.argv[1]), float(sys.argv[2])))
+    raise SystemExit(not main(Path(sys.argv[1]), float(sys.argv[2]), again="again" in sys.argv[3:]))

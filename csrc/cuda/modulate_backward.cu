@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == sizeof(double) ? 2 : 3)
   const int64_t index = int64_t(blockIdx.x) * teams.count() + teams.index(), b = index / groups;
   if (b >= q.batch) return;
   const int group = int(index - b * groups);
-  const int y0 = window_begin(group, groups, s.y.size), y1 = window_begin(group + 1, groups, s.y.size);
+  const int y0 = int(window_begin<int64_t>(group, groups, s.y.size));
+  const int y1 = int(window_begin<int64_t>(group + 1, groups, s.y.size));
   const A* grad_d = static_cast<const A*>(p.grad_d) + b * q.h * q.w;
   M* grad_map = static_cast<M*>(p.grad_map) + b * q.height * q.width;
   for (int x = teams.lane() * N; x < s.x.size; x += teams.lanes * N)

@@ -26,14 +26,14 @@ def export(
 ) -> None:
     """Write score and map of a model as a package for C++, or for Python without this package.
 
-    It takes images (B,3,H,W), float32 in [0, 1], of any batch and of any size whose sides are multiples of the model's
-    stride, and gives score (B,) and map (B,1,H,W).
+    It takes images (B,3,H,W), contiguous, float32 in [0, 1], of any batch and of any size whose sides are multiples of
+    the model's stride, and gives score (B,) and map (B,1,H,W). Machine code does not check what it is given.
     """
     suffix = ".onnx" if format == "onnx" or (format is None and out.suffix == ".onnx") else ".pt2"
     if not out.suffix:
         out = out.with_suffix(suffix)
     elif out.suffix != suffix:
-        print(f"OUT: expected a name that ends in {suffix} for --format {format or 'aoti'}, got {out}", file=sys.stderr)
+        print(f"{out}: expected a name that ends in {suffix} for the format {format or 'aoti'}", file=sys.stderr)
         raise typer.Exit(2)
     loaded = load_model(model, device, 0)
     with one_line_errors(2, ValueError, ImportError), one_line_errors(1, OSError, RuntimeError):
@@ -41,4 +41,4 @@ def export(
 
         path = export_model(loaded, out, format=format or ("onnx" if out.suffix == ".onnx" else "aoti"))
     stride = loaded.encoder.stride
-    print(f"{path}: images (B,3,H,W), sides multiples of {stride} from {2 * stride} on")
+    print(f"{path}: images (B,3,H,W), float32, contiguous, sides multiples of {stride} from {2 * stride} on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +25,9 @@ from finpercep.rewards.protocol import Reward, call_reward, checked
 __all__ = ["COMPILE", "DTYPES", "Executor", "Outcome"]
 
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
+TORCHS_STREAMS = 32
+_handed_out: set[tuple[torch.device, int]] = set()
+_handing_out = threading.Lock()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,21 +58,19 @@ class Executor:
         self.dtype = next((p.dtype for p in _floats(self.reward)), torch.float32)
         self._view: Any = lasting_view(self.reward) if isinstance(self.reward, nn.Module) else self.reward
         self.side = tile_side(self._view, tile) if isinstance(self._view, RewardModel) else None
-        self._call: Any = self._view
-        if compile is not None:
-            self._call = torch.compile(self._view, dynamic=True, mode=None if compile == "default" else compile)
+        mode, own_graphs = compiled_as(compile, device)
+        graphs = graphs or own_graphs
+        streams = own_streams(device, 4) if device.type == "cuda" else []
+        self._call: Any = self._view if mode is None else torch.compile(self._view, dynamic=True, mode=mode)
         self._compiles = threading.Lock() if compile is not None else None  # until the first call is through
-        self._alone: Any = Graphs(self._call) if graphs else self._call  # for images without context
-        # inductor's own graphs answer in memory that their next call takes
-        self._reused = device.type == "cuda" and compile in ("reduce-overhead", "max-autotune")
+        # For images without context. What is captured is on a stream of its own: another thread's work would join it.
+        self._alone: Any = Graphs(self._call, stream=streams[3] if streams else None) if graphs else self._call
         self.padded = graphs or (deterministic and device.type == "cuda")
         self._bytes_per_pixel, self._measured = 0.0, 0  # what a batch of so many pixels took
         self._tight = False  # whether that is what bounds batches
         self._most_pixels = sys.maxsize  # of a batch: there was no memory for more
         self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
-        self._streams: tuple[torch.cuda.Stream, ...] | None = None  # uploads, computation, downloads
-        if device.type == "cuda":
-            self._streams = tuple(torch.cuda.Stream(device) for _ in range(3))
+        self._streams = tuple(streams[:3]) or None  # uploads, computation, downloads
 
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
@@ -102,10 +103,7 @@ class Executor:
             images = padded_to(images, self._padded(count))
         with self._kernels():
             output = self._answer(images, context)
-        score, found = output.score[:count], output.map[:count] if isinstance(output.map, Tensor) else None
-        if self._reused:
-            score, found = score.clone(), None if found is None else found.clone()
-        return RewardOutput(score, found)
+        return RewardOutput(output.score[:count], output.map[:count] if isinstance(output.map, Tensor) else None)
 
     @torch.no_grad()
     def outcomes(
@@ -231,6 +229,31 @@ class Executor:
             answer = call_reward(self._call, images, context) if context else self._alone(images)
         self._compiles = None
         return checked(answer, images, self._call)
+
+
+def compiled_as(compile: str | None, device: torch.device) -> tuple[str | None, bool]:
+    """The mode of `torch.compile` (None: not at all), and whether graphs of ours take the place of inductor's.
+
+    On a GPU they do: inductor's belong to the thread that made them first (torch 2.11), and here threads take turns.
+    """
+    modes = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+    if device.type != "cuda" or compile not in modes:
+        return compile, False
+    return modes[compile], True
+
+
+def own_streams(device: torch.device, count: int, make: Callable[..., Any] = torch.cuda.Stream) -> list[Any]:
+    """Streams that nobody else was given here, while there are such: torch has 32, and gives them out in turns."""
+    found: list[Any] = []
+    for _ in range(2 * TORCHS_STREAMS):
+        stream = make(device)
+        with _handing_out:
+            if (device, stream.cuda_stream) not in _handed_out:
+                _handed_out.add((device, stream.cuda_stream))
+                found.append(stream)
+        if len(found) == count:
+            return found
+    return found + [make(device) for _ in range(count - len(found))]
 
 
 @contextmanager

@@ -24,13 +24,19 @@ class Graphs:
     Args:
         reward: called with a batch, answers a `RewardOutput`; without host synchronization.
         keep: a graph holds the memory of its call.
+        stream: to capture on, which nothing else uses meanwhile.
         capture: makes a replay from the reward and an example; `capture` by default.
     """
 
     def __init__(
-        self, reward: Callable[[Tensor], RewardOutput], *, keep: int = 16, capture: Callable[..., Replay] | None = None
+        self,
+        reward: Callable[[Tensor], RewardOutput],
+        *,
+        keep: int = 16,
+        stream: torch.cuda.Stream | None = None,
+        capture: Callable[..., Replay] | None = None,
     ) -> None:
-        self.reward, self.keep = reward, keep
+        self.reward, self.keep, self._stream = reward, keep, stream
         self._pools: dict[Any, Any] = {}  # graphs of one stream run one after the other, in the same memory
         self._capture = capture or self._with_pool
         self._replays: OrderedDict[Any, Replay] = OrderedDict()
@@ -53,17 +59,23 @@ class Graphs:
         stream = torch.cuda.current_stream(example.device)
         if stream not in self._pools:
             self._pools[stream] = torch.cuda.graph_pool_handle()
-        return capture(reward, example, self._pools[stream])
+        return capture(reward, example, self._pools[stream], self._stream)
 
 
-def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor, pool: Any = None) -> Replay:
+def capture(
+    reward: Callable[[Tensor], RewardOutput],
+    example: Tensor,
+    pool: Any = None,
+    stream: torch.cuda.Stream | None = None,
+) -> Replay:
     """A CUDA graph of `reward` for batches like `example`; its answers are copies, which later replays leave alone.
 
     Args:
         pool: of `torch.cuda.graph_pool_handle`: memory that it shares with graphs that never run at the same time.
+        stream: to capture on, which nothing else uses meanwhile; None takes one of torch's.
     """
     given = example.clone()
-    stream = torch.cuda.Stream(example.device)
+    stream = stream or torch.cuda.Stream(example.device)
     stream.wait_stream(torch.cuda.current_stream(example.device))
     with torch.cuda.stream(stream):
         for _ in range(WARMUP):  # what allocates or chooses algorithms on first use must not do so in the graph

@@ -55,6 +55,27 @@ def test_checks_fail_alone_and_without_time_are_not_reached(path: Path, monkeypa
     assert "| a | error not reached |  |" in path.with_suffix(".md").read_text()
 
 
+def test_another_process_goes_on_behind_the_check_that_ended_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def one(name: str) -> Any:
+        def check(device: str) -> dict[str, Any]:
+            asked.append(name)
+            if name == "b":
+                raise SystemExit(engine.AGAIN)
+            return {"ok": True}
+
+        return check
+
+    monkeypatch.setattr(engine, "checks", lambda device: {name: one(name) for name in "abc"})
+    with pytest.raises(SystemExit):
+        engine.main(path, 60, device="cpu")
+    assert report.load(path)["engine"]["b"] == {"ok": False, "error": engine.UNFINISHED}
+    assert not engine.main(path, 60, device="cpu", again=True)
+    assert asked == ["a", "b", "c"]
+    assert report.load(path)["engine"]["c"] == {"ok": True}
+
+
 def test_every_attention_that_is_installed_gives_one_map() -> None:
     found = engine.attention("cpu", layers=2, side=56, dtype=torch.float32)
     assert found["ok"] is True

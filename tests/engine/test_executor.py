@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -111,19 +112,40 @@ def test_graphs_do_not_swallow_what_a_reward_takes(photo: Tensor) -> None:
     assert executor.batch(photo[None], {"prompts": ["three"]}).score.tolist() == [5.0]
 
 
-@pytest.mark.parametrize(("mode", "copied"), [("reduce-overhead", True), ("max-autotune", True), ("default", False)])
-def test_answers_of_inductors_graphs_are_copied(
-    small_model: RewardModel, photo: Tensor, monkeypatch: pytest.MonkeyPatch, mode: str, copied: bool
-) -> None:
-    """Their memory is taken again by the next call."""
-    held = RewardOutput(torch.tensor([0.5]), torch.zeros(1, 1, *photo.shape[-2:]))
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda images: held)
-    executor = make(small_model, compile=mode)
-    assert not executor._reused  # on a CPU there are none
-    executor._reused = copied
-    found = executor.batch(photo[None], {})
-    assert (found.score.data_ptr() != held.score.data_ptr()) == copied
-    assert (found.map.data_ptr() != held.map.data_ptr()) == copied
+def test_inductors_graphs_are_ours_on_a_gpu() -> None:
+    """Inductor's belong to the thread that made the first one; a scorer has two that compute."""
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert [executor_module.compiled_as(mode, gpu) for mode in executor_module.COMPILE] == [
+        (None, False),
+        ("default", False),
+        ("default", True),
+        ("max-autotune-no-cudagraphs", True),
+    ]
+    assert [executor_module.compiled_as(mode, cpu) for mode in executor_module.COMPILE] == [
+        (mode, False) for mode in executor_module.COMPILE
+    ]
+    assert "max-autotune-no-cudagraphs" in torch._inductor.list_mode_options()
+
+
+def test_streams_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives the same 32 out in turns; a copy on a stream that captures would become a part of the graph."""
+    monkeypatch.setattr(executor_module, "_handed_out", set())
+    device, turns = torch.device("cuda", 0), itertools.cycle(range(32))
+
+    class Turn:
+        def __init__(self, _: Any) -> None:
+            self.cuda_stream = next(turns)
+
+    def handles(count: int) -> list[int]:
+        return [stream.cuda_stream for stream in executor_module.own_streams(device, count, Turn)]
+
+    first = handles(4)
+    for _ in range(25):  # streams of others
+        next(turns)
+    second = handles(4)
+    assert len({*first, *second}) == 8
+    assert len({*first, *second, *(h for _ in range(6) for h in handles(4))}) == 32
+    assert len(handles(4)) == 4  # where all are given out, one more scorer shares
 
 
 def test_what_others_take_meanwhile_does_not_stay(small_model: RewardModel, notes: list[str], monkeypatch: Any) -> None:

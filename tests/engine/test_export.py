@@ -79,7 +79,7 @@ def test_onnx_gives_equal_outputs(model: RewardModel, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tmp_path / "model"), str(tmp_path / "model.onnx")])
     assert result.exit_code == 0, result.output
     stride = model.encoder.stride
-    expected = f"model.onnx: images (B,3,H,W), sides multiples of {stride} from {2 * stride} on"
+    expected = f"model.onnx: images (B,3,H,W), float32, contiguous, sides multiples of {stride} from {2 * stride} on"
     assert result.stdout.splitlines()[-1].endswith(expected)
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     assert [output.name for output in session.get_outputs()] == ["score", "map"]
@@ -109,6 +109,9 @@ def test_refused(small_model: RewardModel, model_folder: Path, tmp_path: Path) -
     assert result.exit_code == 2
     assert result.stderr.endswith("a.onnx: expected a name that ends in .pt2 for the format aoti\n")
     assert list(tmp_path.iterdir()) == []
+    result = CliRunner().invoke(app, ["export", str(model_folder), str(tmp_path / "a"), "--format", "program"])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
 
 
 def test_exports_at_once_leave_the_operator_in_place() -> None:

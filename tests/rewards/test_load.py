@@ -33,6 +33,7 @@ def module(monkeypatch):
     made.ours = Brightness()
     made.Ours = Brightness
     made.number = 3
+    made.alone = lambda images: images.flatten(1).mean(1)
     made.wrong = lambda images, prompts, metadata: [1.0]
     monkeypatch.setitem(sys.modules, "somebodys_rewards", made)
     return made
@@ -99,6 +100,11 @@ def test_errors(module, images, tmp_path):
         load_reward("somebodys_rewards:plane")
     with pytest.raises(ValueError, match="math:sqrt: expected a function of images, or one that needs none but"):
         load_reward("math:sqrt")
+    with pytest.raises(
+        ValueError,
+        match=r"alone: expected a scoring function \(images, prompts, metadata\) -> .*, got \(images\): too many",
+    ):
+        load_reward("somebodys_rewards:alone")
     with pytest.raises(ValueError, match="somebodys_rewards:number: expected a reward or a function, got int"):
         load_reward("somebodys_rewards:number")
     module.ours.lower_better = True

@@ -372,6 +372,18 @@ def test_no_memory_before_the_first_step_or_after_the_last_says_the_same(config,
         train(replace(config, algorithm=ALGORITHMS["refl"], stages=stages, monitors=monitors))
 
 
+def test_a_reward_above_the_target_of_refl_is_said(config):
+    """From there on nothing is learned from it."""
+    told = []
+    screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
+    stages = (replace(config.stages[0], steps=1),)
+    for target, said in ((-1.0, True), (1.0, False)):
+        out = f"{config.out}{target}"
+        train(replace(config, out=out, algorithm=ReFLConfig(steps=2, late=1, target=target), stages=stages), [screen])
+        assert any("from algorithm.target=-1 on nothing is learned" in line for line in told) == said
+        told.clear()
+
+
 def test_a_run_that_goes_on_has_its_present_settings_on_the_page(config, tmp_path):
     config = replace(config, algorithm=ALGORITHMS["refl"], eval_photos=2)
     with pytest.raises(KeyError, match="killed"):

@@ -60,13 +60,19 @@ def load_generator(
 def _own(module: str, name: str) -> GeneratorModule:
     spec, made = f"{module}:{name}", imported(module, name)
     if inspect.isclass(made) or inspect.isfunction(made):
-        try:
-            inspect.signature(made).bind()
-        except TypeError as error:
-            raise ValueError(f"{spec}: expected what is called without arguments, got {error}") from None
+        _check_callable(made, spec)
         made = made()
     if not isinstance(made, GeneratorModule):
         raise ValueError(f"{spec}: expected a GeneratorModule, got {type(made).__name__}")
     if missing := [part for part in ("scale", "channels", "stride") if not hasattr(made, part)]:
         raise ValueError(f"{spec}: expected the attributes scale, channels and stride, got no {missing[0]}")
     return made
+
+
+def _check_callable(made: Any, spec: str) -> None:
+    try:
+        inspect.signature(made).bind()
+    except TypeError as error:
+        raise ValueError(f"{spec}: expected what is called without arguments, got {error}") from None
+    except ValueError:  # a built-in without a signature
+        return

@@ -11,7 +11,7 @@ from torch import nn
 
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators import GeneratorConfig, GeneratorModule, SRTiny, load_generator
-from finpercep.rl.rollout import results
+from finpercep.rl.rollout import enlarge, results
 
 
 class Own(GeneratorModule):
@@ -41,6 +41,7 @@ class Own(GeneratorModule):
 def module(monkeypatch):
     made = types.ModuleType("own_generators")
     made.Own, made.make, made.ready, made.number, made.Text = Own, lambda: Own(), Own(), 3, str
+    made.takes = lambda width: Own()
     made.Unnamed = type("Unnamed", (GeneratorModule,), {})
     monkeypatch.setitem(sys.modules, "own_generators", made)
     return made
@@ -56,7 +57,9 @@ def test_embedded_and_folders(tmp_path):
     with pytest.raises(ValueError, match="finpercep-sr-tny: no such model or folder; did you mean 'finpercep-sr-tiny'"):
         load_generator("finpercep-sr-tny")
     (tmp_path / "config.json").write_text('{"widths": [16, 24]}')
-    with pytest.raises(ValueError, match=r"config\.json: expected widths and blocks of a generator, got no blocks"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: expected widths and blocks of a generator, got no blocks; one of a class of"
+    ):
         load_generator(tmp_path)
 
 
@@ -68,6 +71,20 @@ def test_ones_own(module, name):
     assert results(generator, Batch(torch.rand(2, 3, 4, 6), torch.tensor([0, 1])), 2).shape == (2, 3, 4, 6)
 
 
+def test_a_generator_is_used_in_a_line():
+    """The same bits with the same seed, alone and beside others; what it answers is an image."""
+    generator, images = load_generator("finpercep-sr-tiny"), torch.rand(2, 3, 12, 16)
+    found = enlarge(generator, images, steps=2)
+    assert found.shape == (2, 3, 48, 64)
+    assert 0 <= found.min() <= found.max() <= 1
+    torch.testing.assert_close(enlarge(generator, images[:1], steps=2), found[:1], rtol=0, atol=1e-6)
+    assert (enlarge(generator, images, steps=2, seed=1) - found).abs().max() > 1e-4
+    bicubic = torch.nn.functional.interpolate(images, scale_factor=4, mode="bicubic").clamp(0, 1)
+    assert (found - bicubic).abs().mean() < (found - found.flip(0)).abs().mean()
+    with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
+        enlarge(generator, (images * 255).byte())
+
+
 def test_what_is_no_generator(module):
     with pytest.raises(ValueError, match="no 'Onw'; did you mean Own"):
         load_generator("own_generators:Onw")
@@ -75,6 +92,8 @@ def test_what_is_no_generator(module):
         load_generator("own_generators:number")
     with pytest.raises(ValueError, match="expected a GeneratorModule, got str"):
         load_generator("own_generators:Text")
+    with pytest.raises(ValueError, match=r"takes: expected what is called without arguments, got missing.*'width'"):
+        load_generator("own_generators:takes")
     with pytest.raises(ValueError, match="expected the attributes scale, channels and stride, got no scale"):
         load_generator("own_generators:Unnamed")
     with pytest.raises(ImportError, match="nowhere_at_all:Own: expected a module that can be imported"):
