@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from finpercep.ops import modulate, modulate_reference
 
@@ -158,6 +159,20 @@ def test_compile_and_export(cpp: str, pool) -> None:
 
     exported = torch.export.export(Module(), (features, degradation)).module()
     torch.testing.assert_close(exported(features, degradation), scaled(features, degradation, (4, 2)))
+
+
+def test_one_compilation_serves_all_sizes(cpp: str) -> None:
+    """A size in the schema that were a plain int would be a constant of the graph, and each new one a compilation."""
+    counter = CompileCounter()
+
+    def halved(features: Tensor, degradation: Tensor) -> Tensor:
+        return modulate(features, degradation, (degradation.shape[2] // 2, degradation.shape[3] // 2), backend=cpp)
+
+    compiled = torch.compile(halved, backend=counter, dynamic=True)
+    for h, w in ((4, 6), (5, 3), (7, 8), (2, 9), (6, 6)):
+        features, degradation = (t.detach() for t in inputs((2, 3, 2 * h, 2 * w), (h, w)))
+        torch.testing.assert_close(compiled(features, degradation), halved(features, degradation))
+    assert counter.frame_count == 1
 
 
 def test_errors_name_the_argument() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from finpercep import ops
 from finpercep.ops import _backend
@@ -236,6 +237,20 @@ def test_fullgraph_compile_forward_and_backward(cpp):
         (log_prob.sum() + kl.sum()).backward()
         results.append((log_prob, kl, velocity.grad))
     torch.testing.assert_close(*results)
+
+
+def test_one_compilation_serves_all_sizes(cpp):
+    counter = CompileCounter()
+
+    def step(velocity, sample, end, s, s_next):
+        options = {"next_sample": end, "log_prob": "position", "backend": "cpp", "return_mean": False}
+        return sde_step(velocity, sample, s, s_next, **options).log_prob
+
+    compiled = torch.compile(step, backend=counter, dynamic=True)
+    for side in ((5, 4), (6, 9), (8, 8), (3, 7)):
+        v, x, end, _ = fresh(2, 3, *side, dtype=torch.float32)
+        torch.testing.assert_close(compiled(v, x, end, *levels(2)), step(v, x, end, *levels(2)))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(
