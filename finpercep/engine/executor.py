@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -25,10 +26,11 @@ from finpercep.rewards.protocol import Reward, call_reward, checked
 __all__ = ["COMPILE", "DTYPES", "Executor", "Outcome"]
 
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TORCHS_STREAMS = 32
+"""Streams of a device that torch has to give, in turns."""
 _handed_out: set[tuple[torch.device, int]] = set()
 _handing_out = threading.Lock()
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Outcome(NamedTuple):
@@ -60,17 +62,22 @@ class Executor:
         self.side = tile_side(self._view, tile) if isinstance(self._view, RewardModel) else None
         mode, own_graphs = compiled_as(compile, device)
         graphs = graphs or own_graphs
-        streams = own_streams(device, 4) if device.type == "cuda" else []
+        streams = self._own_streams(3 + graphs) if device.type == "cuda" else []
         self._call: Any = self._view if mode is None else torch.compile(self._view, dynamic=True, mode=mode)
         self._compiles = threading.Lock() if compile is not None else None  # until the first call is through
         # For images without context. What is captured is on a stream of its own: another thread's work would join it.
-        self._alone: Any = Graphs(self._call, stream=streams[3] if streams else None) if graphs else self._call
+        self._alone: Any = Graphs(self._call, stream=streams[3] if streams[3:] else None) if graphs else self._call
         self.padded = graphs or (deterministic and device.type == "cuda")
         self._bytes_per_pixel, self._measured = 0.0, 0  # what a batch of so many pixels took
         self._tight = False  # whether that is what bounds batches
         self._most_pixels = sys.maxsize  # of a batch: there was no memory for more
         self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
         self._streams = tuple(streams[:3]) or None  # uploads, computation, downloads
+
+    def _own_streams(self, count: int) -> list[torch.cuda.Stream]:
+        streams = own_streams(self.device, count)
+        weakref.finalize(self, give_back, self.device, [stream.cuda_stream for stream in streams])
+        return streams
 
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
@@ -120,17 +127,19 @@ class Executor:
         """
         pairs = list(zip(images, contexts, strict=True))
         height, width = images[0].shape[-2:]
-        if not (self.deterministic and self.padded) or self._tiles(height, width):
+        is_full = self.deterministic and self.padded and not contexts[0]
+        if not is_full or self._tiles(height, width):
             return halving(partial(self._together, after=after), pairs, partial(self._shrink, height * width))
         try:  # halves would be padded to the same size, and other sizes have other bits
             return self._together(pairs, after)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise MemoryError(
-                f"batch_size: expected one whose batches fit in memory, got {self.batch_size} images of "
-                f"{height} x {width}, to which deterministic mode pads every batch; lower it"
-            ) from error
+        # outside of `except`: the error holds the tensors of the call that failed
+        raise MemoryError(
+            f"batch_size: expected one whose batches fit in memory, got {self.batch_size} images of {height} x "
+            f"{width}, to which deterministic mode pads every batch; lower it"
+        )
 
     def _together(
         self, pairs: Sequence[tuple[Tensor, Mapping[str, Any]]], after: Sequence[torch.cuda.Event]
@@ -192,9 +201,11 @@ class Executor:
     def _measuring(self, pixels: int) -> Iterator[None]:
         """See what a batch takes, if it is much larger than those before: small ones are mostly what all have.
 
-        Where that bounds batches, each is looked at: what others allocate meanwhile counts as ours, so the least holds.
+        Where that bounds batches, all but small ones are looked at: what others allocate meanwhile counts as ours, so
+        the least holds. The replay of a graph allocates nothing and says nothing.
         """
-        if pixels <= 2 * self._measured and not self._tight:
+        again = self._tight and 2 * pixels >= self._measured and not isinstance(self._alone, Graphs)
+        if pixels <= 2 * self._measured and not again:
             yield
             return
         before = torch.cuda.memory_allocated(self.device)
@@ -243,7 +254,7 @@ def compiled_as(compile: str | None, device: torch.device) -> tuple[str | None, 
 
 
 def own_streams(device: torch.device, count: int, make: Callable[..., Any] = torch.cuda.Stream) -> list[Any]:
-    """Streams that nobody else was given here, while there are such: torch has 32, and gives them out in turns."""
+    """Streams that no one else has from here, while there are such; `give_back` takes them back."""
     found: list[Any] = []
     for _ in range(2 * TORCHS_STREAMS):
         stream = make(device)
@@ -254,6 +265,12 @@ def own_streams(device: torch.device, count: int, make: Callable[..., Any] = tor
         if len(found) == count:
             return found
     return found + [make(device) for _ in range(count - len(found))]
+
+
+def give_back(device: torch.device, streams: Sequence[int]) -> None:
+    """Streams, by their handles, that their owner uses no more."""
+    with _handing_out:
+        _handed_out.difference_update((device, stream) for stream in streams)
 
 
 @contextmanager

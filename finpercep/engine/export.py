@@ -51,7 +51,7 @@ def export_model(model: RewardModel, path: str | Path, *, format: str = "aoti") 
 
     Args:
         model: in evaluation mode, in the type and on the device that the package is for.
-        path: the file; `.pt2` for "aoti" and "program", `.onnx` for "onnx".
+        path: the file; `.pt2` for "aoti" and "program", `.onnx` for "onnx", which is added where it has no suffix.
         format: one of `FORMATS`.
 
     Returns:
@@ -62,12 +62,7 @@ def export_model(model: RewardModel, path: str | Path, *, format: str = "aoti") 
         ImportError: "onnx" without the extra `export`.
         RuntimeError: torch cannot export this model; names what it met.
     """
-    path = Path(path)
-    if format not in FORMATS:
-        raise ValueError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
-    suffix = ".onnx" if format == "onnx" else ".pt2"
-    if path.suffix != suffix:
-        raise ValueError(f"{path}: expected a name that ends in {suffix} for the format {format}")
+    path = check_name(Path(path), format)
     if any(part.training for part in model.modules()):
         raise ValueError("model: expected one in evaluation mode, got one in training")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +78,20 @@ def export_model(model: RewardModel, path: str | Path, *, format: str = "aoti") 
         with atomic_write(path) as file:
             file.write(made.read_bytes())
     return path
+
+
+def check_name(path: Path, format: str) -> Path:
+    """The path, with the suffix of the format where it has none.
+
+    Raises:
+        ValueError: another format, or another suffix.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    suffix = ".onnx" if format == "onnx" else ".pt2"
+    if path.suffix not in ("", suffix):
+        raise ValueError(f"{path}: expected a name that ends in {suffix} for the format {format}")
+    return path.with_suffix(suffix)
 
 
 def exported(model: RewardModel) -> torch.export.ExportedProgram:

@@ -137,11 +137,15 @@ class Run:
             if len(outcomes) != len(images):  # nobody would tell whoever waits for the others
                 raise ValueError(f"reward: expected {len(images)} outcomes, got {len(outcomes)}")
         except Exception as error:
-            if len(group) > 1:  # which of them it is only shows when each goes alone
-                for item in group:
-                    self._score([item])
+            if len(group) == 1:
+                group[0].done.set_result(error)
                 return
-            group[0].done.set_result(error)
+            outcomes = []
+        if (
+            not outcomes
+        ):  # which of them it is only shows when each goes alone; outside of `except`, which holds tensors
+            for item in group:
+                self._score([item])
             return
         for item, image, outcome in zip(group, images, outcomes, strict=True):
             try:

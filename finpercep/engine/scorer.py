@@ -48,7 +48,8 @@ class Scorer:
             scored as it would in evaluation; what `torch.compile` made of it before is not used.
         device: where to score; None is where the reward is. A reward elsewhere is copied.
         dtype: "fp32", "bf16", "fp16", or a type; the first layers stay in float32. None is the reward's own.
-        compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune". None does not compile. One
+        compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune"; on a GPU the latter
+            two with graphs, see there, in place of torch's own. None does not compile. One
             compilation serves all sizes.
         graphs: replay a CUDA graph for each shape of a batch, which is padded to a power of two. GPU only.
         deterministic: an image scores the same bits alone, in any batch, at any position, with any number of threads.
@@ -214,7 +215,7 @@ class Scorer:
         run = Run(self.executor, None if alone and self._parallel else self.lanes(), self._units(), then, after)
         room = self.lane_count
         pending: deque[Item] = deque()
-        source, late = enumerate(images), not isinstance(images, Sequence)
+        source, late = enumerate(images), not isinstance(images, (list, tuple))
         try:
             while True:
                 while len(pending) < AHEAD * room and (

@@ -17,6 +17,7 @@ from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
+from finpercep.rl.scores import awaits_map
 from finpercep.runs.ranks import Ranks
 from finpercep.runs.state import check_settings
 
@@ -279,7 +280,7 @@ def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curricu
         ValueError: spatial credit where no stage has a map.
     """
     stages = [Stage(_stage_reward(rewards[s.reward], s), s.steps, s.lr) for s in config.stages]
-    if getattr(config.algorithm, "map_weight", 0) and all(getattr(s.reward, "without_map", False) for s in stages):
+    if getattr(config.algorithm, "map_weight", 0) and all(awaits_map(stage.reward) for stage in stages):
         names = ", ".join(sorted({stage.reward for stage in config.stages}))
         raise ValueError(f"algorithm.map_weight: expected a stage whose reward has a map, got {names}")
     return Curriculum(stages, config.curriculum)

@@ -62,7 +62,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     first = trainer.ranks.first
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
-        if first:  # of a resumed run too: some settings, rewards and the judge may be others
+        if first and not (resumed and trainer.finished):  # some settings, rewards and the judge may be others now
             held_out = {"held_out": len(trainer.held_out.batch)}
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:

@@ -98,7 +98,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
       known; those with split "val" need lr and gt;
     - a folder as DiT4SR's training has it: sr_bicubic, prompt_embeds, pooled_prompt_embeds, latent_lr, and gt where it
       is known; all of it is `train`;
-    - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name, of two or more at least one;
+    - ``photos:DIR``: photos, of which one in `VAL` is `val`, by its name;
     - ``lr:DIR``: low-resolution images without photos, all of them `train`.
 
     Photos without a low-resolution version get one by `degrade`, seeded by their name.
@@ -213,11 +213,8 @@ def _folder(kind: str, folder: str, split: str, scale: int) -> Iterator[Pair]:
             height, width = image_sides(path)
             yield Pair(str(path), (height * scale, width * scale), partial(_alone, path), False, files=[path])
         return
-    held = {path for path in paths if seed_of(0, path.stem) % VAL == 0}
-    if not held and len(paths) > 1:  # a few photos, none of which the rule meets
-        held = {min(paths, key=lambda path: seed_of(0, path.stem))}
     for path in paths:
-        if (path in held) == (split == "val"):
+        if (seed_of(0, path.stem) % VAL == 0) == (split == "val"):
             yield _of_files(path, None, scale)
 
 

@@ -75,9 +75,12 @@ def enlarge(generator: GeneratorModule, images: Tensor, *, steps: int = 3, seed:
 
     Raises:
         TypeError: integers.
+        ValueError: no step.
     """
+    if steps < 1:
+        raise ValueError(f"steps: expected at least 1, got {steps}")
     if not images.is_floating_point():
         raise TypeError(f"images: expected float in [0, 1], got {images.dtype}")
     place = next(generator.parameters())
-    batch = generator.prepare(Batch(images, torch.arange(len(images))).to(place.device))
+    batch = generator.prepare(Batch(images.float(), torch.arange(len(images))).to(place.device))
     return results(generator, batch, steps, "enlarge", seed).clamp(0, 1)

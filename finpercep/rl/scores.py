@@ -188,10 +188,20 @@ def check_map(reward: Reward) -> None:
     Raises:
         ValueError: names the reward.
     """
-    parts = list(reward.parts.values()) if isinstance(reward, Mixture) else [reward]
-    if not any(getattr(part, "without_map", False) for part in parts):
-        names = ", ".join(type(getattr(part, "reward", part)).__name__ for part in parts)
+    if not awaits_map(reward):
+        names = ", ".join(type(getattr(part, "reward", part)).__name__ for part in _parts(reward))
         raise ValueError(f"map_weight: expected a reward with a map, got {names} without")
+
+
+def awaits_map(reward: Reward) -> bool:
+    """Whether a reward has no map yet, but may in a later stage: RM_0, or a mixture with it and without a map."""
+    parts = _parts(reward)
+    has_map = any(getattr(getattr(part, "reward", part), "has_map", False) for part in parts)
+    return not has_map and any(getattr(part, "without_map", False) for part in parts)
+
+
+def _parts(reward: Reward) -> list[Reward]:
+    return list(reward.parts.values()) if isinstance(reward, Mixture) else [reward]
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -360,21 +361,32 @@ class RLTrainer:
         if self.refresh is not None:
             self.refresh.load_state(state["refresh"])
         self.fingerprints = list(self.curriculum.fingerprints)
-        if self.fingerprints != state["rewards"]:
-            if not self.config.accept_reward:
-                raise ValueError(
-                    f"{folder}: expected rewards {', '.join(state['rewards'])} as they were saved, got "
-                    f"{', '.join(self.fingerprints)}; accept_reward=true goes on with them"
-                )
-            if state["step"] >= self.curriculum.steps:
-                raise ValueError(
-                    f"{folder}: expected steps that are left for other rewards, got a run that has ended; begin "
-                    "another one, whose generator is this one's folder generator/"
-                )
-            self.curriculum.measured, self.alarm.measured = [], []  # what others gave is not compared with
-        if state["settings"].get("judge_fingerprint", own := self.settings["judge_fingerprint"]) != own:
+        self._take_others(state, folder)
+        self.done = state["step"]
+        return True
+
+    def _take_others(self, state: dict[str, Any], folder: Path) -> None:
+        """Compare nothing with what rewards or a judge of before gave, where they are others now.
+
+        Raises:
+            ValueError: nothing allows other rewards, or no step is left for them.
+        """
+        other_rewards = self.fingerprints != state["rewards"]
+        if other_rewards and not self.config.accept_reward:
+            raise ValueError(
+                f"{folder}: expected rewards {', '.join(state['rewards'])} as they were saved, got "
+                f"{', '.join(self.fingerprints)}; accept_reward=true goes on with them"
+            )
+        judge = self.settings["judge_fingerprint"]
+        other_judge = state["settings"].get("judge_fingerprint", judge) != judge
+        if (other_rewards or other_judge) and state["step"] >= self.curriculum.steps:
+            raise ValueError(
+                f"{folder}: expected steps that are left for other rewards, got a run that has ended; begin "
+                "another one, whose generator is this one's folder generator/"
+            )
+        if other_rewards:
+            self.curriculum.measured, self.alarm.measured = [], []
+        if other_judge:
             self.alarm.forget("judge")
             if self.best is not None and self.best.name == "judge":
                 self.best.value = None
-        self.done = state["step"]
-        return True

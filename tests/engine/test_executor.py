@@ -146,6 +146,8 @@ def test_streams_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({*first, *second}) == 8
     assert len({*first, *second, *(h for _ in range(6) for h in handles(4))}) == 32
     assert len(handles(4)) == 4  # where all are given out, one more scorer shares
+    executor_module.give_back(device, second)
+    assert sorted(handles(4)) == sorted(second)
 
 
 def test_what_others_take_meanwhile_does_not_stay(small_model: RewardModel, notes: list[str], monkeypatch: Any) -> None:

@@ -119,5 +119,8 @@ def test_a_stage_without_map_has_no_credit_beside_a_reward_that_never_has_one():
         Mixture({"a": (StageReward(first), 1.0), "b": (Red(), 1.0)}),
     ):
         assert not credit_map(None, reward, scores).any()
+    config = RLConfig(algorithm=GRPOConfig(map_weight=1.0))
+    with pytest.raises(ValueError, match=r"^algorithm.map_weight: expected a stage whose reward has a map, got"):
+        build_curriculum(config, {config.stages[0].reward: Mixture({"a": (first, 1.0), "b": (Red(), 1.0)})})
     with pytest.raises(ValueError, match=r"^map_weight: expected a reward with a map, got Red, Green without"):
         credit_map(None, Mixture({"a": (Red(), 1.0), "b": (Green(), 1.0)}), scores)

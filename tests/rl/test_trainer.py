@@ -342,6 +342,11 @@ def test_another_judge_is_not_compared_with_the_former_one(config, tmp_path):
     ]
     train(replace(other, accept_reward=True))
     assert json.loads((tmp_path / "run" / "rl.json").read_text())["monitors"]["judge"] == f"{here}:B"
+    with pytest.raises(
+        ValueError, match=r"checkpoint-5: expected steps that are left for other rewards, got a run that"
+    ):
+        train(replace(config, accept_reward=True))  # the page would name a judge that has seen nothing
+    assert json.loads((tmp_path / "run" / "rl.json").read_text())["monitors"]["judge"] == f"{here}:B"
 
 
 def test_what_is_climbed_cannot_be_the_best_judge(config):

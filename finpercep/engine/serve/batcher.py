@@ -136,7 +136,7 @@ class Batcher:
             except Exception as error:  # of the scorer itself: what it had taken is lost
                 if not taken:  # of a device that takes nothing any more: what waits would wait forever
                     with self._lock:
-                        taken, self._waiting = self._waiting, taken
+                        taken, self._waiting = self._waiting, deque()
                 for job in taken:
                     job.answer(error)
             with self._lock:

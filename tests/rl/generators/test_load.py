@@ -72,7 +72,7 @@ def test_ones_own(module, name):
 
 
 def test_a_generator_is_used_in_a_line():
-    """The same bits with the same seed, alone and beside others; what it answers is an image."""
+    """The same image with the same seed, alone and beside others, in [0, 1]."""
     generator, images = load_generator("finpercep-sr-tiny"), torch.rand(2, 3, 12, 16)
     found = enlarge(generator, images, steps=2)
     assert found.shape == (2, 3, 48, 64)
@@ -81,6 +81,9 @@ def test_a_generator_is_used_in_a_line():
     assert (enlarge(generator, images, steps=2, seed=1) - found).abs().max() > 1e-4
     bicubic = torch.nn.functional.interpolate(images, scale_factor=4, mode="bicubic").clamp(0, 1)
     assert (found - bicubic).abs().mean() < (found - found.flip(0)).abs().mean()
+    assert torch.equal(enlarge(generator, images.double(), steps=2), found)
+    with pytest.raises(ValueError, match=r"^steps: expected at least 1, got 0"):
+        enlarge(generator, images, steps=0)
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
         enlarge(generator, (images * 255).byte())
 
