@@ -237,7 +237,7 @@ def test_the_first_measurement_is_shown(config):
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
     train(replace(config, algorithm=ALGORITHMS["refl"], eval_photos=1), [screen])
     assert told[0].startswith(f"ReFL against {config.stages[0].reward} (")
-    assert told[1].startswith("step 0, held-out photos: reward 0.")
+    assert told[1].startswith("step 0, held-out photos: stage 0, reward 0.")
     assert told[2] == "one held-out photo is too few for the alarm; see eval_photos"
 
 
