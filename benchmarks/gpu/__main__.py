@@ -20,7 +20,6 @@ import torch
 
 from benchmarks.gpu import ROOT, commands, report
 from benchmarks.gpu.commands import Command
-from benchmarks.gpu.measure import AGAIN
 
 RESULTS = ROOT / "benchmarks" / "results"
 CACHES = ROOT / "build" / "gpu-check"
@@ -86,30 +85,24 @@ def sanitizer() -> list[Command]:
 
 def measure(part: str, path: Path, until: float) -> dict[str, str]:
     """Measure in a process of its own; where it breaks, another goes on behind the cell that broke it."""
-    for _ in range(RESTARTS):
-        left = until - time.monotonic()
-        arguments = [PYTHON, "-m", "benchmarks.gpu.measure", str(path), part, f"{left - 5:.0f}"]
-        (outcome,) = commands.run([Command(f"measure {part}", arguments)], until)
-        if outcome.status in (0, None) or until - time.monotonic() < 20:
-            break
-    print(outcome.output, end="", flush=True)
-    if outcome.status is None:  # no failure: a cell is noted as unfinished, those behind it are empty
-        return {"name": outcome.name, "result": f"its time was up, {outcome.seconds:.0f} s"}
-    return outcome.check()
+    return _in_turns(f"measure {part}", ["benchmarks.gpu.measure", str(path), part], until, ended=(0,))
 
 
 def engine(path: Path, until: float) -> dict[str, str]:
-    """The scoring engine, in a process of its own; where one breaks, another goes on behind the check that broke it."""
-    again: list[str] = []
-    for _ in range(RESTARTS):
+    """The scoring engine, likewise; a process that ends with 1 has made every check, and some do not hold."""
+    return _in_turns("engine", ["benchmarks.gpu.engine", str(path)], until, ended=(0, 1))
+
+
+def _in_turns(name: str, words: Sequence[str], until: float, *, ended: Sequence[int]) -> dict[str, str]:
+    """Run a module until it ends with one of these statuses; where it breaks, another process goes on."""
+    for attempt in range(RESTARTS):
         left = until - time.monotonic()
-        arguments = [PYTHON, "-m", "benchmarks.gpu.engine", str(path), f"{left - 5:.0f}", *again]
-        (outcome,) = commands.run([Command("engine", arguments)], until)
-        print(outcome.output, end="", flush=True)
-        if outcome.status in (0, 1, None) or until - time.monotonic() < 20:
+        arguments = [PYTHON, "-m", *words, f"{left - 5:.0f}", *(["again"] if attempt else [])]
+        (outcome,) = commands.run([Command(name, arguments)], until)
+        if outcome.status in (*ended, None) or until - time.monotonic() < 20:
             break
-        again = ["again"]
-    if outcome.status in (None, AGAIN):  # the results say which check it was
+    print(outcome.output, end="", flush=True)
+    if outcome.status is None:  # no failure: the results say what is unfinished, and what was not reached
         return {"name": outcome.name, "result": f"its time was up, {outcome.seconds:.0f} s"}
     return outcome.check()
 

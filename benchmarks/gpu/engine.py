@@ -286,8 +286,7 @@ def main(path: Path, seconds: float, device: str = "cuda", *, again: bool = Fals
     """Whether every check held that there was time for.
 
     Args:
-        again: go on behind the check that ended the process before; it has to be begun again after one that hung, or
-            that left the GPU unusable.
+        again: go on behind the check that ended the process before, by hanging or by leaving the GPU unusable.
     """
     end = time.monotonic() + seconds
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, make_shard, open_maker
 from finpercep.data.sources.protocol import Photo
-from finpercep.runs.cluster import connect
+from finpercep.runs.cluster import connect, worker_device
 
 ENGINES = ("local", "ray")
 ATTEMPTS = 3  # at a shard whose worker was killed, before it is held to be the reason
@@ -130,7 +130,8 @@ class _RayWorker:
 
 def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
     """Ray Data over the shards; Ray starts a killed actor again and hands it the same shard."""
-    connect("engine ray", "ray")
+    ray = connect("engine ray", "ray")
+    job = replace(job, device=worker_device(job.device, ray.cluster_resources()))
     from ray import data
 
     context = data.DataContext.get_current()
@@ -142,7 +143,7 @@ def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardR
         batch_size=1,
         compute=data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=1,
-        num_gpus=1 if job.device.startswith("cuda") else 0,
+        num_gpus=1 if job.device == "cuda" else 0,
     )
     for row in reports.iter_rows():
         yield ShardReport(**json.loads(row["report"]))

@@ -25,6 +25,7 @@ from finpercep.data.sources.protocol import Photo
 from finpercep.io.files import write_json
 from finpercep.io.images import ImageError, load_image
 from finpercep.io.parquet import require_pyarrow
+from finpercep.runs.cluster import worker_device
 from finpercep.runs.devices import check_device
 from finpercep.runs.lock import folder_lock
 
@@ -80,8 +81,8 @@ def make_dataset(
     check_engine(engine)
     if engine == "local":
         check_device(device)
-    elif device not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda for workers of Ray, which have a GPU each, got {device}")
+    else:
+        worker_device(device, {})
     config = config or MakeConfig()
     specs = parse_sources(sr)
     results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}
