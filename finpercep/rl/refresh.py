@@ -142,7 +142,8 @@ class Refresh:
         """
         model, config, version = self.models[name], self.config, self.versions[name]
         before = self.measure(model, device)
-        unfreeze(model.requires_grad_(True).encoder)
+        model.requires_grad_(True)
+        unfreeze(model.encoder)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=1e-4)
         for step in range(config.steps):
