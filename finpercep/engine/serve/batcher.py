@@ -128,27 +128,21 @@ class Batcher:
 
     def _stream(self) -> None:
         """Score what waits, until nothing does."""
-        idle = False
-        while not idle:
-            taken: deque[_Job] = deque()
+        while (first := self._next_or_leave()) is not None:
+            taken = deque([first])  # a scorer that takes nothing any more answers this one, and so each in its turn
             try:
                 self._one_stream(taken)
             except Exception as error:  # of the scorer itself: what it had taken is lost
-                if not taken:  # of a device that takes nothing any more: what waits would wait forever
-                    with self._lock:
-                        taken, self._waiting = self._waiting, deque()
                 for job in taken:
                     job.answer(error)
-            with self._lock:
-                idle = not self._waiting
-                self._running -= idle
 
     def _one_stream(self, taken: deque[_Job]) -> None:
-        """`taken`: what the scorer has and has not answered yet, in order."""
-        numbered: dict[int, _Job] = {}
+        """`taken`: what the scorer has and has not answered yet, in order; at first, what the stream begins with."""
+        numbered = {0: taken[0]}
 
         def images() -> Iterator[Any]:
-            for number in itertools.count():
+            yield numbered[0].image
+            for number in itertools.count(1):
                 job = self._next()
                 if job is None:
                     return
@@ -170,3 +164,11 @@ class Batcher:
     def _next(self) -> _Job | None:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
+
+    def _next_or_leave(self) -> _Job | None:
+        """None: nothing waits, and the stream is not counted any more, so that the next call begins another."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._running -= 1
+            return None
