@@ -101,7 +101,12 @@ def main() -> None:
         given = {way: answers(score, images, groups) for way, score in ways(name).items()}
         exact = given.pop("fp32")
         spread = max(group.std().item() for group in exact.groups)
-        found[name] = {"photos": len(scenes), "images": len(images), "largest_std_of_a_group": spread}
+        found[name] = {
+            "fingerprint": RewardModel.from_pretrained(name).fingerprint,
+            "photos": len(scenes),
+            "images": len(images),
+            "largest_std_of_a_group": spread,
+        }
         found[name] |= {way: compared(exact, half) for way, half in given.items()}
         print(name, json.dumps(found[name], indent=1), flush=True)
         write_json(path, found)

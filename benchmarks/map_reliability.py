@@ -68,7 +68,8 @@ def measure(model: RewardModel, scenes: Sequence[Scene]) -> dict[str, Any]:
         maps += [one.squeeze(0) for one in output.map]
         targets += [torch.zeros_like(maps[-1]), *trial.targets]
     good = sum(score >= GOOD for score in scores) / len(scores)
-    return {"photos": len(scores), "good": good, "lowest": min(scores), **reliability(maps, targets)}
+    about = {"fingerprint": model.fingerprint, "photos": len(scores)}
+    return {**about, "good": good, "lowest": min(scores), **reliability(maps, targets)}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

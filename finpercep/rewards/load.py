@@ -54,6 +54,7 @@ def _own(module: str, name: str, device: str) -> Reward:
             raise ValueError(f"{spec}: expected a reward whose higher scores are better, but lower ones are; negate it")
         return reward
     if callable(reward):
+        _check_scoring(_signature(reward), spec)
         return FunctionReward(reward, spec)
     raise ValueError(f"{spec}: expected a reward or a scoring function, got {type(reward).__name__}")
 
@@ -63,15 +64,19 @@ def _made(value: Any, spec: str, device: str) -> Any:
     if not callable(value):
         raise ValueError(f"{spec}: expected a reward or a function, got {type(value).__name__}")
     try:
-        signature = inspect.signature(value)
-        if "images" in list(signature.parameters)[:1]:
-            _check_scoring(signature, spec)
+        signature = _signature(value)
+        if "images" in list(signature.parameters)[:1] or isinstance(value, nn.Module):
             return value
         options = {"device": device} if "device" in signature.parameters else {}
         signature.bind(**options)
     except (TypeError, ValueError) as error:  # other arguments; a built-in without a signature
         raise ValueError(f"{spec}: expected a function of images, or one that needs none but device: {error}") from None
     return value(**options)
+
+
+def _signature(value: Any) -> inspect.Signature:
+    """Of what is called; of a module its `forward`."""
+    return inspect.signature(value.forward if isinstance(value, nn.Module) else value)
 
 
 def _check_scoring(signature: inspect.Signature, spec: str) -> None:

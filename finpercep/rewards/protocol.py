@@ -54,14 +54,29 @@ def checked(output: RewardOutput, images: Tensor, reward: Any) -> RewardOutput:
     """The reward's answer to images (B,3,H,W).
 
     Raises:
-        WrongAnswerError: its scores are not (B,).
+        WrongAnswerError: it is no `RewardOutput`, its scores are not (B,), or its map is not (B,1,H,W), of floats.
     """
-    if tuple(output.score.shape) != (len(images),):
-        raise WrongAnswerError(
-            f"reward: expected scores ({len(images)},) for {len(images)} images, got {tuple(output.score.shape)} "
-            f"from {type(reward).__name__}"
+    score, faults = getattr(output, "score", None), getattr(output, "map", None)
+    if not isinstance(score, Tensor):
+        raise _wrong(
+            reward, "RewardOutput(score, map) with scores in a tensor", type(output if score is None else score)
         )
+    if tuple(score.shape) != (len(images),):
+        raise _wrong(reward, f"scores ({len(images)},) for {len(images)} images", tuple(score.shape))
+    if not score.is_floating_point():
+        raise _wrong(reward, "scores of floats", score.dtype)
+    if faults is None:
+        return output
+    if not isinstance(faults, Tensor) or not faults.is_floating_point():
+        raise _wrong(reward, "a map of floats in a tensor, or None", getattr(faults, "dtype", type(faults)))
+    if tuple(faults.shape) != (size := (len(images), 1, *images.shape[-2:])):
+        raise _wrong(reward, f"a map {size} for images {tuple(images.shape)}", tuple(faults.shape))
     return output
+
+
+def _wrong(reward: Any, expected: str, found: Any) -> WrongAnswerError:
+    name = found.__name__ if isinstance(found, type) else found
+    return WrongAnswerError(f"reward: expected {expected}, got {name} from {type(reward).__name__}")
 
 
 def combined_fingerprint(*parts: Any) -> str:

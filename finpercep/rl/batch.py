@@ -21,6 +21,7 @@ class Batch:
             "pooled_prompt_embeds") and latents of the enlarged low-resolution image ("latent_lr").
         has_photo: (B,) bool, where some rows have no photo, whose place in `photo` is 0; None where all have one, or
             none has.
+        prompt: the text of all images, for rewards that take one.
 
     Raises:
         ValueError: sides or lengths that do not fit each other.
@@ -31,6 +32,7 @@ class Batch:
     photo: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     has_photo: Tensor | None = None
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.lr.dim() != 4 or self.lr.shape[1] != 3:
@@ -68,7 +70,8 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor], ids: Tensor) -> Batch:
         photo = None if self.photo is None else change(self.photo)
         extras = {name: change(tensor) for name, tensor in self.extras.items()}
-        return Batch(change(self.lr), ids, photo, extras, None if self.has_photo is None else change(self.has_photo))
+        has_photo = None if self.has_photo is None else change(self.has_photo)
+        return Batch(change(self.lr), ids, photo, extras, has_photo, self.prompt)
 
 
 def check_pair(lr: Tensor, photo: Tensor, names: str = "lr, photo") -> int:

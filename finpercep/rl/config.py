@@ -13,7 +13,7 @@ from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.generators import Generator, GeneratorConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
-from finpercep.rl.monitors import MonitorConfig
+from finpercep.rl.monitors import SSIM_SIDE, MonitorConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
@@ -124,7 +124,9 @@ class RLConfig:
 
     def __post_init__(self) -> None:
         counts = ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps", "max_skipped")
-        at_least_one(self, *counts, "side")
+        at_least_one(self, *counts)
+        if self.side < SSIM_SIDE:
+            raise ValueError(f"side: expected at least {SSIM_SIDE}, the window of SSIM, got {self.side}")
         share(self, "degraded")
         not_negative(self, "weight_decay")
         above_zero(self, "max_norm")
@@ -200,12 +202,19 @@ def _kept_monitors(monitors: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in monitors.items() if name not in ("alarm", "climb", "metrics")}
 
 
+def _kept_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The generator's options that a resumed run keeps: not where latents lie, nor what only saves memory."""
+    kept = {name: value for name, value in options.items() if name not in ("checkpointing", "decode")}
+    return kept | {"cache": bool(kept.get("cache"))}
+
+
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
     settings["monitors"] = _kept_monitors(settings["monitors"])
+    settings["generator_options"] = _kept_options(settings["generator_options"])
     # Of data, which may have moved, there is a fingerprint.
-    ignored = ("data", "out", "save_every", "keep", "device", "accept_reward")
+    ignored = ("data", "out", "save_every", "keep", "device", "accept_reward", "max_skipped")
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
@@ -225,8 +234,11 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
         del defaults["algorithm"]
     if "judge_fingerprint" not in was and "judge_fingerprint" in now:
         was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
-    was = _completed(was, defaults)
-    was["monitors"] = _kept_monitors(was["monitors"])
+    was = _completed({name: value for name, value in was.items() if name != "max_skipped"}, defaults)
+    was |= {
+        "monitors": _kept_monitors(was["monitors"]),
+        "generator_options": _kept_options(was["generator_options"]),
+    }
     if config.accept_reward:
         was = _with_rewards_of(now, was)
     try:

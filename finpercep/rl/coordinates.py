@@ -44,12 +44,6 @@ def per_sample(level: Tensor | float, like: Tensor) -> Tensor:
     return level.reshape(-1, *[1] * (like.dim() - 1)) if level.dim() else level
 
 
-def to_flow(z: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-    """(x, s) of z = α·x0 + σ·ε."""
-    total = torch.as_tensor(alpha, device=z.device) + torch.as_tensor(sigma, device=z.device)
-    return z / per_sample(total, z), torch.as_tensor(sigma, device=z.device) / total
-
-
 def preserving(s: Tensor | float) -> tuple[Tensor, Tensor]:
     """(α, σ) with α² + σ² = 1 at level s: the variance-preserving models of DDPM, DDIM and Stable Diffusion."""
     level = torch.as_tensor(s)

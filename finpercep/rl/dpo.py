@@ -21,7 +21,7 @@ from finpercep.rl.rollout import sample, sample_generators
 from finpercep.rl.scores import credit_map, ranked_by, scores_and_map
 from finpercep.rl.spatial import spatial_advantages
 
-ERRORS = ("velocity", "epsilon")
+ERRORS = ("auto", "velocity", "epsilon")
 PAIRS = ("reward", "given")
 
 
@@ -39,6 +39,7 @@ class DPOConfig:
         pairs: "reward": the generator samples, and the reward labels; "given": results that were labelled beforehand,
             which `pairs.jsonl` names beside each low-resolution image, as DP2O-SR trains. Rewards then measure alone.
         error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
+            "auto": what the model itself predicts, ε where its scheduler says so, else v.
         micro_batch: pairs in a forward pass of training.
     """
 
@@ -47,7 +48,7 @@ class DPOConfig:
     beta: float = 2000.0
     map_weight: float = 0.0
     pairs: str = "reward"
-    error: str = "velocity"
+    error: str = "auto"
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class DPO:
 
     def __init__(self, generator: Generator, config: DPOConfig, seed: int = 0) -> None:
         self.generator, self.config, self.seed = generator, config, seed
+        of_noise = getattr(generator, "kind", "") == "epsilon"
+        self.error = config.error if config.error != "auto" else "epsilon" if of_noise else "velocity"
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
@@ -150,7 +153,7 @@ class DPO:
         """δ (B,): the model's squared error less the reference's."""
         s, target = rows["s"], rows["epsilon"] - x0
         x = mix(x0, rows["epsilon"], s)
-        weight = (1 - per_sample(s, x)).square() if self.config.error == "epsilon" else 1.0
+        weight = (1 - per_sample(s, x)).square() if self.error == "epsilon" else 1.0
 
         def error(v: Tensor) -> Tensor:
             return (weight * (v - target).square()).flatten(1).mean(1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,10 @@ RATIO_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Options of Flow-GRPO; defaults are flow_grpo's where it has them.
+    """Options of Flow-GRPO.
+
+    flow_grpo's defaults are those of `noise_level`, `kind`, `clip` and `advantage_clip`. It samples 10 steps and 24
+    results, with a `beta` of 0.01 to 0.04; ours suit the embedded generator.
 
     Attributes:
         steps: of the sampler.
@@ -48,13 +51,15 @@ class GRPOConfig:
             noise their gradients are then next to nothing.
         clip: the ratio is limited to [1 - clip, 1 + clip]. Log-probabilities are means over pixels, so it is small.
             Where there is spatial credit, those of positions vary by √positions more, and so much wider is the limit.
-        limit: "clip"; "guard": the ratio of GRPO-Guard is clipped instead; "dppo": updates are masked beyond
+        limit: "clip"; "guard": the ratio of GRPO-Guard is clipped instead, at 2e-6 in verl-omni, which `clip` has to
+            be set to; "dppo": updates are masked beyond
             `divergence`, and nothing is clipped. Formulas in `rl.trust`.
         divergence: of "dppo": mean|μ - μ_old|²/(2σ²) from which on.
         sliding: how many steps of `window` are random and trained in a step of training, 0 for all of it.
         slide, slide_every: where they are: "forward" goes on by one every `slide_every` steps of training (MixGRPO),
             "random" is drawn for each; with `window` the first half of the sampler, that is Flow-GRPO-Fast.
-        std_weight: multiply advantages by std_t/mean(std_t), of `SDEStep.std` over the trained steps (TempFlow-GRPO).
+        std_weight: multiply advantages by std_t/mean(std_t), of `SDEStep.std`; the mean is over all steps of the
+            sampler but the last, whichever of them are trained (TempFlow-GRPO).
         map_weight: γ of spatial credit, see `spatial_advantages`; it needs a reward with a map, or one that gets it
             in a later stage (RM_0). 0 is one advantage for all positions.
         advantage_clip: largest advantage.
@@ -167,10 +172,10 @@ class GRPO:
         )
         count = len(taken["x"])
         rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
-        std = rows.pop("std").unflatten(0, (-1, count))
+        std = rows.pop("std")
         rows["advantage"] = advantages[keep].repeat_interleave(count, 0)
         if config.std_weight:
-            weight = (std / std.mean(1, keepdim=True)).flatten().to(rows["advantage"])
+            weight = (std / self._mean_std()).to(rows["advantage"])
             rows["advantage"] = rows["advantage"] * (weight[:, None] if config.map_weight else weight)
         kept = results[keep]
         if config.photo_weight:
@@ -209,6 +214,13 @@ class GRPO:
                 taken[name].append(value)
             x = after.next_sample
         return taken, generator.decode(x, condition)
+
+    def _mean_std(self) -> float:
+        """Of what `ops.sde_step` adds in each step of the sampler but the last."""
+        levels, nothing = self.generator.steps(self.config.steps).s[:-1], torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        options: dict[str, Any] = {"noise_level": self.config.noise_level, "kind": self.config.kind, "noise": nothing}
+        given = [[torch.tensor([level], dtype=torch.float64) for level in pair] for pair in pairwise(levels)]
+        return float(torch.cat([ops.sde_step(nothing, nothing, *pair, **options).std for pair in given]).mean())
 
     def _transition(self, part: Experience, *, reference: bool = False) -> Transition:
         """How likely the taken steps are, and their divergence from the reference."""

@@ -36,14 +36,17 @@ class HeldOut:
         side: of the crops, pixels, a multiple of `scale`.
         steps: of the sampler.
         size: images in a forward pass.
+        prompt: of all images, see `Batch`.
     """
 
-    def __init__(self, pairs: Sequence[Pair], side: int, scale: int, steps: int, *, size: int = 8) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], side: int, scale: int, steps: int, *, size: int = 8, prompt: str = ""
+    ) -> None:
         crops = [_center(pair, side, scale) for pair in pairs]
         lr, photo = (torch.stack(images).float() / 255 for images in zip(*crops, strict=True))
         names = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in names}
-        self.batch = Batch(lr, torch.arange(len(pairs)), photo, extras)
+        self.batch = Batch(lr, torch.arange(len(pairs)), photo, extras, prompt=prompt)
         self.steps, self.size = steps, size
         self.bank = FilterBank()
 

@@ -21,7 +21,8 @@ from finpercep.rl.pairs import Pair
 def keep_latents(pairs: Sequence[Pair], generator: GeneratorModule, side: int, *, degraded: float) -> int:
     """Give latents to the pairs that need none of the VAE afterwards: whole images that `degrade` does not change.
 
-    Only for generators that are told latents, and where their options name a cache.
+    Only for generators that are told latents, where their options name a cache, and where all pairs are of that kind: a
+    batch has the latents of all its images, or of none.
 
     Args:
         pairs: they are changed.
@@ -37,16 +38,17 @@ def keep_latents(pairs: Sequence[Pair], generator: GeneratorModule, side: int, *
     cache = TensorCache(Path(generator.options.cache) / "latents")
     vae = weights_fingerprint([generator.scale], generator.vae.state_dict())
     device = next(generator.vae.parameters()).device
-    given = 0
-    for pair in pairs:
-        if pair.fixed or pair.sides != (side, side) or (pair.has_photo and degraded > 0):
-            continue
+    able = [
+        pair for pair in pairs if not pair.fixed and pair.sides == (side, side) and not (pair.has_photo and degraded)
+    ]
+    if len(able) + sum(pair.fixed for pair in pairs) < len(pairs):
+        return 0
+    for pair in able:
         key = {"vae": vae, "lr": hashlib.sha256(pair.lr.contiguous().numpy().tobytes()).hexdigest()}
         if cache.get(key) is None:
             cache.put(key, {LATENT: generator.latents_of(pair.lr[None].to(device).float() / 255)[0]})
         pair.extras = {**pair.extras, LATENT: partial(_read, cache, key)}
-        given += 1
-    return given
+    return len(able)
 
 
 def _read(cache: TensorCache, key: dict[str, str]) -> Tensor:

@@ -62,11 +62,18 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     first = trainer.ranks.first
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
+        if len(found := set(trainer.ranks.gathered(trainer.done))) > 1:
+            raise ValueError(
+                f"out: expected one folder for all processes, got {out} with states of steps "
+                f"{', '.join(map(str, sorted(found)))}; it has to lie where all of them see it"
+            )
         if first and not (resumed and trainer.finished):  # some settings, rewards and the judge may be others now
             held_out = {"held_out": len(trainer.held_out.batch)}
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})
         if first:
             _cut_metrics(out / METRICS, trainer.done if resumed else -1)
+        if first and not (resumed and trainer.finished):
+            (out / CLIMB).unlink(missing_ok=True)  # of a run that was here before
         names = zip((stage.reward for stage in config.stages), trainer.fingerprints, strict=True)
         stages = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in names)
         lines = [f"{type(trainer.algorithm).__name__} against {stages}"]
@@ -76,7 +83,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        lines += _remarks(trainer) + _of_target(trainer, before)
+        lines += _of_data(trainer) + _remarks(trainer) + _of_target(trainer, before)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -122,6 +129,13 @@ def _remarks(trainer: RLTrainer) -> list[str]:
             "eval_every or monitors.patience"
         )
     return lines
+
+
+def _of_data(trainer: RLTrainer) -> list[str]:
+    """What some images bring, and a batch can therefore not have."""
+    brought = {name for pair in trainer.crops.pairs for name in pair.extras}
+    unused = sorted(brought - set(trainer.crops.extras))
+    return [f"{', '.join(unused)}: not used, since some images of data have none"] if unused else []
 
 
 def _of_target(trainer: RLTrainer, before: dict[str, float]) -> list[str]:

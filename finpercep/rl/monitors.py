@@ -26,6 +26,8 @@ BETTER = {"psnr": 1, "ssim": 1, "judge": 1, "severity": -1}
 LEAST = 0.1
 """Mean size of rewards below which a share of them is not taken."""
 _GRAY = (0.299, 0.587, 0.114)
+SSIM_SIDE = 11
+"""Pixels of the window of `ssim`; images are no smaller."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def gray(images: Tensor) -> Tensor:
 
 def ssim(images: Tensor, photos: Tensor) -> Tensor:
     """Structural similarity (B,) of luma in [0, 1]: Gaussian windows of 11 pixels, σ 1.5 (Wang et al., 2004)."""
-    line = torch.exp(-((torch.arange(11, device=images.device) - 5.0) ** 2) / (2 * 1.5**2))
+    line = torch.exp(-((torch.arange(SSIM_SIDE, device=images.device) - SSIM_SIDE // 2) ** 2) / (2 * 1.5**2))
     window = (line[:, None] * line / line.sum() ** 2).to(images)[None, None]
 
     def mean(values: Tensor) -> Tensor:
@@ -240,7 +242,8 @@ def velocity_figures(generator: Generator, batch: Batch, count: int) -> dict[str
         v, reference = (
             ask(x, level, condition).flatten(1) for ask in (generator.velocity, generator.reference_velocity)
         )
-        distances.append((v - reference).square().sum(1) / reference.square().sum(1))
-        norms.append(v.norm(dim=1) / reference.norm(dim=1))
+        least = torch.finfo(v.dtype).tiny  # a last layer may begin at 0
+        distances.append((v - reference).square().sum(1) / reference.square().sum(1).clamp_min(least))
+        norms.append(v.norm(dim=1) / reference.norm(dim=1).clamp_min(least))
         x = euler(x, s, s_next, v.view_as(x))
     return {"velocity_distance": torch.stack(distances).mean(0), "velocity_norm": torch.stack(norms).mean(0)}

@@ -89,7 +89,7 @@ class Pair:
         return found
 
 
-def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair]:
+def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: str | Path | None = None) -> list[Pair]:
     """The images of sets, in one list.
 
     - a folder with an `index.jsonl` whose lines have split, id, gt and, if they are known, lr: `<root>/<split>/<id>/`;
@@ -107,15 +107,19 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int) -> list[Pair
         roots: the sets.
         split: "train" or "val".
         scale: how many times larger a photo is than its low-resolution image.
+        apart: a folder whose images are none of them: of a run that writes beside its photos.
 
     Raises:
         FileNotFoundError: no such folder, or none of these kinds.
         ValueError: a line without one of the names, a pair that does not match, or nothing in that split.
     """
     pairs = []
+    own = None if apart is None else Path(apart).resolve()
     for root in map(str, roots):
         kind, colon, rest = root.partition(":")
         for pair in _pairs(root, split, scale):
+            if own is not None and own in Path(pair.files[0]).resolve().parents:
+                continue
             pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
             pairs.append(pair)
     if not pairs:
@@ -131,7 +135,7 @@ def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
     kind, colon, rest = root.partition(":")
     if colon and kind in ALONE:
         return _folder(kind, rest, split, scale)
-    folder = Path(root)
+    folder = Path(root).expanduser()
     if is_stored(folder):
         return (_of_scene(scene, scale) for scene in stored_scenes(folder, split, may_be_empty=True))
     if (folder / CHOICES).is_file():
@@ -270,8 +274,13 @@ def _of_scene(scene: StoredScene, scale: int) -> Pair:
 
 
 def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
-    """Images with what DiT4SR's training computes beforehand: latents and embeddings as .pt files of their names."""
-    for path in sorted((root / "latent_lr").glob("*.pt")):
+    """Images with what DiT4SR's training computes beforehand: latents and embeddings as .pt files of their names.
+
+    An image without embeddings has those of the empty text.
+    """
+    paths = sorted((root / "latent_lr").glob("*.pt"))
+    texts = [name for name in TEXTS if any((root / name / path.name).is_file() for path in paths)]
+    for path in paths:
         enlarged, photo = root / "sr_bicubic" / f"{path.stem}.png", root / "gt" / f"{path.stem}.png"
 
         def read(enlarged: Path = enlarged, photo: Path = photo) -> Images:
@@ -279,13 +288,17 @@ def _with_latents(root: Path, scale: int) -> Iterator[Pair]:
             low = F.interpolate(large[None].float() / 255, scale_factor=1 / scale, mode="bicubic", antialias=True)
             return to_uint8(low[0].clamp(0, 1)), load_image(photo) if photo.is_file() else None
 
-        extras: dict[str, Callable[[], Tensor]] = {}
-        for name in ("latent_lr", *TEXTS):
-            file = root / name / path.name
-            if file.is_file():
-                extras[name] = partial(_tensor, file)
-        files = [enlarged, *([photo] if photo.is_file() else []), *(root / name / path.name for name in extras)]
+        known = {"latent_lr": path, **{name: _embedding(root, name, path.name) for name in texts}}
+        extras = {name: partial(_tensor, file) for name, file in known.items()}
+        files = [enlarged, *([photo] if photo.is_file() else []), *known.values()]
         yield Pair(str(enlarged), image_sides(enlarged), read, photo.is_file(), extras, files=files)
+
+
+def _embedding(root: Path, name: str, file: str) -> Path:
+    own, empty = root / name / file, root / name / f"NULL_{name}.pt"
+    if not own.is_file() and not empty.is_file():
+        raise FileNotFoundError(f"{own}: expected an embedding, as other images have one, or {empty.name}, got neither")
+    return own if own.is_file() else empty
 
 
 def empty_texts(roots: Sequence[str | Path]) -> dict[str, Tensor]:

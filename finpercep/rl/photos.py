@@ -32,6 +32,7 @@ class Crops:
         degraded: share of the crops of photos whose low-resolution version is made on the fly by `degrade` instead of
             being the set's own.
         seed: of crops, flips and degradations.
+        prompt: of all images, see `Batch`.
 
     Raises:
         ValueError: a side that is no multiple of the scale, or larger than a photo, or another than that of an image
@@ -39,7 +40,14 @@ class Crops:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], side: int, *, scale: int = 4, degraded: float = 0.5, seed: int = 0
+        self,
+        pairs: Sequence[Pair],
+        side: int,
+        *,
+        scale: int = 4,
+        degraded: float = 0.5,
+        seed: int = 0,
+        prompt: str = "",
     ) -> None:
         smallest = min(pairs, key=lambda pair: min(pair.sides))
         if side % scale or not 0 < side <= min(smallest.sides):
@@ -54,6 +62,7 @@ class Crops:
                     f"side: expected {height} x {width} as {pair.name}, whose latents are given, got {side}"
                 )
         self.pairs, self.side, self.scale, self.degraded, self.seed = pairs, side, scale, degraded, seed
+        self.prompt = prompt
         having = [pair.has_photo for pair in pairs]
         self.photos, self.mixed = any(having), any(having) and not all(having)
         self.extras = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
@@ -74,7 +83,7 @@ class Crops:
         has_photo = torch.tensor([pair.has_photo for pair in pairs]) if self.mixed else None
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in self.extras}
         extras |= {name: _stacked([large[name] for _, large in crops]) for name in self.results}
-        return Batch(lr, torch.tensor(list(numbers)), photo, extras, has_photo)
+        return Batch(lr, torch.tensor(list(numbers)), photo, extras, has_photo, self.prompt)
 
     def names(self, numbers: Iterable[int]) -> set[str]:
         """Of the pairs that the crops of those numbers are cut from."""
@@ -109,18 +118,28 @@ class Crops:
 
 
 def split_pairs(
-    roots: Sequence[str], scale: int, *, dev_every: int = 0, held: int = 16, labelled: bool = False
+    roots: Sequence[str],
+    scale: int,
+    *,
+    dev_every: int = 0,
+    held: int = 16,
+    labelled: bool = False,
+    apart: str | None = None,
 ) -> tuple[list[Pair], list[Pair]]:
     """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
 
-    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on.
+    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on. `apart`: see `load_pairs`.
 
     Raises:
-        ValueError: no folder, nothing to hold out, or nothing labelled; see `load_pairs`.
+        ValueError: no folder, no photo to hold out, or nothing labelled; see `load_pairs`.
     """
     if not roots:
         raise ValueError("data: expected at least one folder, got none")
-    fit = load_pairs(roots, "train", scale)
+    if all(str(root).startswith("lr:") for root in roots):
+        raise ValueError(
+            f"data: expected photos besides, to measure on, such as photos:DIR, got {', '.join(roots)} alone"
+        )
+    fit = load_pairs(roots, "train", scale, apart=apart)
     if dev_every:
         names = list(dict.fromkeys(pair.of for pair in fit if pair.has_photo))
         held_names = set(names[dev_every - 1 :: dev_every])
@@ -129,7 +148,7 @@ def split_pairs(
         out = [pair for pair in fit if pair.of in held_names and pair.has_photo]
         fit = [pair for pair in fit if pair.of not in held_names]
     else:
-        out = load_pairs(roots, "val", scale)
+        out = load_pairs(roots, "val", scale, apart=apart)
     out = list({pair.name: pair for pair in out}.values())  # labels of one image are one image
     if labelled:
         fit = [pair for pair in fit if pair.results]

@@ -153,6 +153,7 @@ class Refresh:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # as much memory as the weights
         model.requires_grad_(False)
         self.versions[name] += 1
         after = self.measure(model, device)

@@ -75,10 +75,12 @@ def enlarge(generator: GeneratorModule, images: Tensor, *, steps: int = 3, seed:
 
     Raises:
         TypeError: integers.
-        ValueError: no step.
+        ValueError: no step, or no image.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
+    if not len(images):
+        raise ValueError("images: expected at least one, got none")
     if not images.is_floating_point():
         raise TypeError(f"images: expected float in [0, 1], got {images.dtype}")
     place = next(generator.parameters())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,11 +28,14 @@ def as_file(images: Tensor) -> Tensor:
 def score(reward: Reward, images: Tensor, batch: Batch) -> RewardOutput:
     """The reward of results (B,3,H,W) of a batch, with gradient where gradients are on.
 
+    Where the reward takes them, it is given the low-resolution images, the prompt, and empty metadata.
+
     Raises:
         ValueError: scores of another shape or on another device.
     """
+    context = {"lr": batch.lr, "prompts": [batch.prompt] * len(images), "metadata": [{} for _ in range(len(images))]}
     with timed("reward"):
-        output = call_reward(reward, as_file(images), {"lr": batch.lr})
+        output = call_reward(reward, as_file(images), context)
     if output.score.device != images.device:
         raise ValueError(f"reward: expected scores on {images.device} like the images, got {output.score.device}")
     return output
@@ -180,6 +185,30 @@ def credit_map(faults: Tensor | None, reward: Reward, scores: dict[str, Tensor])
         return faults
     check_map(reward)
     return scores["avg"].new_zeros(len(scores["avg"]), 1, 1, 1)
+
+
+def check_rewards(rewards: Mapping[str, Reward], images: Tensor, batch: Batch, *, gradients: bool, maps: bool) -> None:
+    """Ask every stage's reward once, before the first step rather than when its stage begins.
+
+    Args:
+        rewards: by name.
+        images: (B,3,H,W) of the batch, on the rewards' device.
+        gradients: whether scores need gradients to the pixels.
+        maps: whether there is spatial credit.
+
+    Raises:
+        ValueError: a reward without what is needed, or one that does not keep to the protocol; names it.
+    """
+    for name, reward in rewards.items():
+        pixels = images.clone().requires_grad_(gradients)
+        outputs = [score(part, pixels, batch) for part in _parts(reward)]
+        if gradients and not any(output.score.requires_grad for output in outputs):
+            raise ValueError(
+                f"stages: expected rewards with gradients to the pixels, which ReFL needs, got {name} without; use "
+                "grpo, dpo or nft for it"
+            )
+        if maps and all(output.map is None for output in outputs):
+            check_map(reward)
 
 
 def check_map(reward: Reward) -> None:

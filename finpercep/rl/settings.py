@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ def resolve(
     if not isinstance(found := values.get("algorithm", {}), Mapping):
         raise ValueError(f"algorithm: expected names and values, got {found!r}")
     _merge(values, given or {})
+    assignments = [re.sub(r"^\s*algorithm\s*=", f"algorithm.{KIND}=", assignment) for assignment in assignments]
     for assignment in assignments:
         if assignment.partition("=")[0].strip() == f"algorithm.{KIND}":
             _assign({**values, "algorithm": values.setdefault("algorithm", {})}, assignment)
@@ -129,9 +131,12 @@ def _assign(values: Any, assignment: str) -> None:
             values = values[key]
             continue
         try:
-            values[key] = yaml.load(text, _loader())
+            found = yaml.load(text, _loader())
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
+        number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        old = values[key] if isinstance(values, list) else values.get(key)
+        values[key] = text.strip() if number and isinstance(old, str) else found  # 0123 is a fine name for a folder
 
 
 def _algorithm(kind: type) -> str:

@@ -42,7 +42,9 @@ from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
+from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import Refresh
+from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
 from finpercep.runs.ema import MovingAverage
 from finpercep.runs.ranks import Ranks, own_device
@@ -92,20 +94,28 @@ class RLTrainer:
             dev_every=config.dev_every,
             held=config.eval_photos,
             labelled=getattr(config.algorithm, "pairs", "") == "given",
+            apart=config.out,
         )
         check_held(config, len(held))
         self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
-        self.crops = Crops(fit, config.side, scale=self.generator.scale, degraded=config.degraded, seed=config.seed)
-        self.held_out = HeldOut(held, config.side, self.generator.scale, config.eval_steps)
+        scale, prompt = self.generator.scale, config.generator_options.prompt
+        self.crops = Crops(fit, config.side, scale=scale, degraded=config.degraded, seed=config.seed, prompt=prompt)
+        self.held_out = HeldOut(held, config.side, scale, config.eval_steps, prompt=prompt)
+        one = self.held_out.batch[:1].to(self.device)
+        assert one.photo is not None
+        stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
+        gradients, maps = isinstance(config.algorithm, ReFLConfig), config.algorithm.map_weight > 0
+        check_rewards(stages, one.photo, one, gradients=gradients, maps=maps)
         if config.shard:
             shard_networks(self.generator, self.ranks, self.device)
         if config.compile:
             compile_run(self.generator, [stage.reward for stage in self.curriculum.stages], self.held_out, self.device)
         if config.monitors.climb:
-            assert self.held_out.batch.photo is not None
-            stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
-            check_climb(stages, self.held_out.batch.photo[:1].to(self.device))
+            check_climb(stages, one.photo)
         self.before = self.held_out.images(self.generator, self.device)
+        assert self.held_out.batch.photo is not None
+        if self.before.shape != (shape := self.held_out.batch.photo.shape):
+            raise ValueError(f"generator: expected results {tuple(shape)}, got {tuple(self.before.shape)}")
         self.refresh = None
         if config.refresh.every:
             assert self.held_out.batch.photo is not None

@@ -82,4 +82,4 @@ def norm_hinge(v: Tensor, reference: Tensor) -> Tensor:
     arXiv 2606.27771, that penalizes there alone; the unit, a share of |v_ref|, is ours [open]).
     """
     lengths = [values.flatten(1).norm(dim=1) for values in (v, reference)]
-    return torch.relu(lengths[0] / lengths[1] - 1).mean()
+    return torch.relu(lengths[0] / lengths[1].clamp_min(torch.finfo(v.dtype).tiny) - 1).mean()

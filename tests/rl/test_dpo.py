@@ -157,10 +157,18 @@ def test_given_pairs():
         algorithm.collect(given.with_extras({"chosen": better}), Given([]), 0)
 
 
+def test_the_error_is_of_what_the_model_predicts():
+    generator = Toy()
+    assert DPO(generator, CONFIG).error == "velocity"
+    generator.kind = "epsilon"  # as a UNet whose scheduler says so
+    assert DPO(generator, CONFIG).error == "epsilon"
+    assert DPO(generator, replace(CONFIG, error="velocity")).error == "velocity"
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         DPOConfig(group_size=1)
-    with pytest.raises(ValueError, match="error: expected one of velocity, epsilon"):
+    with pytest.raises(ValueError, match="error: expected one of auto, velocity, epsilon"):
         DPOConfig(error="x0")
     with pytest.raises(ValueError, match="pairs: expected one of reward, given, got 'offline'"):
         DPOConfig(pairs="offline")

@@ -70,6 +70,12 @@ def test_velocities_against_the_reference():
         found = velocity_figures(generator, batch(), 3)
         assert found["velocity_distance"].tolist() == pytest.approx([distance, distance])
         assert found["velocity_norm"].tolist() == pytest.approx([factor, factor])
+    generator = Toy()
+    for one in (generator, *generator.reference):  # a last layer that begins at 0
+        for parameter in one.second.parameters():
+            parameter.data *= 0
+    found = velocity_figures(generator, batch(), 3)
+    assert [value.tolist() for value in found.values()] == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_share_lost():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +116,20 @@ def test_low_resolution_images_alone(photo_set, tmp_path):
     assert len(Crops(both.pairs, 32).batch(1, 3).photo) == 3
     with pytest.raises(FileNotFoundError, match="lr:nowhere: expected a folder of images"):
         load_pairs(["lr:nowhere"], "train", 4)
+    with pytest.raises(ValueError, match=r"data: expected photos besides, to measure on, such as photos:DIR, got lr:"):
+        split_pairs([f"lr:{tmp_path / 'lr'}"], 4, dev_every=2)
+
+
+def test_what_a_run_writes_beside_its_photos_is_none_of_them(photo_set, tmp_path, monkeypatch):
+    for number, scene in enumerate(sorted((photo_set / "train").iterdir())):
+        shutil.copy(scene / "gt.png", tmp_path / f"{number}.png")
+    (tmp_path / "runs" / "rl").mkdir(parents=True)
+    shutil.copy(tmp_path / "0.png", tmp_path / "runs" / "rl" / "made.png")
+    names = [Path(p.name).name for p in load_pairs([f"photos:{tmp_path}"], "train", 4, apart=tmp_path / "runs" / "rl")]
+    assert "made.png" not in names
+    assert "0.png" in names
+    monkeypatch.setenv("HOME", str(photo_set.parent))
+    assert len(load_pairs([f"~/{photo_set.name}"], "train", 4)) == len(load_pairs([photo_set], "train", 4))
 
 
 def test_a_data_set(tmp_path):
@@ -167,6 +183,14 @@ def test_latents_and_texts_computed_beforehand(tmp_path):
     for image, number in zip(batch.photo, which.tolist(), strict=True):
         assert torch.equal(image, load_image(tmp_path / "gt" / f"{number:.0f}.png").float() / 255)
     assert (F.avg_pool2d(batch.photo, 4) - batch.lr).abs().max() < 0.1
+    # An image without embeddings has those of the empty text, or is named.
+    (tmp_path / "prompt_embeds" / "1.pt").unlink()
+    found = Crops(load_pairs([tmp_path], "train", 4), 32).batch(0, 8)
+    expected = torch.where(which == 1, 0.0, which)
+    assert torch.equal(found.extras["prompt_embeds"], expected.view(-1, 1, 1).expand(-1, 5, 6))
+    (tmp_path / "pooled_prompt_embeds" / "1.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.pt: expected an embedding, .*NULL_pooled_prompt_embeds\.pt, got"):
+        load_pairs([tmp_path], "train", 4)
     with pytest.raises(ValueError, match=r"side: expected 32 x 32 as .*, whose latents are given, got 16"):
         Crops(pairs, 16)
     (tmp_path / "latent_lr" / "0.pt").write_bytes(b"no tensor")

@@ -54,6 +54,13 @@ def test_the_algorithm_is_chosen_before_its_options():
 def test_the_short_form_of_an_algorithm(tmp_path):
     (tmp_path / "run.yaml").write_text("algorithm: grpo\n")
     assert resolve(tmp_path / "run.yaml") == replace(RLConfig(), algorithm=GRPOConfig())
+    assert resolve(assignments=["algorithm.group_size=4", "algorithm=grpo"]).algorithm == GRPOConfig(group_size=4)
+
+
+def test_text_that_looks_like_a_number_stays():
+    found = resolve(assignments=["out=0123", "generator_options.prompt=12:30", "generator=1.50", "seed=010"])
+    assert (found.out, found.generator_options.prompt, found.generator, found.seed) == ("0123", "12:30", "1.50", 8)
+    assert resolve(assignments=['out="0123"']).out == "0123"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_the_short_form_of_an_algorithm(tmp_path):
         ("batch=.nan", r"batch: expected a whole number, got nan"),
         ("max_norm=1" + 400 * "0", r"max_norm: expected a number, got 1000"),
         ("algorithm.name=[refl]", r"algorithm\.name: expected one of refl, dpo, grpo, nft, got \['refl'\]"),
-        ("side=0", r"side: expected at least 1, got 0"),
+        ("side=8", r"side: expected at least 11, the window of SSIM, got 8"),
         ("degraded=1.5", r"degraded: expected 0 to 1, got 1.5"),
         ("max_norm=0", r"max_norm: expected more than 0, got 0"),
         ("max_norm=.nan", r"max_norm: expected more than 0, got nan"),
@@ -91,6 +98,8 @@ def test_the_short_form_of_an_algorithm(tmp_path):
         ("refresh.lr=.inf", r"refresh\.lr: expected a number, got inf"),
         ("algorithm.weight=-1", r"algorithm\.weight: expected 0 or more, got -1"),
         ("algorithm.target=.nan", r"algorithm\.target: expected a number, got nan"),
+        ("generator_options.guidance=.nan", r"generator_options\.guidance: expected a number, got nan"),
+        ("generator_options.control_scale=.inf", r"generator_options\.control_scale: expected a number, got inf"),
         ("generator_options.guidance=0.5", r"generator_options\.guidance: expected at least 1, got 0.5"),
         ("compile=off", r"compile: expected true or false, got 'off'"),
     ],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from finpercep.rl import trainer as trainer_module
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
-from finpercep.rl.generators import SRTiny
+from finpercep.rl.generators import GeneratorConfig, SRTiny
 from finpercep.rl.grpo import GRPOConfig
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.loop import train
@@ -257,6 +258,10 @@ def test_a_run_ends_with_a_climb_test(config, photo_set, tmp_path):
     assert found["summary"]["start"] == pytest.approx(float(image.mean()), abs=1e-6)
     assert found["summary"]["end"] > found["summary"]["start"] + 0.03
     assert "How far the reward is climbed by pixels alone" in (tmp_path / "run" / "report.html").read_text()
+    for folder in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    train(replace(config, monitors=MonitorConfig(judge="")))  # another run, which is not climbed
+    assert not (tmp_path / "run" / "climb.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -410,6 +415,20 @@ class B(A):
     fingerprint = "b"
 
 
+class C(A):
+    """Without gradients."""
+
+    def __call__(self, images):
+        return RewardOutput(images.detach().flatten(1).mean(1), None)
+
+
+class D(A):
+    """Scores of another shape."""
+
+    def __call__(self, images):
+        return RewardOutput(images.mean((2, 3)).mean(1, keepdim=True), None)
+
+
 def test_no_memory_says_what_to_lower(config, monkeypatch):
     trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["refl"]))
 
@@ -442,11 +461,64 @@ def test_a_state_older_than_a_setting_had_its_default(config, tmp_path):
     RLTrainer(config).save()
     (path,) = (tmp_path / "run").glob("checkpoint-*/state.pt")
     state = torch.load(path, weights_only=True)
-    del state["settings"]["max_skipped"], state["settings"]["algorithm"]["micro_batch"]
+    del state["settings"]["max_norm"], state["settings"]["algorithm"]["micro_batch"]
     torch.save(state, path)
     assert RLTrainer(config).resume()
-    with pytest.raises(ValueError, match=rf"made with max_skipped={config.max_skipped} \(now 99\)"):
-        RLTrainer(replace(config, max_skipped=99)).resume()
+    with pytest.raises(ValueError, match=rf"made with max_norm={config.max_norm} \(now 99\.0\)"):
+        RLTrainer(replace(config, max_norm=99.0)).resume()
+
+
+def test_what_saves_memory_may_change_on_the_way(config, tmp_path):
+    """As the errors that a run ends with say: less memory, more patience; and the cache may have moved."""
+    options = GeneratorConfig(cache=str(tmp_path / "a"))
+    config = replace(config, stages=config.stages[:1], monitors=MonitorConfig(judge=""), generator_options=options)
+    RLTrainer(config).save()
+    (path,) = (tmp_path / "run").glob("checkpoint-*/state.pt")
+    state = torch.load(path, weights_only=True)  # as it was when these were compared
+    state["settings"] |= {"max_skipped": 10, "generator_options": asdict(options)}
+    torch.save(state, path)
+    other = GeneratorConfig(cache=str(tmp_path / "b"), checkpointing=True, decode="tiled")
+    assert RLTrainer(replace(config, generator_options=other, max_skipped=99)).resume()
+    with pytest.raises(ValueError, match=r"made with generator_options\.rank=32 \(now 4\)"):
+        RLTrainer(replace(config, generator_options=replace(other, rank=4))).resume()
+
+
+@pytest.mark.parametrize(
+    ("name", "reward", "message"),
+    [
+        (
+            "refl",
+            "tests.rl.test_trainer:C",
+            "stages: expected rewards with gradients .*, got .*:C without",
+        ),
+        ("grpo", "tests.rl.test_trainer:A", "map_weight: expected a reward with a map, got A without"),
+        ("refl", "tests.rl.test_trainer:D", r"expected scores \(1,\) for 1 images, got \(1, 1\) from D"),
+    ],
+)
+def test_every_stage_is_asked_before_the_first_step(config, name, reward, message):
+    """And not when its stage begins, after thousands of steps."""
+    algorithm = replace(ALGORITHMS[name], map_weight=0.5) if name == "grpo" else ALGORITHMS[name]
+    stages = (config.stages[0], replace(config.stages[1], reward=reward))
+    with pytest.raises(ValueError, match=message):
+        RLTrainer(replace(config, algorithm=algorithm, stages=stages))
+
+
+def test_rewards_are_told_the_prompt(config, monkeypatch):
+    monkeypatch.setattr(A, "takes", ("prompts", "metadata"), raising=False)
+    told = []
+
+    def call(self, images, prompts, metadata):
+        told.append((prompts, metadata))
+        return RewardOutput(images.flatten(1).mean(1), None)
+
+    monkeypatch.setattr(A, "__call__", call)
+    stages = (replace(config.stages[0], reward="tests.rl.test_trainer:A"),)
+    options = GeneratorConfig(prompt="a photo")
+    trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["grpo"], stages=stages, generator_options=options))
+    trainer.step()
+    trainer.evaluate()
+    assert {tuple(prompts) for prompts, _ in told} >= {("a photo",) * 2}
+    assert all(set(prompts) == {"a photo"} and metadata == [{}] * len(prompts) for prompts, metadata in told)
 
 
 def test_other_data_are_refused_and_moved_ones_taken(config, photo_set, tmp_path):

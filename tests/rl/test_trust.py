@@ -106,11 +106,24 @@ def test_std_weight():
     torch.testing.assert_close(weighted.tensors["advantage"].view(-1, 3), expected.to(weighted.tensors["advantage"]))
 
 
+@pytest.mark.parametrize(("window", "sliding"), [((1, 2), 0), ((0, 3), 1)])
+def test_std_weight_where_one_step_is_trained(window, sliding):
+    """The mean is over all steps but the last: a window of one step is weighed, too."""
+    config = replace(CONFIG, window=window, sliding=sliding)
+    std = torch.tensor([0.7 * math.sqrt(s / (1 - min(s, 0.75))) for s in (1.0, 0.75, 0.5)])
+    plain, weighted = (
+        GRPO(Toy(), replace(config, std_weight=on)).collect(batch(), Red(), 0).tensors["advantage"]
+        for on in (False, True)
+    )
+    torch.testing.assert_close(weighted, plain * float(std[window[0]] / std.mean()))
+
+
 def test_norm_hinge_by_hand():
     """|v| = 5 against 4, and 3 against 4: (1/4 + 0)/2."""
     v = torch.tensor([[3.0, 4.0], [0.0, 3.0]])
     reference = torch.tensor([[0.0, 4.0], [4.0, 0.0]])
     assert float(norm_hinge(v, reference)) == pytest.approx(0.125)
+    assert float(norm_hinge(torch.zeros(2, 2), torch.zeros(2, 2))) == 0  # a last layer that begins at 0
 
 
 def test_norm_and_photo_terms():

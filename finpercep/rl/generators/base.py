@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from finpercep.io.files import atomic_write, write_json
 from finpercep.io.fingerprints import weights_fingerprint
+from finpercep.io.reasons import one_line
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import Steps
 
@@ -74,10 +75,20 @@ class GeneratorModule(nn.Module):
             kept.compile_networks()
 
     def keep_reference(self) -> None:
-        """From now on the reference is what the generator is at this moment; what is not trained is shared with it."""
+        """From now on the reference is what the generator is at this moment; what is not trained is shared with it.
+
+        Raises:
+            ValueError: it cannot be copied.
+        """
         self._reference = ()
         shared: dict[int, Any] = {id(p): p for p in self.parameters() if not p.requires_grad}
-        self._reference = (copy.deepcopy(self, shared).requires_grad_(False).eval(),)
+        try:
+            self._reference = (copy.deepcopy(self, shared).requires_grad_(False).eval(),)
+        except RuntimeError as error:  # of tensors that are computed, as torch.nn.utils.weight_norm has them
+            raise ValueError(
+                f"{type(self).__name__}: expected a generator that copy.deepcopy copies, got {one_line(error)}; "
+                "torch.nn.utils.parametrizations.weight_norm can be copied"
+            ) from error
 
     @property
     def has_copy(self) -> bool:
@@ -100,8 +111,11 @@ class GeneratorModule(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained weights by name: all that differs from the generator as it was loaded."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """The trained weights and the buffers that are saved, by name: all that can differ from what was loaded."""
+        frozen = {
+            name for name, parameter in self.named_parameters(remove_duplicate=False) if not parameter.requires_grad
+        }
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -130,7 +144,9 @@ class GeneratorModule(nn.Module):
         from safetensors.torch import save
 
         write_json(Path(folder) / FILES[0], self.config)
-        weights = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.state_dict().items()}
+        weights = {  # copies: tied weights share memory, which the format refuses
+            name: tensor.to(dtype or tensor.dtype, copy=True).contiguous() for name, tensor in self.state_dict().items()
+        }
         with atomic_write(Path(folder) / FILES[1]) as file:
             file.write(save(weights))
 

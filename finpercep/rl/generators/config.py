@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finpercep.rl.checks import at_least_one
+from finpercep.rl.checks import at_least_one, finite
 
 TRAINED = ("lora", "full")
 DECODING = ("whole", "sliced", "tiled")
@@ -26,7 +26,7 @@ class GeneratorConfig:
         layers: which layers get adapters, by the ends of their names; those that are not in the model are left out.
         guidance: of classifier-free guidance, 1 is none; in rollouts and in training alike. Models that are told their
             guidance instead (FLUX.1 dev) are told this number.
-        prompt, negative_prompt: of all images.
+        prompt, negative_prompt: of all images; rewards that take prompts are told the first, whatever the generator.
         noise_level: of the noise on low-resolution images that `StableDiffusionUpscalePipeline` takes, a timestep.
         controlnet: folder or hub id of the ControlNet, where the pipeline's folder has none.
         control_scale: weight of the ControlNet.
@@ -64,6 +64,7 @@ class GeneratorConfig:
         for name, values in (("train", TRAINED), ("decode", DECODING), ("dtype", DTYPES)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
+        finite(self, "guidance", "control_scale")
         at_least_one(self, "rank", "alpha", "scale", "shift_side", "guidance")
         if not self.layers:
             raise ValueError("layers: expected the names of layers to adapt, got none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from finpercep.rl.generators.config import GeneratorConfig
 from finpercep.rl.generators.tiny import SRTiny, embedded_folder, embedded_names
 
 PIPELINE = "model_index.json"
+ADAPTERS = "pytorch_lora_weights.safetensors"
+"""As `GeneratorModule.save_pretrained` of a pipeline with adapters names them."""
 
 
 def load_generator(
@@ -48,7 +51,14 @@ def load_generator(
     module, colon, name = str(spec).partition(":")
     if colon and name and not Path(spec).exists():
         return _own(module, name).eval().to(device)
+    if (local := Path(spec).expanduser()).is_dir():
+        spec = local
     folder = model_folder(embedded_folder(spec), (PIPELINE, *FILES), known=embedded_names(), **hub_options)
+    if not (folder / PIPELINE).is_file() and (folder / ADAPTERS).is_file():
+        raise ValueError(
+            f"{folder}: expected a generator, got adapters alone; with diffusers, pipe.load_lora_weights, fuse_lora "
+            "and save_pretrained make a pipeline of them that can be one"
+        )
     if not (folder / PIPELINE).is_file():
         return SRTiny.from_pretrained(folder).to(device)
     from finpercep.rl.generators.pipelines import load_pipeline_generator
@@ -66,6 +76,12 @@ def _own(module: str, name: str) -> GeneratorModule:
         raise ValueError(f"{spec}: expected a GeneratorModule, got {type(made).__name__}")
     if missing := [part for part in ("scale", "channels", "stride") if not hasattr(made, part)]:
         raise ValueError(f"{spec}: expected the attributes scale, channels and stride, got no {missing[0]}")
+    if not made.trainable_parameters():
+        raise ValueError(f"{spec}: expected parameters that ask for a gradient, got none")
+    try:
+        json.dumps(made.config)
+    except TypeError as error:
+        raise ValueError(f"{spec}: expected a config that JSON can hold, got {error}") from None
     return made
 
 

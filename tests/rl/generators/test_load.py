@@ -86,9 +86,11 @@ def test_a_generator_is_used_in_a_line():
         enlarge(generator, images, steps=0)
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
         enlarge(generator, (images * 255).byte())
+    with pytest.raises(ValueError, match=r"^images: expected at least one, got none"):
+        enlarge(generator, images[:0])
 
 
-def test_what_is_no_generator(module):
+def test_what_is_no_generator(module, tmp_path):
     with pytest.raises(ValueError, match="no 'Onw'; did you mean Own"):
         load_generator("own_generators:Onw")
     with pytest.raises(ValueError, match="expected a GeneratorModule, got int"):
@@ -101,6 +103,20 @@ def test_what_is_no_generator(module):
         load_generator("own_generators:Unnamed")
     with pytest.raises(ImportError, match="nowhere_at_all:Own: expected a module that can be imported"):
         load_generator("nowhere_at_all:Own")
+    module.Frozen = lambda: Own().requires_grad_(False)
+    with pytest.raises(ValueError, match="Frozen: expected parameters that ask for a gradient, got none"):
+        load_generator("own_generators:Frozen")
+    module.Typed = type("Typed", (Own,), {"config": {"dtype": torch.float32}})
+    with pytest.raises(ValueError, match="Typed: expected a config that JSON can hold, got Object of type dtype"):
+        load_generator("own_generators:Typed")
+    normed = Own()
+    normed.layer = nn.utils.weight_norm(normed.layer)
+    normed.layer(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"Own: expected a generator that copy\.deepcopy copies, got .*can be copied"):
+        normed.keep_reference()
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(ValueError, match=r"expected a generator, got adapters alone; with diffusers, pipe\.load_lora"):
+        load_generator(tmp_path)
     with pytest.raises(NotImplementedError, match=r"Own has no encode\(photo, condition\)"):
         Own().encode(torch.zeros(1, 3, 4, 4), None)
 
@@ -135,6 +151,37 @@ def test_the_trained_state():
         generator.load_trained_state({"layer.weight": state["layer.weight"]})
     with pytest.raises(ValueError, match="that do not fit in shape"):
         generator.load_trained_state({**state, "layer.bias": torch.zeros(4)})
+
+
+def test_buffers_belong_to_the_state():
+    class Counting(Own):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("asked", torch.zeros(()))
+            self.register_buffer("scratch", torch.zeros(()), persistent=False)
+
+    generator = Counting()
+    generator.asked += 3
+    state = {name: tensor.clone() for name, tensor in generator.trained_state().items()}
+    assert sorted(state) == ["asked", "layer.bias", "layer.weight"]
+    other = Counting()
+    other.load_trained_state(state)
+    assert float(other.asked) == 3
+
+
+def test_tied_weights_are_written(tmp_path):
+    class Tied(Own):
+        def __init__(self):
+            super().__init__()
+            self.again = nn.Conv2d(3, 3, 1, bias=False)
+            self.again.weight = self.layer.weight
+
+    generator = Tied()
+    generator.save_pretrained(tmp_path)
+    other = Tied()
+    other.load_weights(tmp_path)
+    assert torch.equal(other.again.weight, generator.layer.weight)
+    assert other.again.weight is other.layer.weight
 
 
 def test_options():
