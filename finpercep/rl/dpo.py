@@ -17,11 +17,13 @@ from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
+from finpercep.rl.generators.pretrain import draw_level
 from finpercep.rl.rollout import sample, sample_generators
 from finpercep.rl.scores import credit_map, ranked_by, scores_and_map
 from finpercep.rl.spatial import spatial_advantages
 
 ERRORS = ("auto", "velocity", "epsilon")
+LEVELS = ("auto", "uniform", "sampler")
 PAIRS = ("reward", "given")
 
 
@@ -40,6 +42,8 @@ class DPOConfig:
             which `pairs.jsonl` names beside each low-resolution image, as DP2O-SR trains. Rewards then measure alone.
         error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
             "auto": what the model itself predicts, ε where its scheduler says so, else v.
+        levels: how s is drawn: "uniform" up to the sampler's first, or distributed as the "sampler"'s are. "auto": the
+            latter for UNets, whose timesteps it then draws evenly, as Diffusion-DPO does; else uniform.
         micro_batch: pairs in a forward pass of training.
     """
 
@@ -49,6 +53,7 @@ class DPOConfig:
     map_weight: float = 0.0
     pairs: str = "reward"
     error: str = "auto"
+    levels: str = "auto"
     micro_batch: int = 8
 
     def __post_init__(self) -> None:
@@ -60,7 +65,7 @@ class DPOConfig:
         not_negative(self, "map_weight")
         if self.map_weight and self.pairs == "given":
             raise ValueError("map_weight: expected pairs reward with spatial credit, got given ones")
-        for name, values in (("error", ERRORS), ("pairs", PAIRS)):
+        for name, values in (("error", ERRORS), ("levels", LEVELS), ("pairs", PAIRS)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
 
@@ -70,8 +75,9 @@ class DPO:
 
     def __init__(self, generator: Generator, config: DPOConfig, seed: int = 0) -> None:
         self.generator, self.config, self.seed = generator, config, seed
-        of_noise = getattr(generator, "kind", "") == "epsilon"
-        self.error = config.error if config.error != "auto" else "epsilon" if of_noise else "velocity"
+        kind = getattr(generator, "kind", "")  # what a UNet predicts, of diffusers
+        self.error = config.error if config.error != "auto" else "epsilon" if kind == "epsilon" else "velocity"
+        self.levels = config.levels if config.levels != "auto" else "sampler" if kind else "uniform"
 
     @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
@@ -132,9 +138,12 @@ class DPO:
 
     def _noise(self, batch: Batch, like: Tensor, step: int) -> dict[str, Tensor]:
         """A level s (B,) and ε (B,C,h,w) for each pair: a function of its image and of the step."""
-        top = self.generator.steps(self.config.steps).s[0]  # no model is asked about more noise than it knows
         draws = [seeded(self.seed, "dpo", step, image) for image in batch.ids.tolist()]
-        s = torch.tensor([uniform(0, top, draw) for draw in draws], dtype=torch.float64)
+        if self.levels == "sampler":
+            s = torch.cat([draw_level(self.generator, draw) for draw in draws])
+        else:
+            top = self.generator.steps(self.config.steps).s[0]  # no model is asked about more noise than it knows
+            s = torch.tensor([uniform(0, top, draw) for draw in draws], dtype=torch.float64)
         epsilon = [torch.randn(like.shape[1:], generator=draw, dtype=torch.float64) for draw in draws]
         return {"s": placed(s, like), "epsilon": placed(torch.stack(epsilon), like)}
 

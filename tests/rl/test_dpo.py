@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import Steps
 from finpercep.rl.dpo import DPO, DPOConfig
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient
 
@@ -165,11 +167,31 @@ def test_the_error_is_of_what_the_model_predicts():
     assert DPO(generator, replace(CONFIG, error="velocity")).error == "velocity"
 
 
+def test_levels_are_those_of_the_sampler_for_unets():
+    """Toy's steps are even; with levels² they are denser below: half of them lie below a quarter."""
+    generator = Toy()
+    even = generator.steps
+    generator.steps = lambda count: Steps(tuple(s**2 for s in even(count).s), even(count).timesteps)
+    many = Batch(torch.rand(400, 3, 4, 4, dtype=torch.float64), torch.arange(400))
+
+    def below(levels):
+        algorithm = DPO(generator, replace(CONFIG, levels=levels))
+        return float((algorithm._noise(many, torch.zeros(400, 3, 8, 8), 0)["s"] < 0.25).double().mean())
+
+    assert below("sampler") == pytest.approx(0.5, abs=0.08)
+    assert below("uniform") == pytest.approx(0.25, abs=0.08)
+    assert DPO(generator, CONFIG).levels == "uniform"
+    generator.kind = "v_prediction"
+    assert DPO(generator, CONFIG).levels == "sampler"
+
+
 def test_options():
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         DPOConfig(group_size=1)
     with pytest.raises(ValueError, match="error: expected one of auto, velocity, epsilon"):
         DPOConfig(error="x0")
+    with pytest.raises(ValueError, match="levels: expected one of auto, uniform, sampler, got 'even'"):
+        DPOConfig(levels="even")
     with pytest.raises(ValueError, match="pairs: expected one of reward, given, got 'offline'"):
         DPOConfig(pairs="offline")
     with pytest.raises(ValueError, match="map_weight: expected 0 or more, got -1"):
