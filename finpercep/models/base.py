@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def load_base(name_or_path: str | Path, **hub_options: Any) -> RewardModel | CLI
         TypeError: an option that is not one for downloads.
         ValueError: unknown name, or files that do not fit; names the file.
     """
-    if name_or_path in PRESETS:
-        return CLIPIQA.from_clip(PRESETS[str(name_or_path)].clip, **hub_options)
+    if (name := os.fspath(name_or_path)) in PRESETS:
+        return CLIPIQA.from_clip(PRESETS[name].clip, **hub_options)
     folder = resolve(name_or_path, **hub_options)
     if "prompts" in read_config(folder):
         return CLIPIQA.from_pretrained(folder)

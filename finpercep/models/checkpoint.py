@@ -6,6 +6,7 @@ Both come from anywhere, so the configuration is held against the weights' names
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -43,7 +44,7 @@ def resolve(name_or_path: str | Path, **hub_options: Any) -> Path:
         ValueError: nothing of that name; suggests the nearest known one.
     """
     embedded = available_models()
-    found = WEIGHTS / str(name_or_path) if name_or_path in embedded else name_or_path
+    found = WEIGHTS / name_or_path if os.fspath(name_or_path) in embedded else name_or_path
     return model_folder(found, FILES, known=embedded + sorted(PRESETS), **hub_options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -185,8 +186,8 @@ class RewardModel(
             TypeError: another option.
             ValueError: unknown name (the nearest known one is suggested), or files that do not fit; names the file.
         """
-        if name_or_path in PRESETS:
-            preset = cls.from_preset(str(name_or_path), attn_implementation=attn_implementation, **options)
+        if (name := os.fspath(name_or_path)) in PRESETS:
+            preset = cls.from_preset(name, attn_implementation=attn_implementation, **options)
             return preset if dtype is None else preset.to(dtype)
         model = load_model(
             cls,

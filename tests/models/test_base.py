@@ -36,6 +36,7 @@ def test_a_preset_is_clip_iqa_on_its_checkpoint(clip_b16: Path, monkeypatch: pyt
     entry = PRESETS["finpercep-vit-b-16"]
     monkeypatch.setitem(PRESETS, "finpercep-vit-b-16", entry._replace(clip=str(clip_b16)))
     assert load_base("finpercep-vit-b-16").fingerprint == CLIPIQA.from_clip(clip_b16).fingerprint
+    assert load_base(Path("finpercep-vit-b-16")).fingerprint == CLIPIQA.from_clip(clip_b16).fingerprint
 
 
 def test_what_is_no_model_says_so(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def test_embedded_stages_grow(name: str) -> None:
     assert all(torch.equal(grown[name], frozen[name]) for name in frozen)  # only the adapters have learned
 
 
+def test_a_path_of_the_name_is_the_name() -> None:
+    assert (
+        RewardModel.from_pretrained(Path("finpercep-tiny")).fingerprint
+        == RewardModel.from_pretrained("finpercep-tiny").fingerprint
+    )
+
+
 def test_unknown_names() -> None:
     with pytest.raises(
         ValueError, match=r"^finpercep-vit-b16: no such model or folder; did you mean 'finpercep-vit-b-16'"

@@ -143,7 +143,9 @@ def test_from_pretrained_by_name(clip_b16: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(PRESETS, "finpercep-vit-b-16", entry._replace(clip=str(clip_b16)))
     with pytest.warns(UserWarning, match=UNTRAINED):
         model = RewardModel.from_pretrained("finpercep-vit-b-16")
-    assert model.fingerprint == preset("finpercep-vit-b-16", clip=clip_b16).fingerprint
+        by_path = RewardModel.from_pretrained(Path("finpercep-vit-b-16"))
+    expected = preset("finpercep-vit-b-16", clip=clip_b16).fingerprint
+    assert (model.fingerprint, by_path.fingerprint) == (expected, expected)
     assert not set(PRESETS) & set(available_models())  # those come with the package; presets do not
 
 
