@@ -103,7 +103,11 @@ class Executor:
 
     @torch.no_grad()
     def batch(self, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
-        """The reward of a batch (B,3,H,W) on its device, as float in [0, 1] or uint8; does not wait for a GPU."""
+        """The reward of a batch (B,3,H,W) on its device, as float in [0, 1] or uint8; does not wait for a GPU.
+
+        Raises:
+            TypeError: a batch of other numbers.
+        """
         images = as_float(images.to(self.device, non_blocking=self.device.type == "cuda"), self.dtype)
         count = len(images)
         if not context:

@@ -21,6 +21,7 @@ from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_images
 from finpercep.rewards.load import load_reward
 from finpercep.rewards.protocol import Reward
+from finpercep.runs.devices import check_device
 
 __all__ = ["Scorer"]
 
@@ -47,7 +48,8 @@ class Scorer:
         reward: a reward, or what `load_reward` takes. What is in training, now or later, is
             scored as it would in evaluation; what `torch.compile` made of it before is not used.
         device: where to score; None is where the reward is. A reward elsewhere is copied.
-        dtype: "fp32", "bf16", "fp16", or a type; the first layers stay in float32. None is the reward's own.
+        dtype: "fp32", "bf16", "fp16", or a floating-point type; the first layers stay in float32. None is the
+            reward's own.
         compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune"; on a GPU the latter
             two with graphs, see there, in place of torch's own. None does not compile. One
             compilation serves all sizes.
@@ -66,7 +68,7 @@ class Scorer:
 
     def __init__(
         self,
-        reward: Reward | str,
+        reward: Reward | str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -77,15 +79,19 @@ class Scorer:
         tile: int | None = None,
         lanes: int | None = None,
     ) -> None:
-        if isinstance(reward, str):
-            reward = load_reward(reward, device=str(device or "cpu"))
+        if device is not None:
+            check_device(device)
+        if isinstance(reward, (str, os.PathLike)):
+            reward = load_reward(os.fspath(reward), device=str(device or "cpu"))
+        if not callable(reward):
+            raise ValueError(f"reward: expected a reward or its name, got {type(reward).__name__}")
         place = torch.device(device) if device is not None else _device_of(reward)
         if place.type == "cuda" and place.index is None:
             place = torch.device("cuda", torch.cuda.current_device())
         if compile not in COMPILE:
             raise ValueError(f"compile: expected {', '.join(map(str, COMPILE))}, got {compile!r}")
-        if isinstance(dtype, str) and dtype not in DTYPES:
-            raise ValueError(f"dtype: expected {', '.join(DTYPES)} or a type, got {dtype!r}")
+        if dtype not in DTYPES if isinstance(dtype, str) else dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype: expected {', '.join(DTYPES)} or a floating-point type, got {dtype!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if lanes is not None and lanes < 1:
@@ -120,7 +126,11 @@ class Scorer:
         return tuple(getattr(self.executor.reward, "takes", ()))
 
     def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
-        """The reward of a batch (B,3,H,W) on the device, float in [0, 1]; see `Reward`. Values are not checked."""
+        """The reward of a batch (B,3,H,W) on the device, float in [0, 1] or uint8; see `Reward`.
+
+        Raises:
+            TypeError: a batch of other numbers. Values are not checked.
+        """
         given = self._given(context)
         if not self.executor.deterministic or self.executor.device.type != "cpu" or not len(images):
             return self.executor.batch(images, given)

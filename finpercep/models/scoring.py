@@ -187,7 +187,13 @@ def context_radius(model: Scorer) -> int:
 
 
 def as_float(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 to [0, 1]; floats are only cast. Pixels stay in float32 for models in half precision."""
+    """uint8 to [0, 1]; floats are only cast. Pixels stay in float32 for models in half precision.
+
+    Raises:
+        TypeError: other numbers, of which it is not known what white is.
+    """
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"images: expected float in [0, 1] or uint8, got {image.dtype}")
     dtype = at_least_float32(dtype)
     return image.to(dtype) / 255 if image.dtype == torch.uint8 else image.to(dtype)
 

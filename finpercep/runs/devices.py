@@ -9,7 +9,7 @@ from finpercep.io.reasons import one_line
 __all__ = ["check_device"]
 
 
-def check_device(device: str) -> None:
+def check_device(device: str | torch.device) -> None:
     """Refuse a device on which nothing could run.
 
     Raises:

@@ -365,6 +365,22 @@ def test_it_is_a_reward_itself(scorer: Scorer, small_model: RewardModel, photo: 
     assert stage(photo[None]).score.shape == (1,)
 
 
+def test_integers_other_than_uint8_are_no_batch(scorer: Scorer, photo: Tensor) -> None:
+    levels = (photo * 255).round()[None]
+    torch.testing.assert_close(scorer(levels.byte()).score, scorer(levels / 255).score, rtol=0, atol=1e-6)
+    for dtype in (torch.int64, torch.int32, torch.uint16, torch.bool):
+        with pytest.raises(TypeError, match=rf"^images: expected float in \[0, 1\] or uint8, got {dtype}$"):
+            scorer(levels.to(dtype))
+
+
+def test_a_reward_by_the_path_of_its_folder(small_model: RewardModel, model_folder: Path, photo: Tensor) -> None:
+    scorer = Scorer(model_folder)
+    assert_same(scorer.score([photo]), small_model.score([photo]))
+    scorer.close()
+    with pytest.raises(ValueError, match=r"^reward: expected a reward or its name, got int$"):
+        Scorer(3)  # type: ignore[arg-type]
+
+
 def test_what_trains_is_scored_as_in_evaluation(photo: Tensor) -> None:
     torch.manual_seed(0)
     options: Any = {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}
@@ -398,7 +414,10 @@ def test_what_trains_later_is_scored_as_in_evaluation(photo: Tensor) -> None:
     ("options", "message"),
     [
         ({"compile": "fast"}, r"^compile: expected None, default, reduce-overhead, max-autotune, got 'fast'$"),
-        ({"dtype": "fp8"}, r"^dtype: expected fp32, bf16, fp16 or a type, got 'fp8'$"),
+        ({"dtype": "fp8"}, r"^dtype: expected fp32, bf16, fp16 or a floating-point type, got 'fp8'$"),
+        ({"dtype": torch.int8}, r"^dtype: expected fp32, bf16, fp16 or a floating-point type, got torch.int8$"),
+        ({"device": "gpu"}, r"^device: expected a device of this machine, got gpu: "),
+        ({"device": "cuda:99"}, r"^device: expected a device of this machine, got cuda:99: "),
         ({"batch_size": 0}, r"^batch_size: expected at least 1, got 0$"),
         ({"lanes": 0}, r"^lanes: expected at least 1, got 0$"),
         ({"graphs": True}, r"^graphs: expected a CUDA device, got cpu$"),
