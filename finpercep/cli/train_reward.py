@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ from finpercep.cli.common import (
     trackers_of,
 )
 from finpercep.cli.options import given, settings_command
+from finpercep.io.reasons import one_line
 
 if TYPE_CHECKING:
     from finpercep.training.config import RewardTrainConfig
@@ -94,12 +97,34 @@ def train_reward(
     if gate is not None:
         config.head["gate"] = gate
     try:
-        with one_line_errors(2, ValueError, OSError, FloatingPointError, ImportError):
+        errors = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
+        with one_line_errors(2, *errors), _out_of_memory():
             train(config, [Screen(), *trackers_of(out, wandb)])
     except KeyboardInterrupt:
         print(f"interrupted; run the same command again to continue from what was last saved in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"the model is in {out}")
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Say what takes less memory, where there is none left.
+
+    Raises:
+        MemoryError: in place of what torch, or Python, raises then.
+    """
+    from finpercep.engine.batches import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = one_line(error)
+        raise MemoryError(
+            f"memory: expected room for a step, got {reason}; a smaller --batch or --crop, or fewer --workers, take "
+            "less, and the same command goes on from what was last saved"
+        ) from error
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

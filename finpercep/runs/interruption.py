@@ -1,9 +1,11 @@
-"""Ctrl-C that waits for the end of a training step, so that what is saved is whole."""
+"""Signals that wait for the end of a training step, so that what is saved is whole."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,6 +13,23 @@ from typing import Any
 def ignore_interrupts(worker: int) -> None:
     """For processes that make batches: Ctrl-C reaches them too, and the last step still needs one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def ends_of_children_ignored() -> Iterator[None]:
+    """Inside, the end of a process that makes batches raises nothing; the loader finds out when it is asked for one.
+
+    Outside of the main thread nothing changes.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class Interruption:

@@ -18,7 +18,7 @@ from finpercep.models import RewardModel, load_base
 from finpercep.models.norms import freeze_norms
 from finpercep.runs.ema import MovingAverage
 from finpercep.runs.finite import FiniteGuard
-from finpercep.runs.interruption import Interruption, ignore_interrupts
+from finpercep.runs.interruption import Interruption, ends_of_children_ignored, ignore_interrupts
 from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 from finpercep.runs.ranks import Ranks, own_device
@@ -75,9 +75,13 @@ class RewardTrainer:
         self.done = 0
 
     def batches(self) -> Iterator[Triplet]:
-        """The triplets of the steps that are still to do; of several processes, this one's part of each."""
+        """The triplets of the steps that are still to do; of several processes, this one's part of each.
+
+        Raises:
+            ChildProcessError: a process that prepares them has ended.
+        """
         size, part = self.config.batch, self.part
-        yield from DataLoader(
+        loader = DataLoader(
             self.triplets,
             batch_size=part.stop - part.start,
             sampler=[
@@ -89,6 +93,17 @@ class RewardTrainer:
             persistent_workers=False,
             worker_init_fn=ignore_interrupts,
         )
+        try:
+            for batch in loader:
+                with ends_of_children_ignored():  # torch would raise in the middle of a step
+                    yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"workers: expected the {self.config.workers} that prepare triplets to go on, got one that ended, most "
+                f"often for want of memory; start again, with fewer, to go on from what is saved in {self.config.out}"
+            ) from error
 
     def losses(self, batch: Triplet) -> dict[str, Tensor]:
         """The terms of L on one batch."""
@@ -225,7 +240,8 @@ def train(config: RewardTrainConfig, monitors: Sequence[Monitor] = ()) -> Reward
 
     Raises:
         ValueError: settings, data or models that do not fit, or a state that was made with others.
-        OSError: data that are missing, another run in the folder, or no room in it; what was saved stays.
+        OSError: data that are missing, another run in the folder, or no room in it; what was saved stays. A process
+            that prepares triplets has ended; the steps that are done are saved.
         FloatingPointError: a loss or a gradient was not finite; what was saved stays.
         KeyboardInterrupt: after Ctrl-C.
     """
@@ -245,7 +261,7 @@ def train(config: RewardTrainConfig, monitors: Sequence[Monitor] = ()) -> Reward
 
 def _loop(trainer: RewardTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> None:
     config = trainer.config
-    for batch in trainer.batches():
+    for batch in _batches_or_save(trainer):
         losses = trainer.step(Triplet(*batch))
         last = trainer.done == config.steps
         figures: dict[str, float] = {}
@@ -262,6 +278,17 @@ def _loop(trainer: RewardTrainer, monitors: Sequence[Monitor], interruption: Int
             trainer.save()
         if asked:
             raise KeyboardInterrupt
+
+
+def _batches_or_save(trainer: RewardTrainer) -> Iterator[Triplet]:
+    """The batches; where the next one cannot be made, the steps that are done are saved before the error goes on."""
+    begun = trainer.done
+    try:
+        yield from trainer.batches()
+    except Exception:
+        if trainer.done > begun and trainer.ranks.size == 1:  # others are in a step, and saving takes all of them
+            trainer.save()
+        raise
 
 
 def _averaged(model: RewardModel) -> list[Tensor]:

@@ -166,6 +166,27 @@ def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory. Tried"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_out_of_memory_is_one_line(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer, "train", fail)
+    result = CliRunner().invoke(app, ["train-reward", "d", "--out", "somewhere", "--device", "cpu"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"memory: expected room for a step, got {reason}; a smaller --batch or --crop, or fewer --workers, take less, "
+        "and the same command goes on from what was last saved\n"
+    )
+
+
 def test_interrupted_training_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -143,6 +143,7 @@ def test_from_pretrained_by_name(clip_b16: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(PRESETS, "finpercep-vit-b-16", entry._replace(clip=str(clip_b16)))
     with pytest.warns(UserWarning, match=UNTRAINED):
         model = RewardModel.from_pretrained("finpercep-vit-b-16")
+    with pytest.warns(UserWarning, match=UNTRAINED):
         by_path = RewardModel.from_pretrained(Path("finpercep-vit-b-16"))
     expected = preset("finpercep-vit-b-16", clip=clip_b16).fingerprint
     assert (model.fingerprint, by_path.fingerprint) == (expected, expected)

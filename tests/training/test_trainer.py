@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finpercep.data.triplets import Triplet, TripletConfig
+from finpercep.data.triplets import Triplet, TripletConfig, Triplets
 from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.presets import PRESETS
 from finpercep.runs.lock import FolderInUseError, folder_lock
@@ -245,6 +246,35 @@ def test_ctrl_c_saves_the_step_that_is_being_made(config, tmp_path, monkeypatch,
     finally:
         signal.signal(signal.SIGINT, before)
     assert torch.load(tmp_path / "rm0" / "state.pt", weights_only=True)["step"] == 2
+    train(config)
+    model, expected = (load_file(Path(c.out) / "model.safetensors") for c in (config, whole))
+    assert all(torch.equal(model[name], expected[name]) for name in expected)
+
+
+def test_a_worker_that_ends_loses_no_step(config, tmp_path, monkeypatch):
+    """It ends in the middle of a step, which is made to its end and saved."""
+    whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
+    train(whole)
+    config = dataclasses.replace(config, workers=1, save_every=100)
+    step, item, done = RewardTrainer.step, Triplets.__getitem__, []
+
+    def killed(triplets, index):
+        if index >= 4:  # of the third step
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item(triplets, index)
+
+    def slow(trainer, batch):
+        time.sleep(1.0)
+        losses = step(trainer, batch)
+        done.append(trainer.done)
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Triplets, "__getitem__", killed)
+        patch.setattr(RewardTrainer, "step", slow)
+        with pytest.raises(ChildProcessError, match=r"^workers: expected the 1 that prepare triplets to go on"):
+            train(config)
+    assert torch.load(tmp_path / "rm0" / "state.pt", weights_only=True)["step"] == done[-1]
     train(config)
     model, expected = (load_file(Path(c.out) / "model.safetensors") for c in (config, whole))
     assert all(torch.equal(model[name], expected[name]) for name in expected)
