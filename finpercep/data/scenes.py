@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from finpercep.io.images import load_image
+from finpercep.io.images import image_sides, load_image
 
 __all__ = ["Scene", "StoredSample", "split_dev", "spread"]
 
@@ -48,6 +48,15 @@ class Scene:
     @property
     def sources(self) -> list[str]:
         return list(self.sr_paths)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the photo, by its file's header.
+
+        Raises:
+            ImageError: no image.
+        """
+        return image_sides(self.gt_path)
 
     @property
     def gt(self) -> torch.Tensor:

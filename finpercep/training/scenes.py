@@ -11,6 +11,9 @@ from finpercep.data.loading import load_scenes
 from finpercep.data.scenes import Scene, split_dev
 from finpercep.training.config import RewardTrainConfig
 
+NAMED = 5
+"""Photos that a message names, at most."""
+
 
 def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]]:
     """The scenes of all folders that are trained on, and those that `dev_every` holds out.
@@ -19,7 +22,7 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
 
     Raises:
         ValueError: a source to leave out that none of the folders has, or one to have more of that no scene to fit has;
-            no scene to train on; and see `load_scenes`.
+            no scene to train on; photos that are smaller than the crop; and see `load_scenes`.
     """
     known = {folder: _sources(load_scenes(folder, "train")) for folder in config.folders}
     unknown = set(config.leave_out).difference(*known.values())
@@ -38,7 +41,24 @@ def training_scenes(config: RewardTrainConfig) -> tuple[list[Scene], list[Scene]
         raise ValueError(
             f"data: expected scenes of train to fit, got none ({len(dev)} held out by dev_every={config.dev_every})"
         )
+    _check_sizes(fit, config.triplets.crop)
     return fit + _more(fit, config.more), dev
+
+
+def _check_sizes(scenes: Sequence[Scene], crop: int) -> None:
+    """Before the first step: a small photo would end the run when it is drawn.
+
+    Raises:
+        ValueError: photos that are smaller than the crop; names some of them.
+    """
+    small = [(scene, *scene.sides) for scene in scenes if min(scene.sides) < crop]
+    if not small:
+        return
+    named = [f"{scene.id if scene.place() else scene.gt_path} ({width}x{height})" for scene, height, width in small]
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    raise ValueError(
+        f"crop: expected at most the shorter side of every photo, got {crop} for {', '.join(named[:NAMED])}{more}"
+    )
 
 
 def _more(scenes: Sequence[Scene], wanted: Sequence[str]) -> list[Scene]:

@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
+from finpercep.io.images import ImageError, load_image
 from finpercep.runs.lock import folder_lock
 from finpercep.runs.progress import Screen
 from finpercep.runs.trackers import TensorBoard
@@ -148,13 +149,17 @@ def test_a_run_does_not_overwrite_what_it_starts_from(option: str, tmp_path: Pat
 
 def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", 1)
+    photo = data / "train" / "scene0" / "gt.png"
+    photo.write_bytes(photo.read_bytes()[:600])
+    with pytest.raises(ImageError) as found:
+        load_image(photo)
     words = [
         "train-reward",
         str(data),
         "--out",
         str(tmp_path / "r0"),
         "--crop",
-        "1000",
+        "32",
         "--steps",
         "1",
         "--batch",
@@ -162,8 +167,7 @@ def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(app, [*words, "--device", "cpu", "--workers", "1"])
     assert result.exit_code == 2
-    expected = f"{data / 'train' / 'scene0' / 'gt.png'}: 72x64 is smaller than the crop of 1000"
-    assert result.stderr.splitlines()[-1] == expected
+    assert result.stderr.splitlines()[-1] == str(found.value)
 
 
 @pytest.mark.parametrize(

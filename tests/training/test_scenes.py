@@ -2,7 +2,9 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 
+from finpercep.data.triplets import TripletConfig
 from finpercep.training.config import RewardTrainConfig, check_folders
 from finpercep.training.scenes import training_scenes, with_steps
 from tests.data.conftest import write_scenes
@@ -13,7 +15,26 @@ from tests.data.fgr import make
 def config(tmp_path):
     write_scenes(tmp_path / "one", 4)
     write_scenes(tmp_path / "two", 2, sources=("c",))
-    return RewardTrainConfig(data=(str(tmp_path / "one"), str(tmp_path / "two")), out="", batch=3)
+    data = (str(tmp_path / "one"), str(tmp_path / "two"))
+    return RewardTrainConfig(data=data, out="", batch=3, triplets=TripletConfig(crop=32))
+
+
+def test_photos_smaller_than_the_crop_are_named_before_the_first_step(config, tmp_path):
+    photos = [tmp_path / "one" / "train" / f"scene{number}" / "gt.png" for number in range(4)]
+    first = tmp_path / "two" / "train" / "scene0" / "gt.png"
+    message = f"crop: expected at most the shorter side of every photo, got 65 for {photos[1]} (72x64)"
+    write_scenes(tmp_path / "large", 1, size=(80, 90))
+    data = (str(tmp_path / "large"), str(tmp_path / "one"), str(tmp_path / "two"))
+    config = dataclasses.replace(config, data=data, triplets=TripletConfig(crop=65))
+    with pytest.raises(ValueError, match=r"^crop: expected at most") as error:
+        training_scenes(config)
+    named = ", ".join(f"{path} (72x64)" for path in (*photos, first))
+    assert str(error.value) == message.replace(f"{photos[1]} (72x64)", f"{named} and 1 more")
+    for path in (*photos[:1], *photos[2:], first, first.parents[1] / "scene1" / "gt.png"):
+        Image.new("RGB", (65, 65)).save(path)
+    with pytest.raises(ValueError, match=r"^crop: ") as error:
+        training_scenes(config)
+    assert str(error.value) == message
 
 
 def test_what_is_held_out_is_not_trained_on(config):
@@ -56,7 +77,7 @@ def test_more_of_a_source_of_a_data_set(tmp_path):
     """Of stored samples, those of the source."""
     pytest.importorskip("pyarrow")
     make(tmp_path / "photos", tmp_path / "fgr")
-    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="")
+    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="", triplets=TripletConfig(crop=32))
     plain, _ = training_scenes(config)
     source = plain[0].sources[-1]
     fit, _ = training_scenes(dataclasses.replace(config, more=[f"{source}=1"]))
@@ -98,7 +119,7 @@ def test_an_epoch_is_every_pair_once(config):
 def test_an_epoch_of_a_data_set_is_every_sample_once(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     make(tmp_path / "photos", tmp_path / "fgr")
-    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="", batch=1, epochs=2)
+    config = RewardTrainConfig(data=str(tmp_path / "fgr"), out="", batch=1, epochs=2, triplets=TripletConfig(crop=32))
     samples = sum(parquet.read_metadata(file).num_rows for file in (tmp_path / "fgr").rglob("train*.parquet"))
     assert samples > 0
     assert with_steps(config, training_scenes(config)[0]).steps == 2 * samples
