@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from finpercep.data import FilterBank, Scene, fault_target, jpeg, resize
@@ -224,7 +225,7 @@ def climb_table(climbs: Sequence[Climb]) -> Table:
     for heading, _ in _COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for source, summary in (*figures["sources"].items(), ("all", counts)):
-        table.add_row(f"{source} ({summary['climbs']})", *_cells(summary))
+        table.add_row(Text(f"{source} ({summary['climbs']})"), *_cells(summary))
     return table
 
 

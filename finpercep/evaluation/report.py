@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finpercep.data import Scene, load_scenes
 from finpercep.data.identity import scenes_fingerprint
@@ -94,7 +96,7 @@ def run(
     scenes = load_scenes(data, split)
     _check_sources(without, scenes)
     for file in (json_file, page):
-        _check_folder(file)
+        _check_file(file)
     for argument, value in (("climb", climb), ("page", page)):
         if value and model is None:
             raise ValueError(f"{argument}: expected a model, got none")
@@ -115,8 +117,6 @@ def run(
     if climbs:
         console.print(climb_table(climbs))
         console.print(CLIMB_LEGEND, style="dim", highlight=False)
-    if page is not None:
-        write_cases_page(Path(page), next(iter(judges.values())), evaluations[0], scenes)
     if json_file is not None:
         figures = {
             "data": str(data),
@@ -131,6 +131,8 @@ def run(
             **({"climb": climb_figures(climbs)} if climbs else {}),
         }
         write_json(Path(json_file), figures)
+    if page is not None:
+        write_cases_page(Path(page), next(iter(judges.values())), evaluations[0], scenes)
     return evaluations
 
 
@@ -142,12 +144,12 @@ def overall_table(evaluations: Sequence[Evaluation], without: Sequence[str] = ()
         "all sources",
     )
     for evaluation in evaluations:
-        table.add_row(evaluation.name, *_cells(evaluation.overall))
+        table.add_row(Text(evaluation.name), *_cells(evaluation.overall))
     if without:
         table.add_section()
         for evaluation in evaluations:
             name = f"{evaluation.name}, no {', '.join(without)}"
-            table.add_row(name, *_cells(evaluation.summary(without=without)))
+            table.add_row(Text(name), *_cells(evaluation.summary(without=without)))
     return table
 
 
@@ -155,7 +157,7 @@ def source_table(evaluation: Evaluation) -> Table:
     """One row per SR source of one judge."""
     table = _table(f"{evaluation.name}, shift {evaluation.shift}: each source alone", "source")
     for source, summary in evaluation.per_source.items():
-        table.add_row(f"{source} ({summary['pairs']:.0f})", *_cells(summary))
+        table.add_row(Text(f"{source} ({summary['pairs']:.0f})"), *_cells(summary))
     return table
 
 
@@ -203,7 +205,8 @@ def _print(console: Console, done: list[Evaluation], without: Sequence[str]) -> 
 
 
 def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Text(title, "table.title")  # in a plain string, brackets of a name would be markup
+    table = Table(title=shown, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for heading, _ in _COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -237,7 +240,14 @@ def _check_sources(without: Sequence[str], scenes: list[Scene]) -> None:
         raise ValueError("without: expected to leave at least one source, got all of them")
 
 
-def _check_folder(file: str | Path | None) -> None:
+def _check_file(file: str | Path | None) -> None:
     """Before the work rather than after it."""
-    if file is not None and not Path(file).resolve().parent.is_dir():
+    if file is None:
+        return
+    folder = Path(file).resolve().parent
+    if not folder.is_dir():
         raise ValueError(f"{file}: expected a file in an existing folder, got no folder there")
+    if Path(file).is_dir():
+        raise ValueError(f"{file}: expected a file, got a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{file}: expected a file in a folder that can be written to, got {folder}")

@@ -152,6 +152,13 @@ def test_table():
     assert both[:4] == ["all", "(3)", "0.667", "6.5"]
 
 
+def test_names_with_brackets_are_printed_as_they_are():
+    buffer = io.StringIO()
+    sources = ("esrgan[v2]", "esrgan[/v2]", ":x:")
+    Console(file=buffer, width=130).print(climb_table([made(3, source=source) for source in sources]))
+    assert [line.split()[0] for line in buffer.getvalue().splitlines()[2:5]] == [*sources]
+
+
 def test_all_sources_and_progress():
     done = []
     climbs = climb_all(

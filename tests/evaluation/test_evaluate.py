@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -341,11 +342,51 @@ def test_json_names_what_was_measured_and_appears_whole(
         ({"shifts": ["blur"]}, "shift: expected none, jpegQ or resizeF"),
         ({"split": "test"}, "no scene in split 'test'"),
         ({"json_file": "no/such/folder/x.json"}, "no/such/folder/x.json: expected a file in an existing"),
+        ({"json_file": "."}, r"^\.: expected a file, got a folder$"),
+        ({"page": "/"}, r"^/: expected a file, got a folder$"),
     ],
 )
 def test_run_bad_arguments(data: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         report.run(data, model=None, metrics=[], **options)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(report, "_evaluate", lambda *_: pytest.fail("worked"))
+    for option in ("json_file", "page"):
+        with pytest.raises(ValueError) as error:
+            report.run(data, model=None, metrics=[], **{option: tmp_path / "x"})
+        expected = f"expected a file in a folder that can be written to, got {tmp_path}"
+        assert str(error.value) == f"{tmp_path / 'x'}: {expected}"
+
+
+def test_a_page_that_cannot_be_written_leaves_the_json(
+    data: Path, small_model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(report, "write_cases_page", full)
+    files = {"json_file": tmp_path / "f.json", "page": tmp_path / "p.html"}
+    with pytest.raises(OSError, match="full"):
+        report.run(data, model=small_model, name="small", metrics=[], console=Console(file=io.StringIO()), **files)
+    assert json.loads(files["json_file"].read_text())["model"] == "small"
+
+
+def test_tables_print_names_with_brackets_as_they_are(scenes: list) -> None:
+    found = evaluate(lambda images: RewardOutput(torch.zeros(len(images)), None), scenes, name="m[a][/b]")
+    found = replace(found, results=[replace(row, source=row.source + "[/c]") for row in found.results])
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=130)
+    console.print(report.overall_table([found], ["grain[/c]"]))
+    console.print(report.source_table(found))
+    text = buffer.getvalue()
+    assert "m[a][/b], no grain[/c] " in text
+    assert "smooth[/c] (4)" in text
+    assert "m[a][/b], shift none: each source alone" in text
 
 
 def test_run_without_data(tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def test_table():
     rows = [pair(0, IN_ORDER, 0.2), pair(1, REVERSED, 0.6)]
     buffer = io.StringIO()
     table = interval_table(
-        [Evaluation("model", "jpeg75", 0, (1, 3), rows), Evaluation("other", "jpeg75", 0, (1, 3), [])]
+        [Evaluation("model", "jpeg75", 0, (1, 3), rows), Evaluation("other[/2]", "jpeg75", 0, (1, 3), [])]
     )
     Console(file=buffer, width=120).print(table)
     title, head, model, other = (line.split() for line in buffer.getvalue().splitlines())
     assert " ".join(title) == "shift jpeg75: 95 % intervals, scenes resampled 1000 times"
     assert head == ["all", "sources", "GT>SR", "SR<syn", "syn<GT", "CC", "AUC"]
     assert model == ["model", *["0.000–1.000"] * 3, "0.200–0.600", "0.250–0.250"]
-    assert other == ["other"]
+    assert other == ["other[/2]"]
