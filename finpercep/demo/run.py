@@ -60,7 +60,7 @@ def run_demo(model: RewardModel, folder: Path, model_name: str, rl_steps: int = 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table("photo", "fault", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("photo", "super-res.", "implanted", "inside", "outside"):
         table.add_column(column, justify="right")

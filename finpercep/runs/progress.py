@@ -33,7 +33,7 @@ class Screen:
 
     def start(self, lines: Sequence[str], *, done: int, total: int) -> None:
         for line in lines:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, soft_wrap=True, markup=False, emoji=False)
         self.bar.update(self.task, total=total, completed=done)
         self.bar.start()
         self.started, self.first = time.perf_counter(), done
