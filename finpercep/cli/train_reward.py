@@ -80,8 +80,8 @@ def train_reward(
 
     set_threads(threads)
     device = check_device(device)
-    loss = LossWeights(**given(ctx, LossWeights))
     with one_line_errors(2, ValueError):
+        loss = LossWeights(**given(ctx, LossWeights))
         config = RewardTrainConfig(
             data=tuple(map(str, data)),
             out=str(out),

@@ -119,7 +119,7 @@ class RewardTrainConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, least = getattr(self, option.name), option.metadata.get("min")
-            if value is not None and least is not None and value < least:
+            if value is not None and least is not None and not value >= least:  # NaN too
                 raise ValueError(f"{option.name}: expected at least {least}, got {value}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected {' or '.join(PRECISIONS)}, got {self.precision!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ class LossWeights:
             photos is too sure of them on others. 1 is the paper's.
         margin_sr: m1 of L_rank, by which S_syn must exceed S_SR.
         margin_syn: m2 of L_rank, by which S_GT must exceed S_syn. Smaller: a small or faint fault costs little.
+
+    Raises:
+        ValueError: a number that is negative or not finite.
     """
 
     map: float = 1.0
@@ -41,6 +45,12 @@ class LossWeights:
         default=0.1, metadata={"help": "Both margins of the ranking loss, m1 and m2.", "option": "--margin"}
     )
     margin_syn: float = 0.1
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if not 0 <= value < math.inf:  # NaN too
+                raise ValueError(f"{option.name}: expected a finite number of at least 0, got {value}")
 
 
 def map_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:

@@ -95,6 +95,7 @@ def test_the_papers_model_has_the_papers_settings(seen: list[RewardTrainConfig])
     ("words", "message"),
     [
         ("--steps 3 --epochs 2", "--epochs: expected without --steps, got both (2 and 3)"),
+        ("--margin nan", "margin_sr: expected a finite number of at least 0, got nan"),
         ("--precision half", "precision: expected fp32 or bf16, got 'half'"),
     ],
 )

@@ -88,6 +88,13 @@ def test_total_loss_weights():
     assert total_loss({"rank": torch.tensor(10.0)}, LossWeights()).item() == pytest.approx(8)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("name", ["rank", "margin_syn"])
+def test_weights_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite number of at least 0, got {value}$"):
+        LossWeights(**{name: value})
+
+
 def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
     logits = torch.tensor([0.0, -12.0], requires_grad=True)
     target = torch.tensor([0.5, 1.0])

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -103,7 +104,13 @@ def test_a_run_does_not_start_from_what_it_overwrites(tmp_path):
     check_folders(RewardTrainConfig(data="d", out=str(tmp_path / "best"), init=str(tmp_path)))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": -1}, {"lr_new": -1.0}, {"save_every": 0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"steps": 0}, {"batch": -1}, {"lr_new": -1.0}, {"save_every": 0}, {"workers": -1}),
+        *({"lr_new": math.nan}, {"lr_encoder": math.nan}, {"weight_decay": math.nan}),
+    ],
+)
 def test_settings_out_of_range(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"^{name}: expected at least"):
