@@ -167,7 +167,7 @@ def _expand(arguments: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES
             for path in expand_paths([argument], suffixes):
                 files.setdefault(os.path.abspath(path), path)
         except ImageError as error:
-            failures.append(_unusable(Path(argument), error))
+            failures.append(_unusable(argument, error))
     return sorted(files.values()), failures
 
 
@@ -193,10 +193,12 @@ def _note_sets(arguments: Iterable[str], errors: Console) -> None:
             errors.print(printable(f"{argument}: its Parquet files are not scored without --column"))
 
 
-def _unusable(path: Path, error: ImageError) -> FileScore:
+def _unusable(given: str | Path, error: ImageError) -> FileScore:
+    """The error starts with what was given, or with what "~" in it stands for."""
     from finpercep.engine.files import FileScore
 
-    return FileScore(path, error=str(error).removeprefix(f"{path}: "))
+    reason = str(error).removeprefix(f"{given}: ").removeprefix(f"{os.path.expanduser(given)}: ")
+    return FileScore(Path(given), error=reason)
 
 
 def _json_line(result: FileScore, first: bool) -> None:

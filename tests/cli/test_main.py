@@ -315,6 +315,16 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_a_folder_without_images_is_named_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "an empty one").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    reason = "expected a folder with images, got none with a known suffix"
+    for given, shown in (("an empty one/", "an empty one"), ("~/an empty one", "~/an empty one")):
+        found = run(given, "--json")
+        assert found.stderr == f"{shown}: {reason}\n"
+        assert json.loads(found.stdout) == {"path": shown, "error": reason}
+
+
 def test_results_stream_and_interrupt_is_130(tmp_path: Path, model_folder: Path) -> None:
     for i in range(300):
         os.makedirs(tmp_path / "in", exist_ok=True)
