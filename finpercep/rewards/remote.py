@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ class RemoteReward:
         timeout: float = 60.0,
         patience: float = 120.0,
     ) -> None:
-        place = urlsplit(url)
-        if place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
-            raise ValueError(f"url: expected http://host:port, got {url}")
+        place = _place(url)
         if maps not in (None, "auto", *MAPS):
             raise ValueError(f"maps: expected None, auto, {' or '.join(MAPS)}, got {maps!r}")
         if transport not in ("raw", "png"):
@@ -249,6 +247,22 @@ class RemoteReward:
         except (ValueError, KeyError, TypeError) as error:
             raise ServiceError(f"{self.url}: expected a service of finpercep, got another answer") from error
         return dict(found)
+
+
+def _place(url: str) -> SplitResult:
+    """The parts of a service's address.
+
+    Raises:
+        ValueError: another one than http://host:port, or with credentials.
+    """
+    try:
+        place = urlsplit(url)
+        known = place.port is None or place.port > 0  # ValueError: no number, or too large a one
+    except ValueError:
+        known = False
+    if not known or place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
+        raise ValueError(f"url: expected http://host:port, got {url}")
+    return place
 
 
 def _is_passing(reply: _Reply) -> bool:

@@ -138,7 +138,7 @@ def serving(
         serve.start(http_options=place, logging_config=LOGGING)
         app = application(model, settings, device=device, cores=cores, token=token)
         serve.run(app, name="finpercep", route_prefix="/", blocking=False)
-        yield f"http://{settings.host}:{settings.port}"
+        yield settings.url
     finally:
         try:
             serve.delete("finpercep")  # lets what is asked be answered

@@ -63,6 +63,12 @@ class ServeSettings:
         return self.queue_mb * 10**6
 
     @property
+    def url(self) -> str:
+        """Where it answers; an address of IPv6 is in brackets there."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
         return self.host in LOOPBACK

@@ -207,6 +207,9 @@ def test_other_servers_are_told_apart(service: Service) -> None:
     ("place", "given", "message"),
     [
         ("ftp://host", {}, r"^url: expected http://host:port, got ftp://host$"),
+        ("http://h:abc", {}, r"^url: expected http://host:port, got http://h:abc$"),
+        ("http://h:99999", {}, r"^url: expected http://host:port, got http://h:99999$"),
+        ("http://[::1", {}, r"^url: expected http://host:port, got http://\[::1$"),
         ("http://me:pw@host", {}, r"^url: expected http://host:port, got http://me:pw@host$"),
         ("http://host", {"maps": "jpeg"}, r"^maps: expected None, auto, png or fp16, got 'jpeg'$"),
         ("http://host", {"transport": "jpeg"}, r"^transport: expected raw or png, got 'jpeg'$"),

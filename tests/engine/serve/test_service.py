@@ -382,3 +382,10 @@ def test_uploads_that_break_off_are_no_failures_of_the_service(service: Service)
     assert {answer.status for answer in answers} == {400}
     assert content(answers[0])["error"] == "body: expected 100 bytes as announced, got a lost connection"
     assert ask(service, Request("GET", "/health", {}, {}, in_chunks(b"")))[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:80"), ("::1", "http://[::1]:80"), ("here", "http://here:80")]
+)
+def test_the_address_of_a_service_is_a_url(host: str, url: str) -> None:
+    assert ServeSettings(host=host, port=80).url == url
