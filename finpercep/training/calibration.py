@@ -18,6 +18,7 @@ from finpercep.data import Scene
 from finpercep.evaluation.metrics import cc, iou, mean_defined
 from finpercep.evaluation.trials import iterate_trials
 from finpercep.models import RewardModel
+from finpercep.models.evaluation_view import evaluation_view
 
 __all__ = ["MapCalibration", "apply_calibration", "fit_calibration"]
 
@@ -52,7 +53,7 @@ def fit_calibration(model: RewardModel, scenes: Sequence[Scene], *, clean: float
     pixels of untouched photos marked; the slope is the one whose map correlates best with M_gt.
 
     Args:
-        model: with a map, in evaluation mode.
+        model: with a map; seen as in evaluation mode.
         scenes: with SR results; photos that training has not seen.
         clean: the largest share of untouched pixels above the border, in (0, 1).
 
@@ -61,10 +62,11 @@ def fit_calibration(model: RewardModel, scenes: Sequence[Scene], *, clean: float
     """
     if not model.has_map:
         raise ValueError("model: expected one with a map, got RM_0")
+    view = evaluation_view(model)  # in training, every image would move what its normalizations know
     maps: list[tuple[Tensor, Tensor, Tensor]] = []
     photos: list[Tensor] = []
     for trial in iterate_trials(scenes):
-        logits = [_logits(model, image) for image in (trial.photo, *trial.implanted)]
+        logits = [_logits(view, image) for image in (trial.photo, *trial.implanted)]
         photos.append(logits[0])
         maps += zip(logits[1:], trial.targets, trial.masks, strict=True)
     marked = {border: fmean(float((photo >= border).float().mean()) for photo in photos) for border in BORDERS}

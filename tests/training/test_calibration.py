@@ -54,6 +54,20 @@ def test_clean_photos_hold_the_border_up(tmp_path: Path) -> None:
     assert fit_calibration(Cautious(), given, clean=0.05).border > -1
 
 
+def test_a_model_in_training_is_seen_as_in_evaluation_and_stays_as_it_is(tmp_path: Path) -> None:
+    given = list(scenes(tmp_path, reddish_rows=5))
+    torch.manual_seed(0)
+    model = RewardModel(
+        {"type": "conv", "channels": [8, 16], "depths": [1, 1], "norm": True}, {"width": 8, "norm": True}
+    )
+    expected = fit_calibration(model.eval(), given, clean=0.99)
+    before = {name: value.clone() for name, value in model.train().state_dict().items()}
+    assert fit_calibration(model, given, clean=0.99) == expected
+    assert model.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_no_map_and_no_border(tmp_path: Path) -> None:
     given = list(scenes(tmp_path, reddish_rows=0))
     base = RewardModel({"type": "conv", "channels": [8], "depths": [1]})
