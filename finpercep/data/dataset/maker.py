@@ -21,6 +21,7 @@ from finpercep.data.image_ops import to_uint8
 from finpercep.data.masks.kinds import open_mask_kind, parse_masks
 from finpercep.data.masks.maker import DrawnMask, MaskMaker
 from finpercep.data.randomness import integer, seed_of, seeded
+from finpercep.data.sources.folder import is_cut
 from finpercep.data.sources.kinds import SourceSpec, open_source
 from finpercep.data.sources.protocol import Photo, Region, Source, SourceInput
 from finpercep.data.swap import region_swap
@@ -83,7 +84,7 @@ class _Part:
 def _shared(photo: Photo, size: tuple[int, int], scale: int) -> tuple[int, int]:
     """(height, width) that a photo of `size` and its results have, where these are cut to a multiple of the scale.
 
-    Results of other sizes are for their source to refuse: where their pixels lie in the photo is not known.
+    Results of other sizes are for their source to refuse.
     """
     shared = size
     for path in photo.results.values():
@@ -91,7 +92,7 @@ def _shared(photo: Photo, size: tuple[int, int], scale: int) -> tuple[int, int]:
             sides = image_sides(path)
         except ImageError:
             continue  # named when it is read
-        if all(side in (full, full // scale * scale) for side, full in zip(sides, size, strict=True)):
+        if is_cut(sides, size, scale):
             shared = (min(shared[0], sides[0]), min(shared[1], sides[1]))
     return shared
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from finpercep.data.sources.protocol import SourceInput
 from finpercep.io.images import ImageError, load_image
 
-__all__ = ["FolderSource"]
+__all__ = ["FolderSource", "is_cut"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class FolderSource:
 
     Attributes:
         folder: the folder or pattern; which files in it belong to which photos is said by `Photo.results`.
+        scale: by which the results were enlarged.
     """
 
     folder: str
     name: str
+    scale: int
     fingerprint: str = "files"
     needs_lr: bool = False
 
@@ -29,18 +31,16 @@ class FolderSource:
         path = given.photo.results[self.name]
         image = load_image(path)
         height, width = image.shape[1:]
-        region = given.region
-        whole = (height, width) == given.size
-        cut = region.top + region.height <= height <= given.size[0] and (
-            region.left + region.width <= width <= given.size[1]
-        )
-        if not whole and not (cut and _nearly(image, given.size)):
+        if not is_cut((height, width), given.size, self.scale):
             raise ImageError(
                 f"{path}: expected {given.size[1]}x{given.size[0]} like {given.photo.gt}, got {width}x{height}"
             )
         return given.region.of(image)
 
 
-def _nearly(image: Tensor, size: tuple[int, int]) -> bool:
-    """Whether only the rest of a division by the scale (at most 16) is missing at the right and the bottom."""
-    return all(0 <= full - side < 16 for full, side in zip(size, image.shape[1:], strict=True))
+def is_cut(sides: tuple[int, int], size: tuple[int, int], scale: int) -> bool:
+    """Whether a result is of the photo's `size`, or of that cut to a multiple of the scale; both are height and width.
+
+    Where the pixels of any other lie in the photo is not known: it may be cut elsewhere, or resized.
+    """
+    return all(side in (full, full // scale * scale) for side, full in zip(sides, size, strict=True))

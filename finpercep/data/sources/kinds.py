@@ -36,7 +36,7 @@ class SourceKind(Kind):
 
 SOURCE_KINDS = {
     "folder": SourceKind(
-        "folder:NAME=DIR", f"{_SOURCES}.folder:FolderSource", ("name",),
+        "folder:NAME=DIR", f"{_SOURCES}.folder:FolderSource", ("name", "scale"),
         help="a folder or a pattern", unnamed="", by_content=True,
     ),
     "spandrel": SourceKind(

@@ -420,8 +420,9 @@ def test_sizes_that_are_no_multiple_of_the_scale(tmp_path):
         assert {(row["height"], row["width"]) for row in fgr.rows(out)} == {(48, 56)}
     for height, width in ((32, 56), (45, 54)):  # nobody knows where these pixels lie
         Image.fromarray(photo[:height, :width]).save(tmp_path / "sr" / "1.png")
-        with pytest.raises(ImageError, match=rf"1.png: expected 58x49 like .*got {width}x{height}"):
-            make_dataset(str(tmp_path / "gt"), sources[:1], tmp_path / f"out{height}", MakeConfig(val_share=0))
+        for name, config in (("out", MakeConfig(val_share=0)), ("crops", MakeConfig(val_share=0, crop=32))):
+            with pytest.raises(ImageError, match=rf"1.png: expected 58x49 like .*got {width}x{height}"):
+                make_dataset(str(tmp_path / "gt"), sources[:1], tmp_path / f"{name}{height}", config)
 
 
 @pytest.mark.parametrize(

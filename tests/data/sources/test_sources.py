@@ -68,7 +68,7 @@ def test_folder_source_cuts_the_region_and_checks_the_size(tmp_path):
     assert whole[0, 0, 0] == (8 * 46 + 4) % 251
     save(44, 40)  # the photo, cut to a multiple of 4 before it was made smaller
     assert source(request).shape == (3, 16, 20)
-    for size in ((46, 20), (92, 86), (44, 50)):
+    for size in ((46, 20), (92, 86), (44, 50), (45, 42), (40, 40), (32, 40)):
         save(*size)
         with pytest.raises(ImageError, match=rf"r\.png: expected 46x43 like .*gt\.png, got {size[0]}x{size[1]}"):
             source(request)
