@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -100,3 +101,15 @@ def model_folder(small_model: RewardModel, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("model")
     small_model.save_pretrained(folder)
     return folder
+
+
+def close_folders(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let folders of a name refuse to be listed, also for root."""
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if os.path.basename(path) == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)

@@ -163,11 +163,14 @@ def _expand(arguments: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES
     files: dict[str, Path] = {}
     failures = []
     for argument in arguments:
+        unreadable: list[OSError] = []
         try:
-            for path in expand_paths([argument], suffixes):
+            for path in expand_paths([argument], suffixes, unreadable.append):
                 files.setdefault(os.path.abspath(path), path)
         except ImageError as error:
-            failures.append(_unusable(argument, error))
+            if not unreadable:
+                failures.append(_unusable(argument, error))
+        failures += [_unreadable(folder) for folder in unreadable]
     return sorted(files.values()), failures
 
 
@@ -199,6 +202,12 @@ def _unusable(given: str | Path, error: ImageError) -> FileScore:
 
     reason = str(error).removeprefix(f"{given}: ").removeprefix(f"{os.path.expanduser(given)}: ")
     return FileScore(Path(given), error=reason)
+
+
+def _unreadable(error: OSError) -> FileScore:
+    from finpercep.engine.files import FileScore
+
+    return FileScore(Path(error.filename), error=f"expected a folder that can be read, got {error.strerror}")
 
 
 def _json_line(result: FileScore, first: bool) -> None:

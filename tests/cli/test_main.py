@@ -21,6 +21,7 @@ from finpercep.cli.main import app
 from finpercep.engine.files import map_file_names
 from finpercep.io.images import load_image
 from finpercep.models import RewardModel, scoring, worst_mean
+from tests.conftest import close_folders
 
 Run = Callable[..., Result]
 Write = Callable[..., torch.Tensor]
@@ -159,6 +160,18 @@ def test_bad_files_do_not_stop_the_others(write: Write, run: Run) -> None:
     for path, reason in errors.items():
         assert reason.startswith("expected ")
         assert reason == lines[path]["error"]
+
+
+def test_folders_that_cannot_be_read_are_reported(write: Write, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("photos/a.png")
+    write("photos/closed/b.png")
+    close_folders(monkeypatch, "closed")
+    some = run("photos", "--json")
+    assert [json.loads(line)["path"] for line in some.stdout.splitlines()] == ["photos/closed", "photos/a.png"]
+    none = run("photos/closed")
+    for result in (some, none):
+        assert result.exit_code == 1
+        assert result.stderr == "photos/closed: expected a folder that can be read, got Permission denied\n"
 
 
 def test_nothing_readable_does_not_need_a_model() -> None:

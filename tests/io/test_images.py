@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from finpercep.io.images import MAX_PIXELS, ImageError, expand_paths, image_sides, load_image, to_tensor
+from tests.conftest import close_folders
 
 
 @pytest.fixture
@@ -365,6 +366,8 @@ def test_expand_paths(tmp_path: Path) -> None:
     assert [p.name for p in expand_paths([tmp_path, tmp_path / "b/gt.webp"], {".txt"})] == ["notes.txt", "gt.webp"]
     with pytest.raises(ImageError, match=r"b: expected a folder with \*\.txt files, got none$"):
         expand_paths([tmp_path / "b"], {".txt"})
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    assert names("") == ["a/deep/X.PNG", "a/gt.webp", "a/odd[1].png", "b/gt.webp"]  # links are not entered
     (tmp_path / "empty").mkdir()
     for missing in ("empty", "*.tiff"):
         with pytest.raises(ImageError) as error:
@@ -394,3 +397,13 @@ def test_a_file_name_is_no_part_of_the_reason(
         reasons.append(str(caught.value).removeprefix(f"{path}: "))
     assert reasons[0] == reasons[1]
     assert "image file is truncated" in reasons[0]
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").touch()
+    close_folders(monkeypatch, "closed")
+    with pytest.raises(ImageError) as error:
+        expand_paths([tmp_path])
+    one_line(error, tmp_path / "closed")
+    assert str(error.value).endswith(": expected a folder that can be read, got Permission denied")

@@ -60,7 +60,7 @@ def make_dataset(
     Args:
         gt: folder or pattern of photos (see `pairs.find_images`).
         sr: sources (see `sources.parse_source`).
-        out: its folder: `data/*.parquet`, `manifest.json`, `settings.json`, a card and a preview page.
+        out: its folder, which may lie among the photos: `data/*.parquet`, `manifest.json`, `settings.json`, a card and a preview page.
         config: how samples are made.
         lr: folder or pattern of low-resolution versions; without it they are made by `degradations`.
         workers, engine: see `engines.run_shards`.
@@ -86,7 +86,9 @@ def make_dataset(
     config = config or MakeConfig()
     specs = parse_sources(sr)
     results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}
-    photos, problems = match_photos(gt, results, lr)
+    folder = Path(out)
+    begun = (folder / "settings.json").is_file()
+    photos, problems = match_photos(gt, results, lr, leave_out=folder if begun else None)
     if problems and not config.skip_bad:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ImageError(f"{shown}. --skip-bad leaves such photos out")
@@ -94,7 +96,6 @@ def make_dataset(
         raise ImageError(f"{gt}: expected a photo with results of every source, got none: {problems[0]}")
     for name in results:
         check_results(name, photos)
-    folder = Path(out)
     maker = Maker(config, specs, device="cpu")
     features = maker.features.fingerprint if maker.features is not None else ""
     settings = settings_of(

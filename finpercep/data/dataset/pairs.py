@@ -10,27 +10,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finpercep.data.sources.protocol import Photo
-from finpercep.io.images import IMAGE_SUFFIXES, ImageError
+from finpercep.io.image_paths import IMAGE_SUFFIXES, raise_unreadable
+from finpercep.io.images import ImageError
 
 __all__ = ["find_images", "listing_hash", "match_photos"]
 
 _WILD = re.compile(r"(\*\*/|\*|\?)")
 
 
-def find_images(pattern: str) -> dict[str, Path]:
+def find_images(pattern: str, leave_out: Path | None = None) -> dict[str, Path]:
     """The images of a folder or a pattern, by what distinguishes them.
 
-    - A folder: every image below it; the key is the path inside it without suffix ("city/0001").
+    - A folder: every image below it but overlays (``*.map.png``), linked folders not entered; the key is the path
+      inside it without suffix ("city/0001").
     - A pattern with ``*``, ``?`` or ``**/``: what the wildcards stand for, joined by "_"; so
       ``results/*_x4.png`` gives "0001" for ``results/0001_x4.png``, and ``*/gt.png`` the folder's name.
       Brackets are brackets, as file names have them.
 
+    Args:
+        pattern: folder or pattern.
+        leave_out: a folder whose files are not meant, wherever it lies.
+
     Raises:
-        ImageError: nothing found, two files with one key, or a name that is not UTF-8.
+        ImageError: nothing found, two files with one key, a folder that cannot be read, or a name that is not UTF-8.
     """
     pattern = os.path.expanduser(pattern)
     found: dict[str, Path] = {}
+    own = None if leave_out is None else Path(os.path.abspath(leave_out))
     for key, path in _keyed_folder(pattern) if os.path.isdir(pattern) else _keyed_glob(pattern):
+        if own is not None and own in Path(os.path.abspath(path)).parents:
+            continue
         _check_utf8(path)
         if key in found:
             raise ImageError(f"{pattern}: expected one image per name, got {found[key]} and {path} for {key!r}")
@@ -51,11 +60,11 @@ def _check_utf8(path: Path) -> None:
 
 def _keyed_folder(folder: str) -> list[tuple[str, Path]]:
     keyed = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=raise_unreadable):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in files:
             stem, suffix = os.path.splitext(file)
-            if suffix.lower() in IMAGE_SUFFIXES and not file.startswith("."):
+            if suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".") and not file.endswith(".map.png"):
                 key = os.path.relpath(os.path.join(root, stem), folder).replace(os.sep, "/")
                 keyed.append((key, Path(root, file)))
     return keyed
@@ -74,21 +83,24 @@ def _keyed_glob(pattern: str) -> list[tuple[str, Path]]:
     return keyed
 
 
-def match_photos(gt: str, results: Mapping[str, str], lr: str | None = None) -> tuple[list[Photo], list[str]]:
+def match_photos(
+    gt: str, results: Mapping[str, str], lr: str | None = None, leave_out: Path | None = None
+) -> tuple[list[Photo], list[str]]:
     """Photos with everything that belongs to them, and one line for each that is incomplete.
 
     Args:
         gt: folder or pattern of the photos.
         results: source -> folder or pattern of its results.
         lr: folder or pattern of low-resolution versions.
+        leave_out: see `find_images`.
 
     Returns: the complete photos, ordered by id, and the problems ("results of X: no file for '0003' (photo …)").
     Raises:
-        ImageError: a folder without images, or a source none of whose names is a photo's.
+        ImageError: a folder without images or one that cannot be read, or a source none of whose names is a photo's.
     """
-    photos = find_images(gt)
-    found = {name: find_images(pattern) for name, pattern in results.items()}
-    low = find_images(lr) if lr is not None else None
+    photos = find_images(gt, leave_out)
+    found = {name: find_images(pattern, leave_out) for name, pattern in results.items()}
+    low = find_images(lr, leave_out) if lr is not None else None
     for name, files in {**found, **({"lr": low} if low is not None else {})}.items():
         if not photos.keys() & files.keys():
             raise ImageError(f"{name}: expected results named like the photos ({_some(photos)}), got {_some(files)}")

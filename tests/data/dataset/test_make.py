@@ -272,6 +272,23 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_actor(dataset, scenes_ro
     assert fgr.contents(tmp_path / "out") == fgr.contents(dataset)
 
 
+def test_a_folder_among_the_photos_goes_on(tmp_path):
+    """Its preview is no photo of the next call, and neither are overlays."""
+    from finpercep.data.dataset.make import make_dataset
+    from finpercep.io.pictures import as_picture, save_image
+    from tests.conftest import synthetic_photo
+
+    for i in range(2):
+        save_image(as_picture(synthetic_photo(48, 48, seed=i)), tmp_path / f"{i}.png")
+    config = MakeConfig(masks_per_image=1, masks=("boxes",))
+    make_dataset(str(tmp_path), ["builtin:smooth"], tmp_path / "fgr", config)
+    save_image(as_picture(synthetic_photo(48, 48)), tmp_path / "0.map.png")
+    before = fgr.contents(tmp_path / "fgr")
+    assert "preview.png" in before
+    assert make_dataset(str(tmp_path), ["builtin:smooth"], tmp_path / "fgr", config).manifest["photos"] == 2
+    assert fgr.contents(tmp_path / "fgr") == before
+
+
 def test_other_settings_are_refused_with_the_difference(dataset, scenes_root):
     with pytest.raises(ValueError, match=r"made with other settings: config\.alpha: was 0\.25, now 0\.4"):
         fgr.make(scenes_root, dataset, replace(fgr.CONFIG, alpha=0.4))

@@ -3,6 +3,7 @@ from PIL import Image
 
 from finpercep.data.dataset.pairs import find_images, listing_hash, match_photos
 from finpercep.io.images import ImageError
+from tests.conftest import close_folders
 
 
 def touch(path, size=(8, 8)):
@@ -14,8 +15,11 @@ def touch(path, size=(8, 8)):
 def test_keys_of_folders_and_patterns(tmp_path):
     touch(tmp_path / "gt" / "a.png")
     touch(tmp_path / "gt" / "city" / "b.png")
+    touch(tmp_path / "gt" / "city" / "b.map.png")  # an overlay
     (tmp_path / "gt" / "notes.txt").write_text("no image")
     assert list(find_images(str(tmp_path / "gt"))) == ["a", "city/b"]
+    assert list(find_images(str(tmp_path / "gt"), tmp_path / "gt" / "city")) == ["a"]
+    assert list(find_images(f"{tmp_path}/gt/**/*.png", tmp_path / "gt" / "city")) == ["a"]
     touch(tmp_path / "x" / "0001_out.png")
     touch(tmp_path / "x" / "0002_out.png")
     assert list(find_images(f"{tmp_path}/x/*_out.png")) == ["0001", "0002"]
@@ -78,3 +82,13 @@ def test_a_broken_link_is_a_photo_that_is_missing(tmp_path):
     photos, problems = match_photos(str(tmp_path / "gt"), {})
     assert [photo.id for photo in photos] == ["a"]
     assert problems == [f"{tmp_path / 'gt' / 'b.png'}: expected a file, found none"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    touch(tmp_path / "a.png")
+    touch(tmp_path / "city" / "b.png")
+    (tmp_path / "linked").symlink_to(tmp_path / "city")
+    assert list(find_images(str(tmp_path))) == ["a", "city/b"]  # links are not entered
+    close_folders(monkeypatch, "city")
+    with pytest.raises(ImageError, match=r"city: expected a folder that can be read, got Permission denied"):
+        find_images(str(tmp_path))
