@@ -235,7 +235,7 @@ def _table_row(result: FileScore, first: bool) -> None:
     console.print(Text(row), soft_wrap=True)
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
     """A file name as the terminal can show it: names need not be valid text."""
     encoding = sys.stdout.encoding or "utf-8"
     return printable(str(path)).encode(encoding, "backslashreplace").decode(encoding)

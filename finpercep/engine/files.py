@@ -26,12 +26,13 @@ __all__ = ["FileScore", "figures_of", "map_file_names", "score_files"]
 
 
 class FileScore(NamedTuple):
-    """The figures of one file, or why there are none (`error`, one line without the path); `path` of a row is its name.
+    """The figures of one file, or why there are none (`error`, one line without the path); `path` of a row is its name,
+    as it stands in the file.
 
     Those of the map are NaN for a model without one (RM_0).
     """
 
-    path: Path
+    path: Path | str
     score: float = float("nan")
     map_mean: float = float("nan")
     map_worst: float = float("nan")
@@ -70,7 +71,7 @@ def score_files(
             scorer.close()
 
 
-def names_of(files: Sequence[Path] | Sequence[Row]) -> list[Path]:
+def names_of(files: Sequence[Path] | Sequence[Row]) -> list[Path | str]:
     """Under which names results are given."""
     return [file.name if isinstance(file, Row) else file for file in files]
 
@@ -106,7 +107,7 @@ def figures_of(outcome: Outcome) -> tuple[float, float, float]:
     return score, float(degradation.mean()), float(worst_mean(degradation[None])[0])
 
 
-def _failure(path: Path, error: Exception) -> FileScore:
+def _failure(path: Path | str, error: Exception) -> FileScore:
     if isinstance(error, (ImageError, FloatingPointError)):
         return FileScore(path, error=str(error).removeprefix(f"{path}: "))
     if isinstance(error, OSError):
@@ -117,7 +118,7 @@ def _failure(path: Path, error: Exception) -> FileScore:
     return FileScore(path, error=one_line(error))  # of a reward that refuses it, say
 
 
-def map_file_names(paths: Sequence[Path], folder: Path) -> list[Path]:
+def map_file_names(paths: Sequence[Path | str], folder: Path) -> list[Path]:
     """Where the overlay of each file goes: ``scene/gt.webp`` becomes ``folder/scene__gt.map.png``.
 
     Names hold the folders in which the files differ, so equal file names do not meet; what would still meet

@@ -112,7 +112,7 @@ def _place(file: Path | Row) -> dict[str, Any]:
 def _file(batch: dict[str, Any], i: int) -> Any:
     """What `_place` was made of, by its absolute path."""
     path, column = Path(str(batch["path"][i])), str(batch["column"][i])
-    return Row(Path(str(batch["shown"][i])), path, column, int(batch["number"][i])) if column else path
+    return Row(str(batch["shown"][i]), path, column, int(batch["number"][i])) if column else path
 
 
 def _as_given(error: str | None, batch: dict[str, Any], i: int) -> str:

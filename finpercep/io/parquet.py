@@ -32,7 +32,7 @@ BATCH = 8
 class Row(NamedTuple):
     """Where an image lies: `number` counts the file's rows from 0."""
 
-    name: Path
+    name: str
     file: Path
     column: str
     number: int
@@ -45,14 +45,14 @@ class Cell:
         size: width and height by its header; zeros for what cannot be opened, which the call says.
     """
 
-    def __init__(self, name: Path, found: PILImage.Image | ImageError) -> None:
+    def __init__(self, name: str, found: PILImage.Image | ImageError) -> None:
         self.name, self.found = name, found
         self.size = (0, 0) if isinstance(found, ImageError) else found.size
 
     def __call__(self) -> Tensor:
         if isinstance(self.found, ImageError):
             raise self.found
-        return from_pil(self.found, str(self.name))
+        return from_pil(self.found, self.name)
 
 
 def require_pyarrow() -> Any:
@@ -84,7 +84,7 @@ def find_rows(file: Path, column: str) -> list[Row]:
     except (OSError, pa.ArrowException) as error:
         raise ImageError(f"{file}: expected a Parquet file, got {one_line(error)}") from error
     return [
-        Row(file / str(number) if name in (None, "") else Path(str(name)), file, column, number)
+        Row(f"{file}/{number}" if name in (None, "") else str(name), file, column, number)
         for number, name in enumerate(ids)
     ]
 
@@ -143,6 +143,6 @@ def _image(row: Row, content: Any) -> Cell | Path:
     try:
         if data is None:
             raise ImageError(f"{row.name}: expected an image, got an empty cell")
-        return Cell(row.name, opened(str(row.name), data))
+        return Cell(row.name, opened(row.name, data))
     except ImageError as error:
         return Cell(row.name, error)

@@ -57,12 +57,12 @@ def test_rows_of_a_parquet_file_score_as_their_files_do(
     paths = [save_image(as_picture(photo), tmp_path / f"{i}.png") for i, photo in enumerate(photos)]
     paths[3].write_bytes(paths[3].read_bytes()[:200])
     cells = [path.read_bytes() for path in paths]
-    names = [f"scene|v1.{path.stem}" for path in paths]
+    names = [f".//scene|v1.{path.stem}" for path in paths]
     parquet.write_table(pa.table({"id": names, "image": cells}), tmp_path / "a.parquet")
     scorer = Scorer(small_model, deterministic=True)
     expected = list(score_files(scorer, paths, maps=tmp_path / "maps"))
     found = list(score_files(scorer, find_rows(tmp_path / "a.parquet", "image"), maps=tmp_path / "row-maps"))
-    assert found == [one._replace(path=Path(name)) for one, name in zip(expected, names, strict=True)]
+    assert found == [one._replace(path=name) for one, name in zip(expected, names, strict=True)]
     assert [number for number, one in enumerate(found) if one.error] == [3]
     overlays = {path.name: path.read_bytes() for path in (tmp_path / "row-maps").iterdir()}
     assert overlays == {f"scene|v1.{path.name}": path.read_bytes() for path in (tmp_path / "maps").iterdir()}

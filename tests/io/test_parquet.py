@@ -48,10 +48,11 @@ def test_any_part_of_a_file_is_read_in_order(tmp_path: Path, group: int) -> None
 
 
 def test_rows_have_the_names_of_their_ids(tmp_path: Path) -> None:
-    named = write(tmp_path / "a.parquet", 3, id=["photo|0,0|x4|1", None, ""])
+    ids = ["photo|0,0|x4|1", None, "", "https://host/a.png", "./x", "dir//y", "0001/"]
+    named = write(tmp_path / "a.parquet", 7, id=ids)
     plain = write(tmp_path / "b.parquet", 2)
-    assert [row.name for row in find_rows(named, "image")] == [Path("photo|0,0|x4|1"), named / "1", named / "2"]
-    assert [row.name for row in find_rows(plain, "image")] == [plain / "0", plain / "1"]
+    assert [row.name for row in find_rows(named, "image")] == [ids[0], f"{named}/1", f"{named}/2", *ids[3:]]
+    assert [row.name for row in find_rows(plain, "image")] == [f"{plain}/0", f"{plain}/1"]
 
 
 def test_structs_of_bytes_or_a_path_as_datasets_writes_them(tmp_path: Path) -> None:

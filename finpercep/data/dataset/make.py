@@ -60,7 +60,8 @@ def make_dataset(
     Args:
         gt: folder or pattern of photos (see `pairs.find_images`).
         sr: sources (see `sources.parse_source`).
-        out: its folder, which may lie among the photos: `data/*.parquet`, `manifest.json`, `settings.json`, a card and a preview page.
+        out: its folder, which may lie among the photos: `data/*.parquet`, `manifest.json`, `settings.json`, a card and
+            a preview page.
         config: how samples are made.
         lr: folder or pattern of low-resolution versions; without it they are made by `degradations`.
         workers, engine: see `engines.run_shards`.

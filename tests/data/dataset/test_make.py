@@ -114,7 +114,7 @@ def test_finpercep_score_finds_its_images(dataset):
     table = fgr.rows(dataset)
     for column in ("gt", "sr", "syn"):
         rows = [row for file in expand_paths([dataset], PARQUET_SUFFIXES) for row in find_rows(file, column)]
-        found = {str(row.name): cell() for row, cell in zip(rows, read_rows(rows), strict=True)}
+        found = {row.name: cell() for row, cell in zip(rows, read_rows(rows), strict=True)}
         assert len(found) == len(table)
         assert all(torch.equal(found[row["id"]], decode(row[column])) for row in table)
 
