@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from finpercep.data.dataset.maker import Maker
@@ -59,11 +62,14 @@ def _run_here(job: Job, shards: Sequence[Shard]) -> Iterator[ShardReport]:
 
 
 def _run_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
-    """A pool that survives the death of its workers: what they had under way is made again."""
+    """A pool that survives the death of its workers: what they had under way is made again. None outlives this."""
     left = list(shards)
     tried: Counter[str] = Counter()
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
     while left:
-        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"), _start_worker, (job,))
+        ended, end = context.Pipe(duplex=False)
+        pool = ProcessPoolExecutor(min(workers, len(left)), context, _start_worker, (job, begun, ended))
         try:
             pending: dict[Future[ShardReport], Shard] = {}
             queue = iter(list(left))
@@ -79,6 +85,11 @@ def _run_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[
                     left.remove(pending.pop(done))
                     yield report
         except BrokenProcessPool as error:
+            if not begun.is_set():
+                raise RuntimeError(
+                    "workers: expected processes that start, got none; a script that makes a data set with several "
+                    'needs to do so below `if __name__ == "__main__":`'
+                ) from error
             tried.update(shard.path for shard in pending.values())
             worst, times = tried.most_common(1)[0] if tried else ("?", ATTEMPTS)
             if times >= ATTEMPTS:
@@ -87,27 +98,36 @@ def _run_processes(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[
                     f"{workers} workers; try fewer"
                 ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            end.close()  # what is still under way is not wanted, and must not be written once this has returned
+            pool.shutdown(cancel_futures=True)
+            ended.close()
 
 
-_worker: tuple[Maker, Job] | None = None
+_worker: tuple[Maker, Job] | Exception | None = None
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: Job, begun: Event, ended: Connection) -> None:
+    """An error is kept for the first shard: raised here, it would only say that the worker died."""
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (open_maker(job), job)
+    begun.set()
+    threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
+    try:
+        _worker = (open_maker(job), job)
+    except Exception as error:
+        _worker = error
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work forever."""
+def _end_with_parent(ended: Connection) -> None:
+    """End when the parent closes its side of the pipe, or was killed: a worker would wait for work forever."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    assert parent is not None
+    wait_for_any([ended, parent.sentinel])
+    os._exit(1)
 
 
 def _make_in_worker(shard: Shard) -> ShardReport:
+    if isinstance(_worker, Exception):
+        raise _worker
     assert _worker is not None
     maker, job = _worker
     return make_shard(maker, job, shard)
