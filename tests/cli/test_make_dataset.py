@@ -42,6 +42,17 @@ def test_from_folders_to_a_page(tmp_path):
     assert "config.masks_per_image: was 1, now 2" in other.output
 
 
+def test_a_set_without_samples_ends_with_2(tmp_path):
+    gt, _ = fgr.inputs(tmp_path / "scenes", 2)
+    words = ("--sr", "builtin:smooth", "--crop", 1, "--scale", 1, "--workers", 1)
+    result = run("--gt", gt, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"{tmp_path / 'out'}: expected samples, got none: scene")
+    assert last.endswith(f"left_out in {tmp_path / 'out' / 'manifest.json'} lists what was left out")
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """The configurations that the command would make a data set with."""

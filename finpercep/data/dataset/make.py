@@ -17,7 +17,7 @@ from finpercep.data.dataset.hashes import Hashes
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import listing_hash, match_photos
 from finpercep.data.dataset.parquet import shard_metadata
-from finpercep.data.dataset.preview import write_card, write_preview
+from finpercep.data.dataset.preview import remove_pages, write_card, write_preview
 from finpercep.data.dataset.resume import claim_folder, find_missing
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, plan_shards
 from finpercep.data.sources.kinds import parse_sources
@@ -71,7 +71,7 @@ def make_dataset(
         progress: called with (shards done, shards in all, report) at the start and after each shard.
 
     Raises:
-        ImageError: inputs that are missing, do not match or cannot be read.
+        ImageError: inputs that are missing, do not match, cannot be read or give no sample.
         ValueError: settings that make no sense, a device that this machine does not have, or a folder that was made
             with others.
         FolderInUseError: another process makes a data set there; the message says which.
@@ -127,9 +127,14 @@ def make_dataset(
             if progress is not None:
                 progress(done, len(shards), report)
         manifest = write_manifest(folder, job, shards, problems, hashes)
+        if not sum(manifest["rows"].values()):
+            remove_pages(folder)
+            raise ImageError(
+                f"{folder}: expected samples, got none: {(manifest['left_out'] or ['nothing was left out'])[0]}; "
+                f"left_out in {folder / 'manifest.json'} lists what was left out"
+            )
         write_card(folder, settings, manifest)
-        if sum(manifest["rows"].values()):
-            write_preview(folder, settings, manifest)
+        write_preview(folder, settings, manifest)
         return MadeDataset(folder, manifest, reports)
 
 

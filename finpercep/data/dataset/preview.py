@@ -22,7 +22,7 @@ from finpercep.io.pictures import outlined, overlay, save_image
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-__all__ = ["draw_sheet", "pick_samples", "write_card", "write_preview"]
+__all__ = ["draw_sheet", "pick_samples", "remove_pages", "write_card", "write_preview"]
 
 SHOWN = 12  # samples on the sheet
 WIDTH = 240  # of a picture, pixels
@@ -58,6 +58,12 @@ def write_preview(folder: Path, settings: dict[str, Any], manifest: dict[str, An
     with atomic_write(page) as file:
         file.write(_page(settings, manifest, rows, sheet).encode())
     return page
+
+
+def remove_pages(folder: Path) -> None:
+    """Remove what `write_preview` and `write_card` wrote of samples that are gone."""
+    for name in ("preview.png", "preview.html", "README.md"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _columns(files: Sequence[Path]) -> dict[str, list[Any]]:
