@@ -19,6 +19,7 @@ from torch import Tensor
 from finpercep.data.dataset.maker import Sample
 from finpercep.data.dataset.rle import encode_rle
 from finpercep.io.files import atomic_write
+from finpercep.io.image_files import opened
 from finpercep.io.parquet import require_pyarrow
 
 if TYPE_CHECKING:
@@ -172,9 +173,12 @@ def shard_metadata(path: Path) -> dict[str, str]:
 
 
 def decode(cell: Mapping[str, Any]) -> Tensor:
-    """An image cell back to uint8 (3,H,W) or (1,H,W)."""
-    import numpy as np
-    from PIL import Image
+    """An image cell back to uint8 (3,H,W) or (1,H,W), of any size.
 
-    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(cell["bytes"]))))
+    Raises:
+        ImageError: its bytes are no image.
+    """
+    import numpy as np
+
+    pixels = torch.from_numpy(np.array(opened("cell", cell["bytes"])))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -39,6 +40,7 @@ class SamKind(SegmentKind):
             from segment_anything import SamAutomaticMaskGenerator
         except ImportError as error:
             raise ImportError(f"sam: no segment_anything ({error}); pip install 'finpercep[sam]'") from error
+        path = os.path.expanduser(path)
         self.fingerprint = f"{file_hash(path)[:16]}-{points_per_side}"
         self.generator = SamAutomaticMaskGenerator(
             load_sam(path).to(device),

@@ -14,7 +14,7 @@ import torch
 from finpercep import ops
 from finpercep.data import load_scenes
 from finpercep.data.dataset.config import MakeConfig, settings_difference
-from finpercep.data.dataset.parquet import decode
+from finpercep.data.dataset.parquet import decode, encode
 from finpercep.data.dataset.rle import decode_rle
 from finpercep.data.dataset.stored import row_sample
 from finpercep.data.features.filter_bank import FilterBank
@@ -67,6 +67,14 @@ def test_rows_are_what_the_formulas_say(dataset, scenes_root):
             )
             assert (decode(row[name]).float() / 255 - expected[0]).abs().max() < 0.6 / 255
         assert row["severity"] == pytest.approx(decode(row["target"])[hard].float().mean().item() / 255, abs=1e-6)
+
+
+def test_images_beyond_pillows_limit_are_read(monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    image = torch.arange(20 * 30).remainder(256).byte().view(1, 20, 30)
+    assert torch.equal(decode({"bytes": encode(image), "path": None}), image)
 
 
 def test_low_resolution_versions_make_the_results(dataset):

@@ -62,7 +62,7 @@ def check_kind(kind, image):
     return segments
 
 
-def test_sam_checkpoint(tmp_path, photo_u8):
+def test_sam_checkpoint(tmp_path, photo_u8, monkeypatch):
     pytest.importorskip("segment_anything", reason="needs segment-anything")
     original = save_sam(tmp_path / "sam.pth")
     loaded = load_sam(str(tmp_path / "sam.pth"))
@@ -73,6 +73,8 @@ def test_sam_checkpoint(tmp_path, photo_u8):
     kind = SamKind(str(tmp_path / "sam.pth"), points_per_side=3, pred_iou_thresh=-10.0, stability_score_thresh=-1.0)
     check_kind(kind, photo_u8)
     assert kind.fingerprint.endswith("-3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SamKind("~/sam.pth", points_per_side=3).fingerprint == kind.fingerprint
     assert len(SamKind(str(tmp_path / "sam.pth"), points_per_side=2, pred_iou_thresh=1e9).prepare(photo_u8)) == 0
 
 
