@@ -37,7 +37,7 @@ def load_scenes(root: str | Path, split: str, *, leave_out: Sequence[str] = ()) 
             f"{index}: not found; expected a data set that make-dataset made, or a folder with index.jsonl"
         )
     scenes, known, splits = [], set(), set()
-    for number, line in enumerate(read_text(index).splitlines(), 1):
+    for number, line in enumerate(read_text(index).split("\n"), 1):
         if not line.strip():
             continue
         try:

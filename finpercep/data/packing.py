@@ -148,7 +148,7 @@ def _rows(folder: Path, name: str, out: Path, splits: Sequence[str]) -> list[_Ro
     if not index.is_file():
         raise FileNotFoundError(f"{index}: not found; expected a folder with index.jsonl")
     rows = []
-    for number, text in enumerate(read_text(index).splitlines(), 1):
+    for number, text in enumerate(read_text(index).split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -185,12 +185,16 @@ def _begun(out: Path, state: dict[str, Any]) -> int | None:
         if out.exists() and not all(found.match(UNFINISHED) or found.name == LOCK for found in out.iterdir()):
             raise ValueError(f"{out}: expected an empty folder or one that was packed before, got other files in it")
         return None
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text())
+        quality = int(found["quality"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected the state of a packing, got {error!r}") from error
     changed = [name for name in state if found.get(name) != state[name]]
     if changed:
         got = f"{', '.join(f'{name} {found.get(name)} (now {state[name]})' for name in changed)}"
         raise ValueError(f"{path}: expected to be made from the same sets with the same limit, got {got}")
-    return int(found["quality"])
+    return quality
 
 
 def _search(sample: _Sample, files: Sequence[tuple[Path, Path]], limit: int) -> int:

@@ -163,7 +163,7 @@ def _of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
 
 def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and contents of each line."""
-    for number, line in enumerate(read_text(index).splitlines(), 1):
+    for number, line in enumerate(read_text(index).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -127,6 +127,24 @@ def test_a_sample_that_was_too_small_lowers_the_quality(folders, tmp_path, monke
     assert packed.size <= LIMIT
 
 
+@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"quality": null}', "\x00"])
+def test_a_damaged_state_is_named(folders, tmp_path, state):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pack.json").write_text(state)
+    with pytest.raises(ValueError, match=r"pack\.json: expected the state of a packing, got \S"):
+        pack(folders, tmp_path / "out", LIMIT)
+
+
+def test_lines_end_where_json_lines_do(folders, tmp_path):
+    """A text may hold what Unicode, too, counts as the end of a line."""
+    index = folders[1] / "index.jsonl"
+    lines = [{**json.loads(line), "licence": "a\u2028b\u0085c"} for line in index.read_text().splitlines()]
+    index.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    pack(folders[1:], tmp_path / "out", LIMIT)
+    found = [json.loads(line) for line in (tmp_path / "out" / "index.jsonl").read_text().splitlines()]
+    assert [line["licence"] for line in found] == ["a\u2028b\u0085c"] * 2
+
+
 def test_too_small_a_limit_names_the_least(folders, tmp_path):
     with pytest.raises(
         ValueError, match=r"^limit: expected at least \d{4} bytes for 13 images at quality 30, got 2000 bytes$"

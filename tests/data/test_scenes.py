@@ -52,6 +52,14 @@ def test_split_dev_takes_every_nth(tmp_path):
     assert [scene.id for scene in dev] == ["b|0,0", "b|8,0"]
 
 
+def test_lines_end_where_json_lines_do(tmp_path):
+    """A text may hold what Unicode, too, counts as the end of a line."""
+    row = {"split": "train", "id": "a\u2028b\u0085c", "gt": "gt.png", "sr": {}}
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "index.jsonl").write_bytes(f"{line}\r\n\r\n{line}".encode())
+    assert [scene.id for scene in load_scenes(tmp_path, "train")] == [row["id"]] * 2
+
+
 def test_errors_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"index\.jsonl: not found"):
         load_scenes(tmp_path, "train")

@@ -223,6 +223,14 @@ def test_names_that_lead_out(photo_set):
         load_pairs([photo_set], "train", 4)
 
 
+def test_lines_end_where_json_lines_do(photo_set):
+    """A text may hold what Unicode, too, counts as the end of a line."""
+    index = photo_set / "index.jsonl"
+    lines = [{**json.loads(line), "licence": "a\u2028b\u0085c"} for line in index.read_text().splitlines()]
+    index.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert len(load_pairs([photo_set], "train", 4)) == 3
+
+
 def test_labelled_results(labelled):
     """Cropped and turned with their low-resolution image, which is never degraded anew."""
     crops = Crops(load_pairs([labelled], "train", 4), 32, degraded=1.0)
