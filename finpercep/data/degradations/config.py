@@ -20,9 +20,12 @@ class DegradationConfig:
         kernel_list, kernel_prob: kinds of kernels and their weights.
         sinc_prob, final_sinc_prob: probability of a sinc kernel instead, and of the final sinc filter.
         blur_sigma: range of the kernels' widths, pixels.
-        betag_range, betap_range: exponents of generalized and plateau kernels; below and above 1 equally often.
+        betag_range, betap_range: exponents of generalized and plateau kernels: half are drawn between the low end and
+            1, half between 1 and the high end. So ranges that do not hold 1 are exceeded, as in BasicSR: (2, 4) draws
+            half of them in [1, 2].
         resize_prob: weights of enlarging, shrinking and keeping the size.
-        resize_range: smallest and largest factor.
+        resize_range: smallest and largest factor: enlarging draws between 1 and the largest, shrinking between the
+            smallest and 1. So (1.1, 1.5) enlarges by 1 to 1.5, and does not shrink.
         gaussian_noise_prob: probability of Gaussian noise; else it is Poisson noise.
         noise_range: its standard deviation, 8-bit levels.
         poisson_scale_range: strength of Poisson noise; 1 is that of as many photons as levels.

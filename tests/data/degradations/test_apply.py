@@ -296,6 +296,18 @@ def test_drawn_parameters_follow_the_options():
     assert (beta < 1).float().mean().item() == pytest.approx(0.5, abs=0.07)
 
 
+def test_ranges_on_one_side_of_one_are_drawn_from_one_on():
+    config = DegradationConfig(kernel_prob=(0, 0, 1, 0, 0, 0), betag_range=(2, 4), resize_range=(1.1, 1.5))
+    p = draw_parameters(list(range(2000)), config, height=1000, width=1000, scale=4)
+    beta = p.first.kernel.beta
+    assert (beta < 2).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert 1 <= beta.min() < 1.05
+    assert 3.9 < beta.max() <= 4
+    assert p.first.height.min() == 1000
+    assert ((p.first.height > 1000) & (p.first.height < 1100)).sum() > 20
+    assert 1400 < p.first.height.max() <= 1500
+
+
 def test_options_are_found_in_basicsr_files():
     options = {
         "name": "x",
