@@ -24,7 +24,6 @@ from finpercep.rl.config import (
     build_algorithm,
     build_curriculum,
     build_judge,
-    check_held,
     check_resumable,
     check_updates,
     comparable,
@@ -33,17 +32,14 @@ from finpercep.rl.config import (
 from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
-from finpercep.rl.held_out import HeldOut
-from finpercep.rl.latents import keep_latents
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_finite
 from finpercep.rl.pairs import empty_texts
-from finpercep.rl.pairs_fingerprint import pairs_fingerprint
-from finpercep.rl.photos import Crops, split_pairs
 from finpercep.rl.pictures import comparison
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import Refresh
+from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
 from finpercep.runs.ema import MovingAverage
@@ -88,19 +84,8 @@ class RLTrainer:
         self.algorithm = build_algorithm(config, self.generator, self.ranks)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
-        fit, held = split_pairs(
-            config.data,
-            self.generator.scale,
-            dev_every=config.dev_every,
-            held=config.eval_photos,
-            labelled=getattr(config.algorithm, "pairs", "") == "given",
-            apart=config.out,
-        )
-        check_held(config, len(held))
-        self.kept = keep_latents(fit, self.generator, config.side, degraded=config.degraded)
-        scale, prompt = self.generator.scale, config.generator_options.prompt
-        self.crops = Crops(fit, config.side, scale=scale, degraded=config.degraded, seed=config.seed, prompt=prompt)
-        self.held_out = HeldOut(held, config.side, scale, config.eval_steps, prompt=prompt)
+        data = run_data(config, self.generator)
+        self.crops, self.held_out, self.kept = data.crops, data.held_out, data.kept
         one = self.held_out.batch[:1].to(self.device)
         assert one.photo is not None
         stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
@@ -125,7 +110,7 @@ class RLTrainer:
         self.settings = comparable(config) | {
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.fingerprints),
-            "data_fingerprint": pairs_fingerprint([*fit, *held]),
+            "data_fingerprint": data.fingerprint,
             "judge_fingerprint": None if self.judge is None else self.judge.fingerprint,
         }
         signs = {name: measure.sign for name, measure in self.measures.items()}
