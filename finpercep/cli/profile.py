@@ -108,7 +108,8 @@ def _profile_model(
             stages_of(model, images, Ceilings(1, 1), 2)
     for row in found["timings"]:
         shape = f"{row['batch']} x {row['height']} x {row['width']}, {row['dtype']}"
-        print(f"{shape}: p50 {1e3 * row['p50']:.1f} ms, p99 {1e3 * row['p99']:.1f} ms, first {row['first_call']:.1f} s")
+        times = {"p50": row["p50"], "p99": row["p99"], "first": row["first_call"]}
+        print(f"{shape}: " + ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in times.items()))
         print("  " + ", ".join(f"{s['name']} {s['part']:.0%}" for s in row["stages"]))
     return page
 

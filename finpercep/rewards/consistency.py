@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from finpercep.models import RewardOutput
 from finpercep.rewards.protocol import combined_fingerprint
 
+STRETCH = 1.25
+"""How far the factors of height and width may differ: rounding of odd sides."""
+
 
 class LRConsistency(nn.Module):
     """exp(-mean|down(result) - LR| / tolerance): 1 for a result that is its low-resolution image when made small.
@@ -42,13 +45,19 @@ class LRConsistency(nn.Module):
         """Scores (B,) in (0, 1] of results (B,3,H,W) against their low-resolution images `lr` (B,3,h,w); no map.
 
         Raises:
-            ValueError: no `lr`, or one that is not (B,3,h,w) or is larger than the results; images that are not float.
+            ValueError: no `lr`, or one that is not (B,3,h,w), is larger than the results or has other proportions;
+                images that are not float.
         """
         if lr is None:
             raise ValueError("lr: expected the low-resolution images (B,3,h,w), got none")
         sides = zip(lr.shape[-2:], images.shape[-2:], strict=True)
-        if lr.dim() != 4 or lr.shape[:2] != images.shape[:2] or any(low > high for low, high in sides):
+        if lr.dim() != 4 or lr.shape[:2] != images.shape[:2] or any(not 0 < low <= high for low, high in sides):
             raise ValueError(f"lr: expected (B,3,h,w), not larger than {tuple(images.shape)}, got {tuple(lr.shape)}")
+        height, width = (high / low for low, high in zip(lr.shape[-2:], images.shape[-2:], strict=True))
+        if not 1 / STRETCH < height / width < STRETCH:
+            raise ValueError(
+                f"lr: expected the proportions of the results {tuple(images.shape)}, got {tuple(lr.shape)}"
+            )
         for name, values in (("images", images), ("lr", lr)):
             if not values.is_floating_point():
                 raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")

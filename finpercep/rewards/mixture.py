@@ -89,8 +89,11 @@ class Mixture(nn.Module):
             Advantages (N,), and the statistics of each part's groups.
 
         Raises:
-            ValueError: `scores` does not have exactly the parts of this mixture.
+            TypeError: `scores` is no mapping.
+            ValueError: it does not have exactly the parts of this mixture.
         """
+        if not isinstance(scores, Mapping):
+            raise TypeError(f"scores: expected them by part, see `outputs`, got {type(scores).__name__}")
         if scores.keys() != self.parts.keys():
             raise ValueError(f"scores: expected those of {sorted(self.parts)}, got {sorted(scores)}")
         total, stats = None, {}

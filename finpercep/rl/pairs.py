@@ -123,7 +123,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: st
             pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
             pairs.append(pair)
     if not pairs:
-        instead = "; dev_every=n holds out every n-th photo of `train` instead" if split == "val" else ""
+        instead = "; --set dev_every=5 holds out every fifth photo of `train` instead" if split == "val" else ""
         raise ValueError(f"{', '.join(map(str, roots))}: expected photos in split {split!r}, found none{instead}")
     if sum(3 * height * width for height, width in (pair.sides for pair in pairs)) > MEMORY:
         for pair in pairs:

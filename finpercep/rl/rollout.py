@@ -45,11 +45,19 @@ def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generato
 def sample(
     generator: Generator, batch: Batch, count: int, draws: list[torch.Generator], *, stop: int | None = None
 ) -> Tensor:
-    """x after `stop` (default: all) of `count` Euler steps from noise, without gradient."""
+    """x after `stop` (default: all) of `count` Euler steps from noise, without gradient.
+
+    Raises:
+        ValueError: a velocity of another shape than x.
+    """
     steps, condition = generator.steps(count), generator.condition(batch)
     x = initial_noise(generator, batch, draws, steps.s[0])
     for s, s_next in islice(pairwise(steps.s), stop):
         v = generator.velocity(x, torch.full((len(x),), s, device=x.device, dtype=x.dtype), condition)
+        if v.shape != x.shape:
+            raise ValueError(
+                f"generator: expected a velocity {tuple(x.shape)}, by its channels and stride, got {tuple(v.shape)}"
+            )
         x = euler(x, s, s_next, v)
     return x
 
@@ -74,9 +82,11 @@ def enlarge(generator: GeneratorModule, images: Tensor, *, steps: int = 3, seed:
         (B,3,H,W), float in [0, 1], `generator.scale` times as large, where the generator is.
 
     Raises:
-        TypeError: integers.
+        TypeError: integers, or no tensor.
         ValueError: no step, or no image.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor (B,3,h,w), got {type(images).__name__}")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     if not len(images):

@@ -57,6 +57,9 @@ def resolve(
         values["algorithm"] = {KIND: values["algorithm"]}
     if not isinstance(found := values.get("algorithm", {}), Mapping):
         raise ValueError(f"algorithm: expected names and values, got {found!r}")
+    asked, own = (given or {}).get("algorithm", {}).get(KIND), found.get(KIND)
+    if asked and own and asked != own and len(found) > 1:
+        raise ValueError(f"{file}: expected settings of {asked}, got those of {own}")
     _merge(values, given or {})
     assignments = [re.sub(r"^\s*algorithm\s*=", f"algorithm.{KIND}=", assignment) for assignment in assignments]
     for assignment in assignments:

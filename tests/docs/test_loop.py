@@ -47,11 +47,13 @@ def test_reward_function(layout: str, small_model: RewardModel) -> None:
 
 
 def test_mixture_is_the_sum_of_its_parts(small_model: RewardModel) -> None:
-    names: dict[str, Any] = {"images": torch.rand(2, 3, 32, 32), "low": torch.rand(2, 3, 8, 8)}
+    names: dict[str, Any] = {"images": torch.rand(6, 3, 32, 32), "low": torch.rand(6, 3, 8, 8)}
     exec(MIXTURE, names)
     stage = names["stage"](names["images"]).score
     consistency = names["LRConsistency"]()(names["images"], lr=names["low"]).score
     assert torch.allclose(names["scores"], stage + 0.5 * consistency)
+    assert names["advantages"].shape == (6,)
+    assert names["groups"]["stage"].groups == 1
 
 
 def test_grpo_step(small_model: RewardModel) -> None:

@@ -31,6 +31,12 @@ def test_gradient_moves_the_result_towards_its_source(images):
 def test_errors(images):
     with pytest.raises(ValueError, match="lr: expected the low-resolution images"):
         LRConsistency()(images)
+    for shape in ((2, 3, 16, 4), (2, 3, 5, 8)):
+        with pytest.raises(ValueError, match=r"lr: expected the proportions of the results \(2, 3, 32, 32\), got"):
+            LRConsistency()(torch.rand(2, 3, 32, 32), lr=torch.rand(shape))
+    LRConsistency()(torch.rand(2, 3, 33, 47), lr=torch.rand(2, 3, 9, 12))  # sides that were rounded
+    with pytest.raises(ValueError, match=r"lr: expected \(B,3,h,w\), not larger than"):
+        LRConsistency()(torch.rand(2, 3, 32, 32), lr=torch.rand(2, 3, 0, 8))
     with pytest.raises(ValueError, match=r"lr: expected .* got"):
         LRConsistency()(images, lr=torch.zeros(2, 3, 5, 5))
     with pytest.raises(ValueError, match="not larger"):

@@ -64,6 +64,8 @@ def test_each_reward_is_normalized_before_they_are_added():
     small = torch.tensor([0.1, 0.2, 0.3, 5.0, 5.0, 8.0], dtype=torch.float64)
     large = torch.tensor([300.0, 200.0, 100.0, -1.0, 0.0, 1.0], dtype=torch.float64)
     total, stats = mixture.advantages({"small": small, "large": large}, group_size=3, eps=1e-12)
+    with pytest.raises(TypeError, match="scores: expected them by part, see `outputs`, got Tensor"):
+        mixture.advantages(small, group_size=3)
 
     def normal(x):
         x = x.view(2, 3)

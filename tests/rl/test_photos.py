@@ -83,7 +83,9 @@ def test_photos_alone(photo_set, tmp_path):
     assert (pair.lr.float().mean() - pair.photo.float().mean()).abs() < 30
     for pair in val:
         pair.files[0].unlink()
-    with pytest.raises(ValueError, match=r"found none; dev_every=n holds out every n-th photo of `train` instead"):
+    with pytest.raises(
+        ValueError, match=r"found none; --set dev_every=5 holds out every fifth photo of `train` instead"
+    ):
         load_pairs([f"photos:{photos}"], "val", 4)
     index = photo_set / "index.jsonl"
     index.write_text(index.read_text().replace(', "lr": "lr.png"', ""))

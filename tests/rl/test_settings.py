@@ -57,6 +57,14 @@ def test_the_short_form_of_an_algorithm(tmp_path):
     assert resolve(assignments=["algorithm.group_size=4", "algorithm=grpo"]).algorithm == GRPOConfig(group_size=4)
 
 
+def test_a_file_of_another_algorithm_is_named(tmp_path):
+    (tmp_path / "run.yaml").write_text("algorithm:\n  name: nft\n  mix: 0.3\n")
+    with pytest.raises(ValueError, match=r"run\.yaml: expected settings of grpo, got those of nft"):
+        resolve(tmp_path / "run.yaml", given={"algorithm": {"name": "grpo"}})
+    (tmp_path / "run.yaml").write_text("algorithm: nft\n")
+    assert resolve(tmp_path / "run.yaml", given={"algorithm": {"name": "grpo"}}).algorithm == GRPOConfig()
+
+
 def test_text_that_looks_like_a_number_stays():
     found = resolve(assignments=["out=0123", "generator_options.prompt=12:30", "generator=1.50", "seed=010"])
     assert (found.out, found.generator_options.prompt, found.generator, found.seed) == ("0123", "12:30", "1.50", 8)

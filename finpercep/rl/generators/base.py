@@ -34,19 +34,19 @@ class GeneratorModule(nn.Module):
 
     def condition(self, batch: Batch) -> Any:
         """What `velocity` needs to know of a batch; the same whenever it is asked for the same batch."""
-        raise NotImplementedError
+        raise _missing(self, "condition(batch)")
 
     def velocity(self, x: Tensor, s: Tensor, condition: Any) -> Tensor:
         """v at x (B,C,h,w) and noise levels s (B,)."""
-        raise NotImplementedError
+        raise _missing(self, "velocity(x, s, condition)")
 
     def decode(self, x0: Tensor, condition: Any) -> Tensor:
         """Images (B,3,H,W), float32 in [0, 1], of x0; differentiable."""
-        raise NotImplementedError
+        raise _missing(self, "decode(x0, condition)")
 
     def steps(self, count: int) -> Steps:
         """Noise levels of a sampler with that many steps."""
-        raise NotImplementedError
+        raise _missing(self, "steps(count)")
 
     def encode(self, photo: Tensor, condition: Any) -> Tensor:
         """x0 of photos (B,3,H,W) in [0, 1].
@@ -166,6 +166,10 @@ class GeneratorModule(nn.Module):
             raise ValueError(f"{path}: does not fit {FILES[0]}: {error}") from error
 
 
+def _missing(generator: GeneratorModule, method: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(generator).__name__} has no {method}, which every generator needs")
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a folder.
 
@@ -173,6 +177,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: no JSON object.
     """
     path = Path(folder) / FILES[0]
+    if not path.is_file() and (run := path.parent / "generator").is_dir():
+        raise ValueError(f"{path.parent}: expected a generator, got a run's folder; did you mean {run}?")
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

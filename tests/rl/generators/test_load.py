@@ -88,6 +88,11 @@ def test_a_generator_is_used_in_a_line():
         enlarge(generator, (images * 255).byte())
     with pytest.raises(ValueError, match=r"^images: expected at least one, got none"):
         enlarge(generator, images[:0])
+    with pytest.raises(TypeError, match=r"^images: expected a tensor \(B,3,h,w\), got str"):
+        enlarge(generator, "photo.png")
+    generator.velocity = lambda x, s, condition: x[:, :, ::2]
+    with pytest.raises(ValueError, match=r"generator: expected a velocity \(2, 48, 12, 16\), .*got \(2, 48, 6, 16\)"):
+        enlarge(generator, images)
 
 
 def test_what_is_no_generator(module, tmp_path):
@@ -117,6 +122,17 @@ def test_what_is_no_generator(module, tmp_path):
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
     with pytest.raises(ValueError, match=r"expected a generator, got adapters alone; with diffusers, pipe\.load_lora"):
         load_generator(tmp_path)
+    (tmp_path / "run" / "generator").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"expected a generator, got a run's folder; did you mean .*run/generator\?"):
+        load_generator(tmp_path / "run")
+    for ask, method in (
+        (lambda: GeneratorModule().condition(None), r"condition\(batch\)"),
+        (lambda: GeneratorModule().velocity(None, None, None), r"velocity\(x, s, condition\)"),
+        (lambda: GeneratorModule().decode(None, None), r"decode\(x0, condition\)"),
+        (lambda: GeneratorModule().steps(3), r"steps\(count\)"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"GeneratorModule has no {method}, which every generator needs"):
+            ask()
     with pytest.raises(NotImplementedError, match=r"Own has no encode\(photo, condition\)"):
         Own().encode(torch.zeros(1, 3, 4, 4), None)
 
