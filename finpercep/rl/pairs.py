@@ -89,7 +89,7 @@ class Pair:
         return found
 
 
-def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: str | Path | None = None) -> list[Pair]:
+def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: Path | None = None) -> list[Pair]:
     """The images of sets, in one list.
 
     - a folder with an `index.jsonl` whose lines have split, id, gt and, if they are known, lr: `<root>/<split>/<id>/`;
@@ -107,14 +107,14 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: st
         roots: the sets.
         split: "train" or "val".
         scale: how many times larger a photo is than its low-resolution image.
-        apart: a folder whose images are none of them: of a run that writes beside its photos.
+        apart: a folder whose images are none of them: of a run that writes beneath its photos.
 
     Raises:
         FileNotFoundError: no such folder, or none of these kinds.
         ValueError: a line without one of the names, a pair that does not match, or nothing in that split.
     """
     pairs = []
-    own = None if apart is None else Path(apart).resolve()
+    own = None if apart is None else apart.resolve()
     for root in map(str, roots):
         kind, colon, rest = root.partition(":")
         for pair in _pairs(root, split, scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ def split_pairs(
     dev_every: int = 0,
     held: int = 16,
     labelled: bool = False,
-    apart: str | None = None,
+    apart: Path | None = None,
 ) -> tuple[list[Pair], list[Pair]]:
     """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
 

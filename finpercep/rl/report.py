@@ -12,6 +12,7 @@ from typing import Any
 from finpercep.evaluation.climb import RATE, STEPS
 from finpercep.io.files import atomic_write
 from finpercep.io.html_page import html_page, inline_jpeg
+from finpercep.rl.pictures import PICTURES
 
 PANELS = {
     "reward_avg": "reward, climbed",
@@ -214,7 +215,7 @@ def _picture(out: Path, step: int, *, fine: bool) -> str:
     """Folded ones, of which there may be hundreds, are coded to a fraction of the size."""
     from PIL import Image
 
-    path = out / "pictures" / f"step-{step:06d}.png"
+    path = out / PICTURES / f"step-{step:06d}.png"
     if not path.is_file():
         return ""
     with Image.open(path) as picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from finpercep.rl.config import RLConfig, check_held
@@ -10,6 +11,7 @@ from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
+from finpercep.rl.pictures import PICTURES
 
 
 class RunData(NamedTuple):
@@ -40,7 +42,7 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
         dev_every=config.dev_every,
         held=config.eval_photos,
         labelled=getattr(config.algorithm, "pairs", "") == "given",
-        apart=config.out,
+        apart=Path(config.out) / PICTURES,
     )
     check_held(config, len(held))
     kept = keep_latents(fit, generator, config.side, degraded=config.degraded)

@@ -36,7 +36,7 @@ from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_finite
 from finpercep.rl.pairs import empty_texts
-from finpercep.rl.pictures import comparison
+from finpercep.rl.pictures import PICTURES, comparison
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import Refresh
 from finpercep.rl.run_data import run_data
@@ -286,7 +286,7 @@ class RLTrainer:
             images[rows].to(self.device),
             reward,
         )
-        save_image(sheet, Path(self.config.out) / "pictures" / f"step-{self.done:06d}.png")
+        save_image(sheet, Path(self.config.out) / PICTURES / f"step-{self.done:06d}.png")
 
     def _used(self) -> AbstractContextManager[None]:
         """Inside, the generator is what is measured and saved."""

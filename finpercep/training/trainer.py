@@ -93,8 +93,9 @@ class RewardTrainer:
             persistent_workers=False,
             worker_init_fn=ignore_interrupts,
         )
+        batches = iter(loader)
         try:
-            for batch in loader:
+            for batch in batches:
                 with ends_of_children_ignored():  # torch would raise in the middle of a step
                     yield batch
         except RuntimeError as error:
@@ -104,6 +105,9 @@ class RewardTrainer:
                 f"workers: expected the {self.config.workers} that prepare triplets to go on, got one that ended, most "
                 f"often for want of memory; start again, with fewer, to go on from what is saved in {self.config.out}"
             ) from error
+        finally:
+            if self.config.workers:  # a traceback would keep them
+                batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def losses(self, batch: Triplet) -> dict[str, Tensor]:
         """The terms of L on one batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -166,9 +167,11 @@ def test_an_error_of_a_worker_is_its_last_line(tmp_path: Path) -> None:
         "--batch",
         "1",
     ]
+    before = multiprocessing.active_children()
     result = CliRunner().invoke(app, [*words, "--device", "cpu", "--workers", "1"])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == str(found.value)
+    assert multiprocessing.active_children() == before  # though the error's traceback knows them
 
 
 @pytest.mark.parametrize(

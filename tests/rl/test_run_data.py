@@ -34,3 +34,6 @@ def test_what_a_run_writes_beside_its_photos_changes_nothing(photo_set, tmp_path
         shutil.copy(photos / "0.png", made / f"step-{step:06d}.png")
     assert run_data(config, generator).fingerprint == before.fingerprint
     assert run_data(replace(config, out=str(tmp_path / "run")), generator).fingerprint != before.fingerprint
+    shutil.rmtree(photos / "runs")
+    above = replace(config, out=str(tmp_path))  # whose photos lie beneath its own folder
+    assert run_data(above, generator).fingerprint == before.fingerprint

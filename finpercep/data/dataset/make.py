@@ -17,7 +17,7 @@ from finpercep.data.dataset.hashes import Hashes
 from finpercep.data.dataset.maker import Maker
 from finpercep.data.dataset.pairs import listing_hash, match_photos
 from finpercep.data.dataset.parquet import shard_metadata
-from finpercep.data.dataset.preview import remove_pages, write_card, write_preview
+from finpercep.data.dataset.preview import PREVIEW, remove_pages, write_card, write_preview
 from finpercep.data.dataset.resume import claim_folder, find_missing
 from finpercep.data.dataset.shards import Job, Shard, ShardReport, plan_shards
 from finpercep.data.sources.kinds import parse_sources
@@ -88,8 +88,7 @@ def make_dataset(
     specs = parse_sources(sr)
     results = {spec.name: spec.value for spec in specs if spec.kind == "folder"}
     folder = Path(out)
-    begun = (folder / "settings.json").is_file()
-    photos, problems = match_photos(gt, results, lr, leave_out=folder if begun else None)
+    photos, problems = match_photos(gt, results, lr, leave_out=folder / PREVIEW)
     if problems and not config.skip_bad:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ImageError(f"{shown}. --skip-bad leaves such photos out")

@@ -29,16 +29,15 @@ def find_images(pattern: str, leave_out: Path | None = None) -> dict[str, Path]:
 
     Args:
         pattern: folder or pattern.
-        leave_out: a folder whose files are not meant, wherever it lies.
+        leave_out: a file that is not meant.
 
     Raises:
         ImageError: nothing found, two files with one key, a folder that cannot be read, or a name that is not UTF-8.
     """
     pattern = os.path.expanduser(pattern)
     found: dict[str, Path] = {}
-    own = None if leave_out is None else Path(os.path.abspath(leave_out))
     for key, path in _keyed_folder(pattern) if os.path.isdir(pattern) else _keyed_glob(pattern):
-        if own is not None and own in Path(os.path.abspath(path)).parents:
+        if leave_out is not None and os.path.abspath(path) == os.path.abspath(leave_out):
             continue
         _check_utf8(path)
         if key in found:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_sheet", "pick_samples", "remove_pages", "write_card", "write_preview"]
 
+PREVIEW = "preview.png"
 SHOWN = 12  # samples on the sheet
 WIDTH = 240  # of a picture, pixels
 TITLES = (
@@ -53,7 +54,7 @@ def write_preview(folder: Path, settings: dict[str, Any], manifest: dict[str, An
     rows = _columns(files)
     samples = pick_samples(folder, manifest)
     sheet = draw_sheet(samples)
-    save_image(sheet, folder / "preview.png")
+    save_image(sheet, folder / PREVIEW)
     page = folder / "preview.html"
     with atomic_write(page) as file:
         file.write(_page(settings, manifest, rows, sheet).encode())
@@ -62,7 +63,7 @@ def write_preview(folder: Path, settings: dict[str, Any], manifest: dict[str, An
 
 def remove_pages(folder: Path) -> None:
     """Remove what `write_preview` and `write_card` wrote of samples that are gone."""
-    for name in ("preview.png", "preview.html", "README.md"):
+    for name in (PREVIEW, "preview.html", "README.md"):
         (folder / name).unlink(missing_ok=True)
 
 

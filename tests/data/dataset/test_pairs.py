@@ -18,8 +18,10 @@ def test_keys_of_folders_and_patterns(tmp_path):
     touch(tmp_path / "gt" / "city" / "b.map.png")  # an overlay
     (tmp_path / "gt" / "notes.txt").write_text("no image")
     assert list(find_images(str(tmp_path / "gt"))) == ["a", "city/b"]
-    assert list(find_images(str(tmp_path / "gt"), tmp_path / "gt" / "city")) == ["a"]
-    assert list(find_images(f"{tmp_path}/gt/**/*.png", tmp_path / "gt" / "city")) == ["a"]
+    assert list(find_images(str(tmp_path / "gt"), tmp_path / "gt" / "city" / "b.png")) == ["a"]
+    assert list(find_images(f"{tmp_path}/gt/*.png", tmp_path / "gt" / "a.png" / ".." / "b.png")) == ["a"]
+    with pytest.raises(ImageError, match="with images, got none"):
+        find_images(f"{tmp_path}/gt/*.png", tmp_path / "gt" / "city" / ".." / "a.png")
     touch(tmp_path / "x" / "0001_out.png")
     touch(tmp_path / "x" / "0002_out.png")
     assert list(find_images(f"{tmp_path}/x/*_out.png")) == ["0001", "0002"]
