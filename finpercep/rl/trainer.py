@@ -86,8 +86,9 @@ class RLTrainer:
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
         data = run_data(config, self.generator)
         self.crops, self.held_out, self.kept = data.crops, data.held_out, data.kept
-        one = self.held_out.batch[:1].to(self.device)
+        one, photo = self.held_out.batch[:1].to(self.device), self.held_out.batch.photo
         assert one.photo is not None
+        assert photo is not None
         stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
         gradients, maps = isinstance(config.algorithm, ReFLConfig), config.algorithm.map_weight > 0
         check_rewards(stages, one.photo, one, gradients=gradients, maps=maps)
@@ -98,13 +99,11 @@ class RLTrainer:
         if config.monitors.climb:
             check_climb(stages, one.photo)
         self.before = self.held_out.images(self.generator, self.device)
-        assert self.held_out.batch.photo is not None
-        if self.before.shape != (shape := self.held_out.batch.photo.shape):
-            raise ValueError(f"generator: expected results {tuple(shape)}, got {tuple(self.before.shape)}")
+        if self.before.shape != photo.shape:
+            raise ValueError(f"generator: expected results {tuple(photo.shape)}, got {tuple(self.before.shape)}")
         self.refresh = None
         if config.refresh.every:
-            assert self.held_out.batch.photo is not None
-            fixed = (self.held_out.batch.photo, self.before)
+            fixed = (photo, self.before)
             self.refresh = Refresh(config.refresh, rewards, self.crops, fixed, config.eval_steps, config.seed)
         self.fingerprints = list(self.curriculum.fingerprints)
         self.settings = comparable(config) | {
