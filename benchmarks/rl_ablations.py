@@ -6,7 +6,8 @@ map is climbed by its score alone. Measured on every fifth photo of `train`, whi
 run climbs; `val` is not read. Writes `rl_ablations.json` and `.md` after each run; runs that are in it already are not
 repeated, and one that was stopped goes on.
 
-Expected beforehand, from the paper: held-out measures gain most with all losses; the ranks alone are hacked.
+Expected beforehand, from the paper: held-out measures gain most with all losses; the ranks alone are hacked. Its
+Table 1 has MUSIQ 71.052, 72.804 and 73.456, and MANIQA 0.628, 0.651 and 0.658.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from benchmarks import reward_ablations
 from benchmarks.reward_ablations import DEV, FULL
 from benchmarks.reward_runs import Run, cell, collect, parser, tag_of, trained
+from finpercep.rewards import load_reward
 from finpercep.rl.loop import train
+from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings import resolve
 
 LOSSES = {"rank": "losses rank", "rank, map": "losses rank, map", "rank, map, align": FULL}
@@ -36,7 +39,17 @@ def climbed(reward: Path, losses: str, seed: int, data: Sequence[str], out: Path
     train(resolve(None, [*SETTINGS, *weights, f"seed={seed}"], given))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = [{name: line[f"eval/{name}"] for name in FIGURES} for line in lines if "eval/psnr" in line]
-    return {"before": measured[0], "after": measured[-1], "rl": SETTINGS}
+    return {"before": measured[0], "after": measured[-1], "rl": SETTINGS, "judge": judge_print()}
+
+
+def judge_print() -> str:
+    """The fingerprint of what judges by default."""
+    return load_reward(MonitorConfig().judge).fingerprint
+
+
+def is_present(run: Run) -> bool:
+    """Whether a result is of the present settings, by the present judge."""
+    return run["rl"] == SETTINGS and run.get("judge") == judge_print()
 
 
 def table(found: dict[str, list[Run]]) -> str:
@@ -63,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return climbed(folder / "reward", losses, seed, args.data, folder / "run")
 
     path = args.results / "rl_ablations.json"
-    print(table(collect(path, list(LOSSES), args, run, table, same=lambda run: run["rl"] == SETTINGS)))
+    print(table(collect(path, list(LOSSES), args, run, table, same=is_present)))
 
 
 if __name__ == "__main__":

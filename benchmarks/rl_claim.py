@@ -62,8 +62,14 @@ FIGURES = {
 EXPECTED = """Expected beforehand, from the paper: RM_0 alone raises its own score and no held-out measure, or makes
 them worse; the full reward from the start is held back by what it says early on, or oscillates; the curriculum ends
 highest on held-out measures, a little higher with refresh."""
-PAPER = """The paper's rows, which have no figures in what is published of this comparison: IQA-only, stable and hacked;
-FinPercep-RM without CCL, oscillates and does not converge; with CCL, stable and best."""
+PAPER = """The paper's rows, of SUPIR on photos without a reference for three of its four measures:
+
+| | LPIPS (less is better) | MUSIQ | MANIQA | CLIP-IQA |
+|---|---:|---:|---:|---:|
+| before training | 0.452 | 65.67 | 0.629 | 0.572 |
+| IQA-only: "fast convergence but reward hacking" | 0.465 | 64.89 | 0.612 | 0.589 |
+| FinPercep-RM without CCL: "unstable oscillation" | | | | |
+| FinPercep-RM with CCL: "stable, optimal convergence" | 0.428 | 67.23 | 0.648 | 0.586 |"""
 
 
 def stages(variant: str, rewards: list[str], steps: int, lr: float) -> list[dict[str, Any]]:

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 
 from finpercep.io.files import write_json
+from finpercep.rewards import load_reward
+from finpercep.rl.config import StageConfig
 from finpercep.rl.loop import train
+from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings import resolve
 
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +47,11 @@ reward" is its pre-training term on photos alone, which has effects of its own."
 FIGURES = ("reward_avg", "judge", "psnr", "ssim", "severity", "high_frequencies", "jpeg_share", "velocity_distance")
 
 
+def prints() -> list[str]:
+    """Fingerprints of what is climbed and of what judges, by default: a result is of these."""
+    return [load_reward(name).fingerprint for name in (StageConfig().reward, MonitorConfig().judge)]
+
+
 def run(name: str, seed: int, data: list[str], folder: Path) -> dict[str, Any]:
     """One run: figures before and after, and how long it took."""
     started, worked = time.perf_counter(), time.process_time()
@@ -53,7 +61,8 @@ def run(name: str, seed: int, data: list[str], folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = [{key: line[f"eval/{key}"] for key in FIGURES} for line in lines if "eval/psnr" in line]
     times = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
-    return {"seed": seed, "settings": settings, **times, "before": measured[0], "after": measured[-1]}
+    figures = {"before": measured[0], "after": measured[-1]}
+    return {"seed": seed, "settings": settings, "rewards": prints(), **times, **figures}
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -87,8 +96,10 @@ def main() -> None:
     torch.set_num_threads(1)
     path = RESULTS / "rl_learning.json"
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.is_file() else {}
-    for name, runs in list(found.items()):  # of other settings no more
-        found[name] = [r for r in runs if r["settings"] == [*COMMON, *PRESETS[name], f"seed={r['seed']}"]]
+    rewards = prints()
+    for name, runs in list(found.items()):  # of other settings or rewards no more
+        present = [r for r in runs if r.get("rewards") == rewards]
+        found[name] = [r for r in present if r["settings"] == [*COMMON, *PRESETS[name], f"seed={r['seed']}"]]
         if not found[name]:
             del found[name]
     for seed in args.seeds:  # outside: a table of one seed is whole first

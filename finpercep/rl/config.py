@@ -37,6 +37,7 @@ class StageConfig:
         steps: of training.
         lr: learning rate at the stage's first step, from where it falls to 0 along a cosine.
         score_weight, map_weight: λ1 and λ2.
+        maximum, fraction, temperature: max̂, see `StageReward`.
 
     Raises:
         ValueError: an option out of its range.
@@ -47,6 +48,9 @@ class StageConfig:
     lr: float = 1e-5
     score_weight: float = 0.5
     map_weight: float = 0.5
+    maximum: str = "worst"
+    fraction: float = 0.01
+    temperature: float = 0.05
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
@@ -208,9 +212,15 @@ def _kept_options(options: dict[str, Any]) -> dict[str, Any]:
     return kept | {"cache": bool(kept.get("cache"))}
 
 
+def _kept_algorithm(options: dict[str, Any]) -> dict[str, Any]:
+    """The algorithm's options that a resumed run keeps: not what only saves memory."""
+    return {name: value for name, value in options.items() if name != "rollout_batch"}
+
+
 def comparable(config: RLConfig) -> dict[str, Any]:
     """What must not change when a run is resumed, with tuples as a state file gives them back."""
     settings = asdict(config) | {"kind": type(config.algorithm).__name__}
+    settings["algorithm"] = _kept_algorithm(settings["algorithm"])
     settings["monitors"] = _kept_monitors(settings["monitors"])
     settings["generator_options"] = _kept_options(settings["generator_options"])
     # Of data, which may have moved, there is a fingerprint.
@@ -300,7 +310,14 @@ def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curricu
 
 def _stage_reward(reward: Reward, stage: StageConfig) -> Reward:
     if not isinstance(reward, Mixture):
-        return StageReward(reward, stage.score_weight, stage.map_weight)
+        return StageReward(
+            reward,
+            stage.score_weight,
+            stage.map_weight,
+            maximum=stage.maximum,
+            fraction=stage.fraction,
+            temperature=stage.temperature,
+        )
     return Mixture({name: (_stage_reward(part, stage), reward.weights[name]) for name, part in reward.parts.items()})
 
 

@@ -18,7 +18,7 @@ from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import draw_level
-from finpercep.rl.rollout import sample, sample_generators
+from finpercep.rl.rollout import sample_generators, sample_images
 from finpercep.rl.scores import credit_map, ranked_by, scores_and_map
 from finpercep.rl.spatial import spatial_advantages
 
@@ -45,6 +45,7 @@ class DPOConfig:
         levels: how s is drawn: "uniform" up to the sampler's first, or distributed as the "sampler"'s are. "auto": the
             latter for UNets, whose timesteps it then draws evenly, as Diffusion-DPO does; else uniform.
         micro_batch: pairs in a forward pass of training.
+        rollout_batch: results that are sampled, decoded and scored at once, 0 for all of a process's.
     """
 
     steps: int = 3
@@ -55,6 +56,7 @@ class DPOConfig:
     error: str = "auto"
     levels: str = "auto"
     micro_batch: int = 8
+    rollout_batch: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", "micro_batch")
@@ -62,7 +64,7 @@ class DPOConfig:
             raise ValueError(f"group_size: expected 2 or more, two results make a pair, got {self.group_size}")
         above_zero(self, "beta")
         finite(self, "beta")
-        not_negative(self, "map_weight")
+        not_negative(self, "map_weight", "rollout_batch")
         if self.map_weight and self.pairs == "given":
             raise ValueError("map_weight: expected pairs reward with spatial credit, got given ones")
         for name, values in (("error", ERRORS), ("levels", LEVELS), ("pairs", PAIRS)):
@@ -92,13 +94,13 @@ class DPO:
             return self._given(batch, step)
         groups = batch.repeat(config.group_size)
         draws = sample_generators(groups.ids, self.seed, "noise", step)
-        x0 = sample(generator, groups, config.steps, draws)
-        scores, faults = scores_and_map(reward, generator.decode(x0, generator.condition(groups)), groups)
+        x0, images = sample_images(generator, groups, config.steps, draws, config.rollout_batch)
+        scores, faults = scores_and_map(reward, images, groups, config.rollout_batch)
         by_image = ranked_by(reward, scores, groups.ids).view(len(batch), config.group_size)
-        high, low = by_image.max(1), by_image.min(1)
-        gap = high.values - low.values
+        high, low = by_image.amax(1), by_image.amin(1)
+        gap = high - low
         # As in Eq. 5: what rounding may have made is no preference.
-        resolution = default_resolution(by_image.dtype) * torch.maximum(high.values.abs(), low.values.abs())
+        resolution = default_resolution(by_image.dtype) * torch.maximum(high.abs(), low.abs())
         rows = torch.nonzero(gap > resolution).flatten()
         figures = {"reward_avg": scores["avg"].mean(), "reward_gap": gap.mean()}
         figures["zero_std_ratio"] = (gap <= resolution).float().mean()
@@ -109,14 +111,11 @@ class DPO:
                 figures,
             )
         samples, pairs = x0.unflatten(0, by_image.shape), batch[rows]
+        credit = by_image[..., None]
         if config.map_weight:
             credit = self._credit(by_image, credit_map(faults, reward, scores), x0.shape[-2:])
-            tensors = {
-                "win": _put_together(samples[rows], credit.argmax(1)[rows]),
-                "lose": _put_together(samples[rows], credit.argmin(1)[rows]),
-            }
-        else:
-            tensors = {"win": samples[rows, high.indices[rows]], "lose": samples[rows, low.indices[rows]]}
+        best, worst = credit.argmax(1)[rows], credit.argmin(1)[rows]
+        tensors = {"win": _put_together(samples[rows], best), "lose": _put_together(samples[rows], worst)}
         return Experience(pairs, {**tensors, **self._noise(pairs, x0, step)}, figures)
 
     def _credit(self, by_image: Tensor, faults: Tensor, grid: torch.Size) -> Tensor:
@@ -173,6 +172,7 @@ class DPO:
 
 def _put_together(samples: Tensor, chosen: Tensor) -> Tensor:
     """Latents (B,C,h,w) that have at each position those of the result, of samples (B,g,C,h,w), that `chosen` (B,P)
-    numbers."""
+    numbers; (B,1) is one for all positions."""
     flat = samples.flatten(3)
-    return flat.gather(1, chosen[:, None, None].expand(-1, 1, flat.shape[2], -1))[:, 0].unflatten(2, samples.shape[3:])
+    index = chosen[:, None, None].expand(-1, 1, *flat.shape[2:])
+    return flat.gather(1, index)[:, 0].unflatten(2, samples.shape[3:])

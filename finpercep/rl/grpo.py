@@ -22,7 +22,7 @@ from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.groups import Groups
-from finpercep.rl.rollout import initial_noise, sample_generators
+from finpercep.rl.rollout import initial_noise, portions, sample_generators
 from finpercep.rl.scores import result_advantages
 from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
 from finpercep.rl.window import check_window, window_at
@@ -69,6 +69,7 @@ class GRPOConfig:
             distribution, as DDRL adds it (arXiv 2512.04332).
         keep_dead: groups whose results have equal rewards stay in the mean, with advantage 0; `shard` needs it.
         micro_batch: rows, each one step of one sample, in a forward pass of training.
+        rollout_batch: results that are sampled, decoded and scored at once, 0 for all of a process's.
     """
 
     steps: int = 3
@@ -92,6 +93,7 @@ class GRPOConfig:
     photo_weight: float = 0.0
     keep_dead: bool = False
     micro_batch: int = 16
+    rollout_batch: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(self, "micro_batch")
@@ -114,7 +116,7 @@ class GRPOConfig:
             )
         if self.map_weight and self.limit != "clip":
             raise ValueError(f"map_weight: expected limit clip with spatial credit, got {self.limit}")
-        not_negative(self, "map_weight", "norm_weight", "photo_weight", "beta", "divergence")
+        not_negative(self, "map_weight", "norm_weight", "photo_weight", "beta", "divergence", "rollout_batch")
 
     @property
     def trained(self) -> tuple[int, int]:
@@ -164,14 +166,15 @@ class GRPO:
             reward,
             images,
             results,
-            taken["x"][0].shape[-2:],
+            taken["x"].shape[-2:],
             self.groups,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
             keep_dead=config.keep_dead,
+            at_once=config.rollout_batch,
         )
-        count = len(taken["x"])
-        rows = {name: torch.stack(values, 1)[keep].flatten(0, 1) for name, values in taken.items()}
+        count = taken["x"].shape[1]
+        rows = {name: values[keep].flatten(0, 1) for name, values in taken.items()}
         std = rows.pop("std")
         rows["advantage"] = advantages[keep].repeat_interleave(count, 0)
         if config.std_weight:
@@ -188,16 +191,27 @@ class GRPO:
             rows["old_mean"] = torch.cat([one.mean for one in old if one.mean is not None])
         return replace(experience, tensors=rows)
 
-    def _rollout(self, batch: Batch, step: int) -> tuple[dict[str, list[Tensor]], Tensor]:
-        """For each trained step x (B,C,h,w), what it became, its levels and std (B,); and the images."""
-        config, generator = self.config, self.generator
-        condition, levels = generator.condition(batch), generator.steps(config.steps).s
-        own = self.groups.own
+    def _rollout(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Of the T trained steps x (B,T,C,h,w), what it became, levels and std (B,T); and the images."""
+        config, generator, own = self.config, self.generator, self.groups.own
+        first = generator.steps(config.steps).s[0]
         draws = self.groups.generators(batch.ids[::own], self.seed, "noise", step)
-        x = initial_noise(generator, batch, draws, levels[0])
+        x = initial_noise(generator, batch, draws, first)
         if config.shared_noise:
             alike = sample_generators(batch.ids[::own], self.seed, "noise", step)  # those of each group's first result
-            x = initial_noise(generator, batch[::own], alike, levels[0]).repeat_interleave(own, 0)
+            x = initial_noise(generator, batch[::own], alike, first).repeat_interleave(own, 0)
+        found = [
+            self._roll(batch[rows], x[rows], draws[rows], step) for rows in portions(len(batch), config.rollout_batch)
+        ]
+        taken = {name: torch.cat([one[name] for one, _ in found]) for name in found[0][0]}
+        return taken, torch.cat([images for _, images in found])
+
+    def _roll(
+        self, batch: Batch, x: Tensor, draws: list[torch.Generator], step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`_rollout` of a part of the results, from their noise x; `draws` go on."""
+        config, generator = self.config, self.generator
+        condition, levels = generator.condition(batch), generator.steps(config.steps).s
         first, end = config.window_at(step, self.seed)
         taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": [], "std": []}
         for at, (s, s_next) in enumerate(pairwise(levels)):
@@ -213,7 +227,7 @@ class GRPO:
             for name, value in zip(taken, (x, after.next_sample, s_rows, next_rows, after.std), strict=True):
                 taken[name].append(value)
             x = after.next_sample
-        return taken, generator.decode(x, condition)
+        return {name: torch.stack(values, 1) for name, values in taken.items()}, generator.decode(x, condition)
 
     def _mean_std(self) -> float:
         """Of what `ops.sde_step` adds in each step of the sampler but the last."""
@@ -252,6 +266,7 @@ class GRPO:
         config, rows = self.config, part.tensors
         found = self._transition(part, reference=config.beta > 0 or config.norm_weight > 0)
         positions = found.log_prob.shape[1] if config.map_weight else 1
+        clip = min(1.0, config.clip * math.sqrt(positions))
         loss, stats = limited_loss(
             config.limit,
             found.log_prob,
@@ -259,13 +274,13 @@ class GRPO:
             rows["advantage"],
             gap(found.mean, rows["old_mean"]) if config.limit != "clip" and found.mean is not None else None,
             found.sigma,
-            clip=min(1.0, config.clip * math.sqrt(positions)),
+            clip=clip,
             bound=config.divergence,
             kl=found.kl if found.kl is None or not config.map_weight else found.kl[:, None].expand(-1, positions),
             beta=config.beta,
         )
         if part.fresh:
-            part.looks.append(partial(_check_ratio, stats.ratio_min, stats.ratio_max))
+            part.looks.append(partial(_check_ratio, stats.ratio_min, stats.ratio_max, min(RATIO_TOLERANCE, clip)))
         terms = {
             "policy_loss": stats.policy_loss,
             "kl_loss": stats.kl_loss,
@@ -293,11 +308,11 @@ class RatioError(RuntimeError):
     """Sampling and training disagree on how likely a step was, though nothing has been updated in between."""
 
 
-def _check_ratio(smallest: Tensor, largest: Tensor) -> None:
+def _check_ratio(smallest: Tensor, largest: Tensor, tolerance: float) -> None:
     low, high = torch.stack([smallest, largest]).tolist()
-    if not 1 - RATIO_TOLERANCE <= low <= high <= 1 + RATIO_TOLERANCE:
+    if not 1 - tolerance <= low <= high <= 1 + tolerance:
         raise RatioError(
-            f"ratio: expected 1 before the first update, got {low:.6f} to {high:.6f}; the generator answers otherwise "
+            f"ratio: expected 1 before the first update, got {low:.8f} to {high:.8f}; the generator answers otherwise "
             "in training than in sampling: look for dropout, normalizations in training mode, another precision, or "
             "weights that were changed in between"
         )

@@ -180,9 +180,9 @@ def _memory_explained() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryError(
-            "memory: expected enough for a step, got none free; lower algorithm.micro_batch, algorithm.group_size, "
-            "batch, side or eval_photos, or, of a pipeline of diffusers, set generator_options.checkpointing=true, "
-            "decode=tiled, dtype=bfloat16"
+            "memory: expected enough for a step, got none free; set algorithm.rollout_batch, lower "
+            "algorithm.micro_batch, algorithm.group_size, batch, side or eval_photos, or, of a pipeline of diffusers, "
+            "set generator_options.checkpointing=true, decode=tiled, dtype=bfloat16"
         ) from error
 
 

@@ -15,7 +15,7 @@ from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.groups import Groups
-from finpercep.rl.rollout import sample
+from finpercep.rl.rollout import portions, sample_images
 from finpercep.rl.scores import result_advantages
 from finpercep.runs.ranks import Ranks
 
@@ -35,6 +35,7 @@ class NFTConfig:
         reference_weight: weight of mean|v - v_ref|².
         keep_dead: groups whose results have equal rewards stay in the mean, with r = ½; `shard` needs it.
         micro_batch: samples in a forward pass of training.
+        rollout_batch: results that are sampled, decoded and scored at once, 0 for all of a process's.
     """
 
     steps: int = 3
@@ -46,6 +47,7 @@ class NFTConfig:
     reference_weight: float = 0.0
     keep_dead: bool = False
     micro_batch: int = 16
+    rollout_batch: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", "micro_batch")
@@ -54,7 +56,7 @@ class NFTConfig:
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
         above_zero(self, "mix", "advantage_clip")
-        not_negative(self, "map_weight", "reference_weight")
+        not_negative(self, "map_weight", "reference_weight", "rollout_batch")
 
 
 class NFT:
@@ -75,16 +77,17 @@ class NFT:
         config, generator = self.config, self.generator
         results = batch.repeat(self.groups.own)
         draws = self.groups.generators(batch.ids, self.seed, "noise", step)
-        x0, condition = sample(generator, results, config.steps, draws), generator.condition(results)
+        x0, images = sample_images(generator, results, config.steps, draws, config.rollout_batch)
         advantages, keep, figures = result_advantages(
             reward,
-            generator.decode(x0, condition),
+            images,
             results,
             x0.shape[-2:],
             self.groups,
             clip=config.advantage_clip,
             map_weight=config.map_weight,
             keep_dead=config.keep_dead,
+            at_once=config.rollout_batch,
         )
         levels = generator.steps(config.steps).s
         draws = self.groups.generators(batch.ids, self.seed, "nft", step)
@@ -93,7 +96,11 @@ class NFT:
         s = placed(torch.tensor(drawn, dtype=torch.float64), x0)
         x = mix(x0, placed(torch.stack(epsilon), x0), s)
         share = (0.5 + (advantages / config.advantage_clip) / 2).to(x0.dtype)
-        rows = {"x0": x0, "x": x, "s": s, "old": generator.velocity(x, s, condition), "share": share}
+        old = [
+            generator.velocity(x[part], s[part], generator.condition(results[part]))
+            for part in portions(len(x), config.rollout_batch)
+        ]
+        rows = {"x0": x0, "x": x, "s": s, "old": torch.cat(old), "share": share}
         return Experience(results[keep], {name: row[keep] for name, row in rows.items()}, figures)
 
     def loss(self, part: Experience) -> dict[str, Tensor]:

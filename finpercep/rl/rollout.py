@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice, pairwise
 
 import torch
@@ -39,6 +40,25 @@ def initial_noise(generator: Generator, batch: Batch, draws: list[torch.Generato
     shape = (generator.channels, height, width)
     noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
     return placed(noise * math.hypot(first, 1 - first), batch.lr)
+
+
+def portions(rows: int, at_once: int) -> Iterator[slice]:
+    """Slices of at most `at_once` of the rows, or of all of them if it is 0."""
+    size = at_once or max(rows, 1)
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+@torch.no_grad()
+def sample_images(
+    generator: Generator, batch: Batch, count: int, draws: list[torch.Generator], at_once: int
+) -> tuple[Tensor, Tensor]:
+    """Latents (B,C,h,w) and images (B,3,H,W) of `sample`, no more than `at_once` rows in a forward pass (0: all)."""
+    latents, images = [], []
+    for rows in portions(len(batch), at_once):
+        part = batch[rows]
+        latents.append(sample(generator, part, count, draws[rows]))
+        images.append(generator.decode(latents[-1], generator.condition(part)))
+    return torch.cat(latents), torch.cat(images)
 
 
 @torch.no_grad()

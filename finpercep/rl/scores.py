@@ -15,6 +15,7 @@ from finpercep.rl.batch import Batch
 from finpercep.rl.clock import timed
 from finpercep.rl.experience import DeadGroups
 from finpercep.rl.groups import Groups
+from finpercep.rl.rollout import portions
 from finpercep.rl.spatial import spatial_advantages
 
 
@@ -53,20 +54,31 @@ def group_scores(reward: Reward, images: Tensor, batch: Batch) -> dict[str, Tens
 
 
 @torch.no_grad()
-def scores_and_map(reward: Reward, images: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
-    """`group_scores`, and the map (B,1,H,W) where the reward has one; of a mixture the last one, the stage's own."""
+def scores_and_map(
+    reward: Reward, images: Tensor, batch: Batch, at_once: int = 0
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """`group_scores`, and the map (B,1,H,W) where the reward has one; of a mixture the last one, the stage's own.
+
+    The reward is called with at most `at_once` images, 0: with all.
+    """
     scores: dict[str, Tensor] = {}
     if isinstance(reward, Mixture):
-        outputs = {name: score(part, images, batch) for name, part in reward.parts.items()}
-        scores = {name: output.score for name, output in outputs.items()}
+        found = {name: _score_portions(part, images, batch, at_once) for name, part in reward.parts.items()}
+        scores = {name: values for name, (values, _) in found.items()}
         average = torch.stack([reward.weights[name] * values for name, values in scores.items()]).sum(0)
-        maps = [output.map for output in outputs.values() if isinstance(output.map, Tensor)]
+        maps = [one for _, one in found.values() if one is not None]
         faults = maps[-1] if maps else None
     else:
-        output = score(reward, images, batch)
-        average, faults = output.score, output.map if isinstance(output.map, Tensor) else None
+        average, faults = _score_portions(reward, images, batch, at_once)
     check_finite(average, batch.ids)
     return {**scores, "avg": average}, faults
+
+
+def _score_portions(reward: Reward, images: Tensor, batch: Batch, at_once: int) -> tuple[Tensor, Tensor | None]:
+    """Scores (B,) and map (B,1,H,W) of images, `at_once` in a call."""
+    outputs = [score(reward, images[rows], batch[rows]) for rows in portions(len(batch), at_once)]
+    maps = [output.map for output in outputs if isinstance(output.map, Tensor)]
+    return torch.cat([output.score for output in outputs]), torch.cat(maps) if maps else None
 
 
 def check_finite(scores: Tensor, ids: Tensor) -> None:
@@ -127,12 +139,15 @@ def group_advantages(
     figures["adv_abs_mean"] = advantages.abs().mean()
     # Parts of a mixture that differ may cancel.
     if not keep_dead and (dead == int(stats.groups) or not bool(advantages.any())):
-        raise DeadGroups(
-            f"reward: all {int(stats.groups)} groups have equal rewards, so that nothing can be learned; raise "
-            "noise_level or group_size, or use a reward that is not saturated on these images",
-            figures,
-        )
+        raise DeadGroups(_all_equal(int(stats.groups), "rewards"), figures)
     return advantages.clamp(-clip, clip), figures
+
+
+def _all_equal(groups: int, what: str) -> str:
+    return (
+        f"reward: all {groups} groups have equal {what}, so that nothing can be learned; raise noise_level or "
+        "group_size, or use a reward that is not saturated on these images"
+    )
 
 
 def result_advantages(
@@ -145,6 +160,7 @@ def result_advantages(
     clip: float,
     map_weight: float,
     keep_dead: bool,
+    at_once: int,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """`group_advantages` of this process's results (N,3,H,W); with `map_weight`, spatial credit.
 
@@ -153,6 +169,7 @@ def result_advantages(
         grid: (h, w) of the latents.
         map_weight: γ of `spatial_advantages`; 0 is one advantage for all positions, as are all of RM_0.
         keep_dead: see `group_advantages`.
+        at_once: see `scores_and_map`.
 
     Returns:
         Advantages within [-clip, clip], (N,), or with `map_weight` (N,h·w); the numbers of the rows to learn from,
@@ -162,14 +179,17 @@ def result_advantages(
         ValueError: spatial credit with a reward without map.
         DeadGroups, FloatingPointError: see `group_advantages` and `group_scores`.
     """
-    own, faults = scores_and_map(reward, images, batch)
+    own, faults = scores_and_map(reward, images, batch, at_once)
     scores = {name: groups.whole(values) for name, values in own.items()}
     ids = batch.ids[:: groups.own].repeat_interleave(groups.size)
-    advantages, figures = group_advantages(reward, scores, ids, clip, keep_dead=keep_dead)
+    # With equal rewards the map may still tell results apart, in this process as in any other.
+    advantages, figures = group_advantages(reward, scores, ids, clip, keep_dead=keep_dead or bool(map_weight))
     if map_weight:
         height, width = grid
         coarse = groups.whole(F.adaptive_avg_pool2d(credit_map(faults, reward, own), (height, width)))
         advantages = spatial_advantages(advantages, coarse, groups.size, (height, width), map_weight).clamp(-clip, clip)
+        if not keep_dead and not bool(advantages.any()):
+            raise DeadGroups(_all_equal(len(advantages) // groups.size, "rewards and maps"), figures)
     rows = groups.rows(len(batch) // groups.own).to(advantages.device)
     taught = torch.ones_like(rows, dtype=torch.bool) if keep_dead else alive(advantages, groups.size)[rows]
     return advantages[rows], torch.nonzero(taught).flatten(), figures
@@ -201,14 +221,24 @@ def check_rewards(rewards: Mapping[str, Reward], images: Tensor, batch: Batch, *
     """
     for name, reward in rewards.items():
         pixels = images.clone().requires_grad_(gradients)
-        outputs = [score(part, pixels, batch) for part in _parts(reward)]
-        if gradients and not any(output.score.requires_grad for output in outputs):
-            raise ValueError(
-                f"stages: expected rewards with gradients to the pixels, which ReFL needs, got {name} without; use "
-                "grpo, dpo or nft for it"
-            )
-        if maps and all(output.map is None for output in outputs):
+        outputs = {part: score(one, pixels, batch) for part, one in _named_parts(reward).items()}
+        for part, output in outputs.items() if gradients else ():
+            if not _has_gradient(output.score, pixels):
+                which = f"{part} of {name}" if part else name
+                raise ValueError(
+                    f"stages: expected rewards with gradients to the pixels, which ReFL needs, got {which} without; "
+                    "use grpo, dpo or nft for it"
+                )
+        if maps and all(output.map is None for output in outputs.values()):
             check_map(reward)
+
+
+def _has_gradient(scores: Tensor, pixels: Tensor) -> bool:
+    """Whether scores (B,) have a gradient to the pixels that is not 0 everywhere, as behind a rounding."""
+    if not scores.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels, allow_unused=True)
+    return gradient is not None and bool(gradient.any())
 
 
 def check_map(reward: Reward) -> None:
@@ -230,7 +260,12 @@ def awaits_map(reward: Reward) -> bool:
 
 
 def _parts(reward: Reward) -> list[Reward]:
-    return list(reward.parts.values()) if isinstance(reward, Mixture) else [reward]
+    return list(_named_parts(reward).values())
+
+
+def _named_parts(reward: Reward) -> dict[str, Reward]:
+    """The rewards of a mixture by name; any other one under no name."""
+    return reward.parts if isinstance(reward, Mixture) else {"": reward}
 
 
 def alive(advantages: Tensor, group_size: int) -> Tensor:

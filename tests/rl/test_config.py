@@ -54,6 +54,18 @@ def test_a_mixture_is_normalized_by_parts():
     assert blended.weights == {"before": 0.75, "stage_green": 0.25, "stage_faint": 0.5}
 
 
+def test_a_stage_has_the_maximum_that_it_names():
+    soft = StageConfig("green", 2, maximum="soft", temperature=0.3)
+    worst = StageConfig("green", 2, fraction=0.5)
+    curriculum = build_curriculum(RLConfig(stages=(soft, worst)), {"green": Green()})
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    expected = (StageReward(Green(), maximum="soft", temperature=0.3), StageReward(Green(), fraction=0.5))
+    for step, reward in zip((0, 2), expected, strict=True):
+        assert torch.equal(curriculum.at(step).reward(images).score, reward(images).score)
+    with pytest.raises(ValueError, match="maximum: expected one of worst, max, soft, got 'mean'"):
+        build_curriculum(RLConfig(stages=(StageConfig("green", 2, maximum="mean"),)), {"green": Green()})
+
+
 def test_the_judge_is_not_climbed_under_another_name(monkeypatch):
     monkeypatch.setattr(config_module, "load_reward", lambda name, device: Faint())
     config = RLConfig(monitors=MonitorConfig(judge="copy"))

@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture
+from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.experience import DeadGroups
 from finpercep.rl.grpo import GRPO, GRPOConfig, RatioError
+from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.scores import group_advantages, group_scores
-from tests.rl.toy import Given, Red, Toy, batch, check_gradient
+from tests.rl.toy import Given, Green, Red, Toy, batch, check_gradient
 
 CONFIG = GRPOConfig(steps=4, group_size=3, clip=0.05, beta=0.3, micro_batch=5)
 
@@ -206,6 +209,76 @@ def test_dead_groups_are_kept_if_so_asked():
     dropped = GRPO(Toy(), replace(CONFIG, group_size=2)).collect(batch(), Given([0.5, 0.5, 0.0, 1.0]), 0)
     losses = [float(kept.loss(experience)["policy_loss"]) for experience in (rows, dropped)]
     assert losses[0] == pytest.approx(losses[1] / 2, abs=1e-7)
+
+
+class Equal(Green):
+    """One score for all; the map is how green."""
+
+    def __call__(self, images):
+        output = super().__call__(images)
+        return RewardOutput(torch.full_like(output.score, 0.5), output.map)
+
+
+def test_equal_rewards_with_a_map_that_differs_teach():
+    """By the map alone, whether or not the rewards of another group differ."""
+    algorithm = GRPO(Toy(), replace(CONFIG, map_weight=0.5))
+    both = algorithm.collect(batch(), Equal(), 0)
+    assert both.batch.ids.tolist() == [7] * 9 + [8] * 9
+    assert float(both.tensors["advantage"].abs().min()) > 0
+    torch.testing.assert_close(both.tensors["advantage"].view(2, 3, 3, -1).sum(1), torch.zeros(2, 3, 36).double())
+    alone = algorithm.collect(batch()[:1], Equal(), 0)
+    torch.testing.assert_close(both.tensors["advantage"][:9], alone.tensors["advantage"])
+
+
+def test_equal_rewards_and_equal_maps_teach_nothing():
+    class Flat(Equal):
+        def __call__(self, images):
+            return RewardOutput(super().__call__(images).score, torch.full_like(images[:, :1], 0.5))
+
+    with pytest.raises(DeadGroups, match="all 2 groups have equal rewards and maps, so that nothing can be learned"):
+        GRPO(Toy(), replace(CONFIG, map_weight=0.5)).collect(batch(), Flat(), 0)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        GRPO(Toy(), replace(CONFIG, map_weight=0.5, micro_batch=4)),
+        GRPO(Toy(), replace(CONFIG, shared_noise=True, window=(1, 2), micro_batch=4)),
+        NFT(Toy(), NFTConfig(group_size=3)),
+        DPO(Toy(), DPOConfig(group_size=3, map_weight=0.5)),
+    ],
+    ids=["grpo", "grpo shared", "nft", "dpo"],
+)
+def test_a_rollout_in_portions_is_that_of_all_at_once(algorithm, monkeypatch):
+    whole = algorithm.collect(batch(), Green(), 0)
+    monkeypatch.setattr(algorithm, "config", replace(algorithm.config, rollout_batch=4))
+    seen = []
+
+    class Counted(Green):
+        def __call__(self, images):
+            seen.append(len(images))
+            return super().__call__(images)
+
+    velocity = algorithm.generator.velocity
+    monkeypatch.setattr(algorithm.generator, "velocity", lambda x, *rest: seen.append(len(x)) or velocity(x, *rest))
+    parts = algorithm.collect(batch(), Counted(), 0)
+    assert max(seen) == 4
+    assert parts.batch.ids.tolist() == whole.batch.ids.tolist()
+    assert parts.tensors.keys() == whole.tensors.keys()
+    for name, values in whole.tensors.items():
+        torch.testing.assert_close(parts.tensors[name], values)
+
+
+def test_the_ratio_may_be_off_by_less_than_its_limit():
+    """Or every ratio could begin outside of a narrow one."""
+    generator = Toy()
+    algorithm = GRPO(generator, replace(CONFIG, clip=1e-9))
+    experience = algorithm.collect(batch(), Red(), 0)
+    generator.move(1e-8)
+    algorithm.loss(experience)
+    (look,) = experience.looks
+    with pytest.raises(RatioError, match=r"expected 1 before the first update, got 0\.99999"):
+        look()
 
 
 def test_options():

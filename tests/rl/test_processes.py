@@ -100,7 +100,11 @@ def runs_of(config):  # noqa: F811
         for suffix, stage in {"": StageConfig(first, 2, rate), "-dead": StageConfig(f"{here}:Bright", 3, rate)}.items():
             if name != "refl" or not suffix:
                 yield name + suffix, replace(config, algorithm=algorithm, stages=(stage,), monitors=monitors)
-        if name in ("grpo", "nft"):  # groups that both processes have a part of, as large ones of a single image
+        if name in ("grpo", "nft"):
+            mapped = replace(algorithm, map_weight=0.5)  # where scores are equal, the map still teaches
+            stage = StageConfig(f"{here}:Mapped", 3, rate / 10, score_weight=1.0, map_weight=0.0)
+            yield f"{name}-mapped", replace(config, algorithm=mapped, stages=(stage,), monitors=monitors)
+            # Groups that both processes have a part of, as large ones of a single image.
             divided = replace(algorithm, across=True, group_size=4, map_weight=0.5)
             if name == "grpo":
                 divided = replace(divided, shared_noise=True, photo_weight=0.1)
@@ -129,6 +133,9 @@ def test_two_processes_are_one(config, tmp_path, monkeypatch):  # noqa: F811
         steps = lines(tmp_path / f"{name}-1")[1:]
         skipped = sum("loss" not in line for line in steps)
         assert steps[-1].get("skipped", 0) == skipped
+        if name.endswith("mapped"):
+            assert not skipped
+            assert {line["zero_std_ratio"] for line in steps} == {0.0, 0.5, 1.0}
         if name.endswith("dead"):
             assert {line["zero_std_ratio"] for line in steps} == {0.0, 0.5, 1.0}
             assert skipped == sum(line["zero_std_ratio"] == 1 for line in steps)

@@ -15,6 +15,7 @@ import torch
 
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
+from finpercep.rewards import Mixture
 from finpercep.rl import curriculum, loop
 from finpercep.rl import trainer as trainer_module
 from finpercep.rl.config import RLConfig, StageConfig
@@ -429,6 +430,17 @@ class D(A):
         return RewardOutput(images.mean((2, 3)).mean(1, keepdim=True), None)
 
 
+class Rounded(A):
+    """With gradients that are 0 everywhere."""
+
+    def __call__(self, images):
+        return super().__call__((255 * images).round() / 255)
+
+
+ROUNDED = Rounded()
+MIXED = Mixture({"bright": (A(), 1.0), "detached": (C(), 1.0)})
+
+
 def test_no_memory_says_what_to_lower(config, monkeypatch):
     trainer = RLTrainer(replace(config, algorithm=ALGORITHMS["refl"]))
 
@@ -491,6 +503,8 @@ def test_what_saves_memory_may_change_on_the_way(config, tmp_path):
             "tests.rl.test_trainer:C",
             "stages: expected rewards with gradients .*, got .*:C without",
         ),
+        ("refl", "tests.rl.test_trainer:ROUNDED", "got .*:ROUNDED without"),
+        ("refl", "tests.rl.test_trainer:MIXED", "got detached of .*:MIXED without; use grpo"),
         ("grpo", "tests.rl.test_trainer:A", "map_weight: expected a reward with a map, got A without"),
         ("refl", "tests.rl.test_trainer:D", r"expected scores \(1,\) for 1 images, got \(1, 1\) from D"),
     ],
