@@ -229,6 +229,9 @@ struct Parts {
   float* row[9];
 };
 
+// Up to here a derivative is what rounding leaves of 0, and has no gradient: ENERGY_ZERO of finpercep/models/filters.py.
+constexpr float kNothing = 3e-7f;
+
 // `shares`: of each derivative, what one of its energies is worth at a position.
 void gradients_of(const Window& at, int64_t count, const float* shares, int64_t stride, const Parts& parts) {
   const V zero = {};
@@ -237,7 +240,7 @@ void gradients_of(const Window& at, int64_t count, const float* shares, int64_t 
     derivatives_at(at, x, g);
     for (int d = 0; d < kDerivatives; ++d) {
       const V share = load_vec<V>(shares + d * stride + x) * (d < 4 ? 0.125f : 0.0625f);
-      g[d] = g[d] > zero ? share : g[d] < zero ? -share : zero;
+      g[d] = g[d] > kNothing ? share : g[d] < -kNothing ? -share : zero;
     }
     const V falling = g[0] + g[1] + 2 * g[2], rising = g[0] - g[1] - 2 * g[3];
     const V across = 2 * g[0] + g[2] - g[3], down = 2 * g[1] + g[2] + g[3], around = g[4];

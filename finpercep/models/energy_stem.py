@@ -11,7 +11,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from finpercep.models.constants import KeepsConstants
 from finpercep.models.cpu_kernels import alone, is_differentiated, is_trained, one_operator, takes
-from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, KERNELS, derivative_kernels
+from finpercep.models.filters import ENERGY_CENTER, ENERGY_FLOOR, ENERGY_ZERO, KERNELS, derivative_kernels
 from finpercep.models.norms import convolution
 from finpercep.models.tiles import repeat_edges
 from finpercep.ops import has_cpp
@@ -59,6 +59,7 @@ class EnergyStem(KeepsConstants):
             padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
             # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
             energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
+            energy = F.threshold_(energy, ENERGY_ZERO, 0.0)
             if scale < 2:
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)

@@ -13,6 +13,8 @@ KERNELS = 15
 
 # Log energies: below the floor, energy is quantization noise; the center is that of faint texture.
 ENERGY_FLOOR = 0.002
+# Derivatives of 8-bit pixels are exactly 0 in many places. What rounding leaves of them has a sign, but no direction.
+ENERGY_ZERO = 3e-7
 ENERGY_CENTER = -4.5
 
 
