@@ -34,7 +34,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     """Train to the end of the curriculum, resuming what is in `config.out`.
 
     Ctrl-C ends it after the step that is being made, and saves that. Each step adds a line to metrics.jsonl, with the
-    stage, and the version and fingerprint of its reward. At the end there are <out>/generator and <out>/report.html.
+    stage, and the version and fingerprint of its reward. At the end there are <out>/generator, <out>/report.html and,
+    of rewards that were refreshed, <out>/refreshed.
 
     Under torchrun or `accelerate launch` each process takes its share of a step's images; the first one writes.
 
@@ -94,6 +95,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                     if _step(trainer, told, asked):
                         break
         trainer.export()
+        trainer.export_rewards()
         with _memory_explained():
             climbs = trainer.climb()
         if trainer.average is not None:
@@ -168,6 +170,7 @@ def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interru
         trainer.save()
     if asked:
         trainer.export()
+        trainer.export_rewards()
         raise KeyboardInterrupt
     return stop
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,10 @@ from finpercep.training.losses import (
     total_loss,
     triplet_targets,
 )
+from finpercep.training.model_files import write_model
+
+REFRESHED = "refreshed"
+"""Folder of the reward models as they were refreshed, each under the number of its stage."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,16 @@ class Refresh:
         self.versions = dict(state["versions"])
         for name, weights in state["weights"].items():
             self.models[name].load_state_dict(weights)
+
+    def save(self, folder: Path, stages: Mapping[int, str]) -> None:
+        """Write `<folder>/<stage>`, which `load_reward` loads, for each stage -> name of its model.
+
+        Raises:
+            OSError: a full disk, no permission; names the file.
+        """
+        for number, name in stages.items():
+            (folder / str(number)).mkdir(parents=True)
+            write_model(self.models[name], folder / str(number))
 
     @torch.no_grad()
     def _faults(self, generator: Generator, device: torch.device, number: int) -> Faults:

@@ -15,7 +15,7 @@ from finpercep.io.pictures import save_image
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
-from finpercep.rl.checkpoints import checkpoints, write_checkpoint
+from finpercep.rl.checkpoints import checkpoints, whole_folder, write_checkpoint
 from finpercep.rl.climbs import check_climb, climb_results
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.compiled import compile_run
@@ -38,7 +38,7 @@ from finpercep.rl.monitors import Alarm, check_finite
 from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pictures import PICTURES, comparison
 from finpercep.rl.refl import ReFLConfig
-from finpercep.rl.refresh import Refresh
+from finpercep.rl.refresh import REFRESHED, Refresh
 from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
@@ -319,13 +319,32 @@ class RLTrainer:
         if self.refresh is not None:
             state["refresh"] = self.refresh.state()
         with self._used():
-            write_checkpoint(Path(self.config.out), self.done, state, self.generator.save_pretrained, self.config.keep)
+            write_checkpoint(Path(self.config.out), self.done, state, self._save_models, self.config.keep)
+
+    def _save_models(self, folder: Path) -> None:
+        """Into the folder of a checkpoint: the generator as it is measured, and rewards that have been refreshed."""
+        self.generator.save_pretrained(folder / "generator")
+        if self.refresh is not None:
+            self.refresh.save(folder / REFRESHED, self._refreshed())
+
+    def _refreshed(self) -> dict[int, str]:
+        """Stage -> name of the reward that has been refreshed, which is named by the last stage that has begun."""
+        begun = self.config.stages[: self.curriculum.at(max(self.done - 1, 0)).number + 1]
+        last = {stage.reward: number for number, stage in enumerate(begun)}
+        return {number: name for name, number in last.items() if self.version(number)}
 
     def export(self, name: str = "generator") -> None:
         """Write `<out>/NAME`: the generator as it is measured."""
         if self.ranks.first:
             with self._used():
                 self.generator.save_pretrained(Path(self.config.out) / name)
+
+    def export_rewards(self) -> None:
+        """Write `<out>/refreshed`: the reward models that have been refreshed, as they are now, if there are any."""
+        refreshed, out = self._refreshed(), Path(self.config.out)
+        if self.refresh is not None and refreshed and self.ranks.first:
+            with whole_folder(out / REFRESHED, out / f".{REFRESHED}.tmp") as folder:
+                self.refresh.save(folder, refreshed)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint in the run's folder, if there is one; the run then is one that never stopped.

@@ -15,7 +15,7 @@ from tests.rl.conftest import Kill
 
 
 def write(out, step, keep):
-    write_checkpoint(out, step, {"step": step}, lambda folder: folder.mkdir(), keep)
+    write_checkpoint(out, step, {"step": step}, lambda folder: (folder / "generator").mkdir(), keep)
     os.utime(out / f"checkpoint-{step}" / "state.pt", ns=(0, len(os.listdir(out)) + step))  # clocks may be coarse
 
 

@@ -15,7 +15,7 @@ import torch
 
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
-from finpercep.rewards import Mixture
+from finpercep.rewards import Mixture, StageReward, load_reward
 from finpercep.rl import curriculum, loop
 from finpercep.rl import trainer as trainer_module
 from finpercep.rl.config import RLConfig, StageConfig
@@ -130,6 +130,46 @@ def test_a_rich_run_resumes_exactly(rich, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "GRPO of" in page
     assert page.count("<img") == 5  # curves, and four measurements
+
+
+def test_refreshed_rewards_are_left_as_models(config, tmp_path):
+    """Those that the log names, beside the generator and in each checkpoint; without refresh there are none."""
+    stages = (StageConfig("finpercep-tiny/1", 2, 1e-3), StageConfig("finpercep-tiny/2", 2, 1e-3, map_weight=0.25))
+    config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, save_every=1, eval_every=9)
+    config = replace(config, keep=2, monitors=MonitorConfig(judge=""))
+    out, refresh = tmp_path / "run", RefreshConfig(every=1, steps=1, batch=1)
+    train(replace(config, out=str(tmp_path / "plain")))
+    assert not list((tmp_path / "plain").rglob("refreshed"))
+    with pytest.raises(KeyError, match="killed"):
+        train(replace(config, refresh=refresh), [Kill()])
+    assert not (out / "refreshed").exists()
+    assert {p.relative_to(out).as_posix() for p in out.glob("checkpoint-*/refreshed/*")} == {"checkpoint-2/refreshed/0"}
+    train(replace(config, refresh=refresh))
+    places = ["refreshed", "checkpoint-3/refreshed", "checkpoint-4/refreshed"]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("refreshed")) == sorted(places)
+    log = lines(out)
+    for place, done in zip(places, (4, 3, 4), strict=True):
+        assert sorted(p.name for p in (out / place).iterdir()) == ["0", "1"]
+        for number, stage in enumerate(stages):
+            last = [line for line in log[: done + 1] if line["stage"] == number][-1]
+            reward = StageReward(load_reward(out / place / str(number)), stage.score_weight, stage.map_weight)
+            assert reward.fingerprint == last["reward"]
+            assert last["version"]
+    shutil.rmtree(out / "refreshed")
+    train(replace(config, refresh=refresh))
+    assert sorted(p.name for p in (out / "refreshed").iterdir()) == ["0", "1"]
+
+
+def test_a_model_of_two_stages_is_left_once(rich, tmp_path):
+    """Under the last one that has begun."""
+    with pytest.raises(KeyError, match="killed"):
+        train(rich, [Kill(4)])
+    out = tmp_path / "run"
+    assert {p.relative_to(out).as_posix() for p in out.glob("checkpoint-*/refreshed/*")} == {"checkpoint-3/refreshed/0"}
+    train(rich)
+    assert [p.name for p in (out / "refreshed").iterdir()] == ["1"]
+    reward = StageReward(load_reward(out / "refreshed" / "1"), 1.0, 0.0)
+    assert reward.fingerprint == lines(out)[-1]["reward"]
 
 
 def test_the_best_generator_is_that_of_the_best_measurement(config, tmp_path):
