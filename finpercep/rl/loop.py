@@ -84,7 +84,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        lines += _of_data(trainer) + _remarks(trainer) + _of_target(trainer, before)
+        lines += _of_data(trainer) + _remarks(trainer) + _of_refresh(trainer) + _of_target(trainer, before)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -138,6 +138,15 @@ def _of_data(trainer: RLTrainer) -> list[str]:
     brought = {name for pair in trainer.crops.pairs for name in pair.extras}
     unused = sorted(brought - set(trainer.crops.extras))
     return [f"{', '.join(unused)}: not used, since some images of data have none"] if unused else []
+
+
+def _of_refresh(trainer: RLTrainer) -> list[str]:
+    """Which stages' rewards are not refreshed, of a run that refreshes some."""
+    if trainer.refresh is None:
+        return []
+    names = enumerate(stage.reward for stage in trainer.config.stages)
+    left = [f"stage {number} ({name})" for number, name in names if not trainer.refreshes(number)]
+    return [f"not refreshed, since only a RewardModel can be: {', '.join(left)}"] if left else []
 
 
 def _of_target(trainer: RLTrainer, before: dict[str, float]) -> list[str]:

@@ -102,14 +102,14 @@ class Refresh:
 
     Args:
         config: when and how.
-        models: by name, as `load_reward` gave them.
+        models: rewards by name, as `load_reward` gave them; those that are no `RewardModel` stay as they are.
         crops: photos to learn on.
         fixed: held-out photos and what the generator made of them at first (B,3,H,W), on which changes are measured.
         sampler_steps: of the generator.
         seed: of what is random.
 
     Raises:
-        ValueError: a reward that is no `RewardModel`.
+        ValueError: no reward is a `RewardModel`, or there are no photos.
     """
 
     def __init__(
@@ -121,14 +121,15 @@ class Refresh:
         sampler_steps: int,
         seed: int,
     ) -> None:
-        for name, model in models.items():
-            if not isinstance(model, RewardModel):
-                raise ValueError(f"refresh: expected a RewardModel to refresh, got {type(model).__name__} ({name})")
+        self.models = {name: model for name, model in models.items() if isinstance(model, RewardModel)}
+        if not self.models:
+            found = ", ".join(f"{type(model).__name__} ({name})" for name, model in models.items())
+            raise ValueError(f"refresh: expected a RewardModel to refresh, got {found}")
         if not crops.photos:
             raise ValueError("refresh: expected photos beside low-resolution images, got none")
-        self.config, self.models, self.sampler_steps, self.seed = config, models, sampler_steps, seed
-        self.anchors = {name: copy.deepcopy(model) for name, model in models.items()}
-        self.versions = dict.fromkeys(models, 0)
+        self.config, self.sampler_steps, self.seed = config, sampler_steps, seed
+        self.anchors = {name: copy.deepcopy(model) for name, model in self.models.items()}
+        self.versions = dict.fromkeys(self.models, 0)
         pairs = [pair for pair in crops.pairs if pair.has_photo]
         self.crops = Crops(
             pairs, crops.side, scale=crops.scale, degraded=crops.degraded, seed=seed_of(seed, "refresh") % 2**31

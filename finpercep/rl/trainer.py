@@ -141,7 +141,11 @@ class RLTrainer:
 
     def version(self, stage: int) -> int:
         """How often the reward of a stage has been refreshed."""
-        return self.refresh.versions[self.config.stages[stage].reward] if self.refresh else 0
+        return self.refresh.versions.get(self.config.stages[stage].reward, 0) if self.refresh else 0
+
+    def refreshes(self, stage: int) -> bool:
+        """Whether the reward of a stage is refreshed while it is climbed: no other than a `RewardModel` can be."""
+        return self.refresh is not None and self.config.stages[stage].reward in self.refresh.models
 
     def step(self) -> dict[str, float]:
         """Collect, and update the weights `updates` times; returns the figures of the step.
@@ -217,9 +221,10 @@ class RLTrainer:
 
     def _refresh(self) -> dict[str, float]:
         """Refresh the reward where it is due; returns what that changed."""
-        if self.refresh is None or not self.refresh.due(self.done):
+        number = self.moment.number
+        if self.refresh is None or not self.refreshes(number) or not self.refresh.due(self.done):
             return {}
-        name = self.config.stages[self.moment.number].reward
+        name = self.config.stages[number].reward
         changed = self.refresh.run(name, self.generator, self.device)
         # Where kernels add up in no fixed order, each process has learned something a little different.
         self.ranks.take_first(self.refresh.models[name].state_dict().values())

@@ -172,6 +172,23 @@ def test_a_model_of_two_stages_is_left_once(rich, tmp_path):
     assert reward.fingerprint == lines(out)[-1]["reward"]
 
 
+def test_stages_that_cannot_be_refreshed_stay_as_they_are(config, tmp_path):
+    """And the run says which."""
+    told, name = [], "tests.rl.test_trainer:A"
+    screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
+    stages = (StageConfig("finpercep-tiny", 2, 1e-3), StageConfig(name, 2, 1e-3))
+    refresh, monitors = RefreshConfig(every=1, steps=1, batch=1), MonitorConfig(judge="")
+    config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, refresh=refresh, monitors=monitors)
+    train(config, [screen])
+    log = lines(tmp_path / "run")
+    assert [line["version"] for line in log] == [0, 0, 1, 0, 0]
+    assert ["refresh/photo" in line for line in log] == [False, False, True, False, False]
+    assert [p.name for p in (tmp_path / "run" / "refreshed").iterdir()] == ["0"]
+    assert f"not refreshed, since only a RewardModel can be: stage 1 ({name})" in told
+    with pytest.raises(ValueError, match=rf"^refresh: expected a RewardModel to refresh, got A \({name}\)$"):
+        RLTrainer(replace(config, stages=stages[1:]))
+
+
 def test_the_best_generator_is_that_of_the_best_measurement(config, tmp_path):
     monitors = MonitorConfig(judge="", best="psnr")
     train(replace(config, eval_every=1, save_every=1, keep=9, monitors=monitors))
