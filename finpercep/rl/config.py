@@ -149,6 +149,11 @@ class RLConfig:
                 "refresh.every: expected more than the steps over which auto compares one version of the reward, "
                 f"{least}, got {self.refresh.every}"
             )
+        if self.refresh.every and self.refresh.first_stage >= len(self.stages) > 1:
+            raise ValueError(
+                f"refresh.first_stage: expected at most {len(self.stages) - 1}, the last stage, got "
+                f"{self.refresh.first_stage}"
+            )
         if self.accept_reward and self.refresh.every:
             raise ValueError(
                 "accept_reward: expected refresh.every 0, as refreshed rewards are part of a checkpoint, got "
@@ -244,6 +249,9 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
         del defaults["algorithm"]
     if "judge_fingerprint" not in was and "judge_fingerprint" in now:
         was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
+    refresh = was.get("refresh", {})
+    if refresh.get("every") and "first_stage" not in refresh and len(was["stages"]) > 1:
+        was = {**was, "refresh": {**refresh, "first_stage": 0}}  # which was no setting then: all stages were refreshed
     was = _completed({name: value for name, value in was.items() if name != "max_skipped"}, defaults)
     was |= {
         "monitors": _kept_monitors(was["monitors"]),

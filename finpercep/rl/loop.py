@@ -144,9 +144,13 @@ def _of_refresh(trainer: RLTrainer) -> list[str]:
     """Which stages' rewards are not refreshed, of a run that refreshes some."""
     if trainer.refresh is None:
         return []
-    names = enumerate(stage.reward for stage in trainer.config.stages)
-    left = [f"stage {number} ({name})" for number, name in names if not trainer.refreshes(number)]
-    return [f"not refreshed, since only a RewardModel can be: {', '.join(left)}"] if left else []
+    reasons = {True: "before refresh.first_stage", False: "no RewardModel"}
+    left = [
+        f"stage {number} ({stage.reward}, {reasons[number < trainer.first_refreshed]})"
+        for number, stage in enumerate(trainer.config.stages)
+        if not trainer.refreshes(number)
+    ]
+    return [f"not refreshed: {', '.join(left)}"] if left else []
 
 
 def _of_target(trainer: RLTrainer, before: dict[str, float]) -> list[str]:

@@ -19,7 +19,7 @@ from finpercep.data.swap import region_swap
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardModel
 from finpercep.models.encoders import unfreeze
-from finpercep.rl.checks import above_zero, at_least_one, finite, share
+from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative, share
 from finpercep.rl.generators import Generator
 from finpercep.rl.photos import Crops
 from finpercep.rl.rollout import results
@@ -49,6 +49,8 @@ class RefreshConfig:
         lr: learning rate of the reward model.
         synthetic: share of photos whose fault is a built-in one instead of the generator's, so that the model keeps
             what it knew.
+        first_stage: stages before it, counted from 0, keep their reward as it is: by default stage 0 does, as the paper
+            freezes RM_0. A run of one stage refreshes that one.
 
     Raises:
         ValueError: an option out of its range.
@@ -59,6 +61,7 @@ class RefreshConfig:
     batch: int = 8
     lr: float = 1e-4
     synthetic: float = 0.5
+    first_stage: int = 1
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -67,6 +70,7 @@ class RefreshConfig:
         above_zero(self, "lr")
         finite(self, "lr")
         share(self, "synthetic")
+        not_negative(self, "first_stage")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Refresh:
 
     Args:
         config: when and how.
-        models: rewards by name, as `load_reward` gave them; those that are no `RewardModel` stay as they are.
+        models: rewards by name, as `load_reward` gave them, of the stages from `first_stage` on; those that are no
+            `RewardModel` stay as they are.
         crops: photos to learn on.
         fixed: held-out photos and what the generator made of them at first (B,3,H,W), on which changes are measured.
         sampler_steps: of the generator.
@@ -124,7 +129,7 @@ class Refresh:
         self.models = {name: model for name, model in models.items() if isinstance(model, RewardModel)}
         if not self.models:
             found = ", ".join(f"{type(model).__name__} ({name})" for name, model in models.items())
-            raise ValueError(f"refresh: expected a RewardModel to refresh, got {found}")
+            raise ValueError(f"refresh: expected a RewardModel to refresh, got {found}; see refresh.first_stage")
         if not crops.photos:
             raise ValueError("refresh: expected photos beside low-resolution images, got none")
         self.config, self.sampler_steps, self.seed = config, sampler_steps, seed

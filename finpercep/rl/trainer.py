@@ -104,7 +104,8 @@ class RLTrainer:
         self.refresh = None
         if config.refresh.every:
             fixed = (photo, self.before)
-            self.refresh = Refresh(config.refresh, rewards, self.crops, fixed, config.eval_steps, config.seed)
+            models = {stage.reward: rewards[stage.reward] for stage in config.stages[self.first_refreshed :]}
+            self.refresh = Refresh(config.refresh, models, self.crops, fixed, config.eval_steps, config.seed)
         self.fingerprints = list(self.curriculum.fingerprints)
         self.settings = comparable(config) | {
             "generator_fingerprint": self.generator.fingerprint,
@@ -143,9 +144,16 @@ class RLTrainer:
         """How often the reward of a stage has been refreshed."""
         return self.refresh.versions.get(self.config.stages[stage].reward, 0) if self.refresh else 0
 
+    @property
+    def first_refreshed(self) -> int:
+        """The first stage whose reward is refreshed, if it can be; of a run of one stage that one."""
+        return min(self.config.refresh.first_stage, len(self.config.stages) - 1)
+
     def refreshes(self, stage: int) -> bool:
         """Whether the reward of a stage is refreshed while it is climbed: no other than a `RewardModel` can be."""
-        return self.refresh is not None and self.config.stages[stage].reward in self.refresh.models
+        if self.refresh is None or stage < self.first_refreshed:
+            return False
+        return self.config.stages[stage].reward in self.refresh.models
 
     def step(self) -> dict[str, float]:
         """Collect, and update the weights `updates` times; returns the figures of the step.

@@ -20,6 +20,7 @@ from finpercep.rl.generators import GeneratorConfig
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import load_pairs
+from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.scores import group_advantages, group_scores
 from finpercep.runs.state import STATE
 from tests.rl.toy import Green, Red, batch
@@ -125,6 +126,34 @@ def test_settings_younger_than_a_state_had_their_defaults(tmp_path):
     changed = now | {"stages": ({**now["stages"][0], "lr": 1.0}, now["stages"][1])}
     with pytest.raises(ValueError, match=r"made with stages\.0\.lr=1\.0"):
         check_resumable(changed, now, config, tmp_path)
+
+
+def test_older_states_refreshed_every_stage(tmp_path):
+    stages, refresh = (StageConfig(steps=3), StageConfig(steps=4)), RefreshConfig(every=2)
+    for chosen, same in (
+        (RLConfig(refresh=refresh, stages=stages), False),
+        (RLConfig(refresh=replace(refresh, first_stage=0), stages=stages), True),
+        (RLConfig(refresh=refresh, stages=stages[:1]), True),
+        (RLConfig(stages=stages), True),
+    ):
+        now = config_module.comparable(chosen) | {"data_fingerprint": "d"}
+        older = json.loads(json.dumps(now))
+        del older["refresh"]["first_stage"]
+        if same:
+            check_resumable(_tuples(older), now, chosen, tmp_path)
+            continue
+        with pytest.raises(ValueError, match=r"made with refresh\.first_stage=0 \(now 1\)"):
+            check_resumable(_tuples(older), now, chosen, tmp_path)
+
+
+def test_the_first_stage_that_is_refreshed_is_one_of_them():
+    stages = (StageConfig(), StageConfig())
+    RLConfig(stages=stages[:1], refresh=RefreshConfig(every=2, first_stage=3))
+    RLConfig(stages=stages, refresh=RefreshConfig(first_stage=3))
+    with pytest.raises(ValueError, match=r"^refresh\.first_stage: expected at most 1, the last stage, got 2$"):
+        RLConfig(stages=stages, refresh=RefreshConfig(every=2, first_stage=2))
+    with pytest.raises(ValueError, match=r"^first_stage: expected 0 or more, got -1$"):
+        RefreshConfig(first_stage=-1)
 
 
 def _tuples(value):

@@ -91,7 +91,7 @@ def rich(config):
     return replace(
         config,
         algorithm=ALGORITHMS["grpo"],
-        refresh=RefreshConfig(every=2, steps=2, batch=2),
+        refresh=RefreshConfig(every=2, steps=2, batch=2, first_stage=0),
         curriculum=CurriculumConfig("blend", blend_steps=3, optimizer="reset"),
         monitors=MonitorConfig(judge="", patience=1, best="severity"),
         ema=0.5,
@@ -137,7 +137,7 @@ def test_refreshed_rewards_are_left_as_models(config, tmp_path):
     stages = (StageConfig("finpercep-tiny/1", 2, 1e-3), StageConfig("finpercep-tiny/2", 2, 1e-3, map_weight=0.25))
     config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, save_every=1, eval_every=9)
     config = replace(config, keep=2, monitors=MonitorConfig(judge=""))
-    out, refresh = tmp_path / "run", RefreshConfig(every=1, steps=1, batch=1)
+    out, refresh = tmp_path / "run", RefreshConfig(every=1, steps=1, batch=1, first_stage=0)
     train(replace(config, out=str(tmp_path / "plain")))
     assert not list((tmp_path / "plain").rglob("refreshed"))
     with pytest.raises(KeyError, match="killed"):
@@ -177,16 +177,35 @@ def test_stages_that_cannot_be_refreshed_stay_as_they_are(config, tmp_path):
     told, name = [], "tests.rl.test_trainer:A"
     screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
     stages = (StageConfig("finpercep-tiny", 2, 1e-3), StageConfig(name, 2, 1e-3))
-    refresh, monitors = RefreshConfig(every=1, steps=1, batch=1), MonitorConfig(judge="")
+    refresh, monitors = RefreshConfig(every=1, steps=1, batch=1, first_stage=0), MonitorConfig(judge="")
     config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, refresh=refresh, monitors=monitors)
     train(config, [screen])
     log = lines(tmp_path / "run")
     assert [line["version"] for line in log] == [0, 0, 1, 0, 0]
     assert ["refresh/photo" in line for line in log] == [False, False, True, False, False]
     assert [p.name for p in (tmp_path / "run" / "refreshed").iterdir()] == ["0"]
-    assert f"not refreshed, since only a RewardModel can be: stage 1 ({name})" in told
-    with pytest.raises(ValueError, match=rf"^refresh: expected a RewardModel to refresh, got A \({name}\)$"):
-        RLTrainer(replace(config, stages=stages[1:]))
+    assert f"not refreshed: stage 1 ({name}, no RewardModel)" in told
+    for none in (replace(config, stages=stages[1:]), replace(config, refresh=replace(refresh, first_stage=1))):
+        with pytest.raises(ValueError, match=rf"^refresh: expected a RewardModel to refresh, got A \({name}\); see "):
+            RLTrainer(none)
+
+
+def test_the_first_stage_is_not_refreshed_unless_it_is_the_only_one(config):
+    """Also where the next one shares its model, which that one then refreshes."""
+    stages = (StageConfig(steps=2), StageConfig(steps=2, map_weight=0.25))
+    refresh, monitors = RefreshConfig(every=1, steps=1, batch=1), MonitorConfig(judge="")
+    config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, refresh=refresh, monitors=monitors)
+
+    def refreshed(config):
+        trainer = RLTrainer(config)
+        figures = [trainer.step() for _ in range(3)]
+        seen = [line["version"] for line in figures], ["refresh/photo" in line for line in figures]
+        return *seen, loop._of_refresh(trainer)
+
+    left = "not refreshed: stage 0 (finpercep-tiny, before refresh.first_stage)"
+    assert refreshed(config) == ([0, 0, 1], [False, False, True], [left])
+    assert refreshed(replace(config, refresh=replace(refresh, first_stage=0)))[:2] == ([0, 1, 2], [False, True, True])
+    assert refreshed(replace(config, stages=(StageConfig(steps=4),))) == ([0, 1, 2], [False, True, True], [])
 
 
 def test_the_best_generator_is_that_of_the_best_measurement(config, tmp_path):
