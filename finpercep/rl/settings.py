@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from finpercep.io.reasons import one_line
 from finpercep.rl.config import KINDS, RLConfig
 
 KIND = "name"
@@ -82,7 +83,7 @@ def _read(file: str | Path) -> Mapping[str, Any]:
     try:
         values = yaml.load(Path(file).read_text(), _loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected YAML, got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file}: expected YAML, got {one_line(error)}") from error
     if values is not None and not isinstance(values, Mapping):
         raise ValueError(f"{file}: expected names and values, got {type(values).__name__}")
     return values or {}
@@ -90,7 +91,7 @@ def _read(file: str | Path) -> Mapping[str, Any]:
 
 @cache
 def _loader() -> Any:
-    """Safe YAML in which only true and false are truth values, as in YAML 1.2: `off` is a value of monitors.alarm."""
+    """Safe YAML, as in 1.2: only true and false are truth values (`off` is one of monitors.alarm), names are unique."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -98,6 +99,14 @@ def _loader() -> Any:
             first: [(tag, pattern) for tag, pattern in known if first in "tTfF" or not tag.endswith(":bool")]
             for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, names = super().compose_mapping_node(anchor), set()
+            for key, _ in node.value:
+                if (name := str(key.value)) in names:
+                    raise yaml.YAMLError(f"{name} a second time, in line {key.start_mark.line + 1}")
+                names.add(name)
+            return node
 
     return Loader
 
@@ -136,7 +145,8 @@ def _assign(values: Any, assignment: str) -> None:
         try:
             found = yaml.load(text, _loader())
         except yaml.YAMLError as error:
-            raise ValueError(f"{path}: expected a value in YAML, got {text!r}") from error
+            twice = "" if isinstance(error, yaml.MarkedYAMLError) else f": {error}"  # YAML's own say where, at length
+            raise ValueError(f"{path}: expected a value in YAML, got {text!r}{twice}") from error
         number = isinstance(found, (int, float)) and not isinstance(found, bool)
         old = values[key] if isinstance(values, list) else values.get(key)
         values[key] = text.strip() if number and isinstance(old, str) else found  # 0123 is a fine name for a folder

@@ -133,6 +133,23 @@ def test_files_that_are_none(tmp_path):
         resolve(tmp_path / "none.yaml")
 
 
+def test_a_name_that_is_given_twice(tmp_path):
+    """Which of the two was meant nobody knows; in a list, each part has its own."""
+    file = tmp_path / "run.yaml"
+    for text, name, line in (("batch: 2\nside: 48\nbatch: 3\n", "batch", 3), ("stages:\n- {lr: 1, lr: 2}\n", "lr", 2)):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"run\.yaml: expected YAML, got {name} a second time, in line {line}$"):
+            resolve(file)
+    with pytest.raises(
+        ValueError, match=r"^stages: expected a value in YAML, got '\[{lr: 1, lr: 2}\]': lr a second time"
+    ):
+        resolve(None, ["stages=[{lr: 1, lr: 2}]"])
+    with pytest.raises(ValueError, match=r"^batch: expected a value in YAML, got '\['$"):
+        resolve(None, ["batch=["])
+    file.write_text("stages: [&a {steps: 5, lr: 1}, {<<: *a, lr: 2}, &b {<<: *a, steps: 6}, {<<: *b, steps: 7}]\n")
+    assert [(stage.steps, stage.lr) for stage in resolve(file).stages] == [(5, 1.0), (5, 2.0), (6, 1.0), (7, 1.0)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
