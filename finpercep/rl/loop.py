@@ -15,7 +15,8 @@ from finpercep.engine.batches import is_out_of_memory
 from finpercep.evaluation.climb import climb_figures
 from finpercep.io.files import append_line, atomic_write, write_json
 from finpercep.rl.config import RLConfig
-from finpercep.rl.generators import GeneratorModule
+from finpercep.rl.generators import GeneratorConfig, GeneratorModule
+from finpercep.rl.generators.latent import LatentGenerator
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.report import CLIMB, write_report
 from finpercep.rl.screen import measured
@@ -84,7 +85,8 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        lines += _of_data(trainer) + _remarks(trainer) + _of_refresh(trainer) + _of_target(trainer, before)
+        lines += _of_data(trainer) + _of_options(trainer) + _remarks(trainer) + _of_refresh(trainer)
+        lines += _of_target(trainer, before)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -138,6 +140,16 @@ def _of_data(trainer: RLTrainer) -> list[str]:
     brought = {name for pair in trainer.crops.pairs for name in pair.extras}
     unused = sorted(brought - set(trainer.crops.extras))
     return [f"{', '.join(unused)}: not used, since some images of data have none"] if unused else []
+
+
+def _of_options(trainer: RLTrainer) -> list[str]:
+    """Options of pipelines that were set for another generator, which takes none but the prompt, for rewards."""
+    if isinstance(trainer.generator, LatentGenerator):
+        return []
+    usual, given = vars(GeneratorConfig()), vars(trainer.config.generator_options)
+    unused = [name for name, value in given.items() if value != usual[name] and name != "prompt"]
+    what = f"no effect on {trainer.config.generator}, which is no pipeline of diffusers"
+    return [f"{', '.join(f'generator_options.{name}' for name in unused)}: {what}"] if unused else []
 
 
 def _of_refresh(trainer: RLTrainer) -> list[str]:

@@ -22,6 +22,7 @@ from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
 from finpercep.rl.generators import GeneratorConfig, SRTiny
+from finpercep.rl.generators.latent import LatentGenerator
 from finpercep.rl.grpo import GRPOConfig
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.loop import train
@@ -359,6 +360,22 @@ def test_an_alarm_that_cannot_go_off_is_told_at_the_start(config, alarm, every, 
     lines = loop._remarks(SimpleNamespace(config=config, kept=0, held_out=held_out))
     assert len(lines) == (said is not None)
     assert all(re.match(said, line) for line in lines)
+
+
+def test_options_that_the_generator_does_not_take_are_told_at_the_start(config):
+    """But for the prompt, which rewards are told; a pipeline is left to take its options."""
+    told = []
+    screen = SimpleNamespace(start=lambda lines, **_: told.extend(lines), log=lambda *_: None, close=lambda: None)
+    options = GeneratorConfig(train="full", rank=8, guidance=3.0, prompt="a photo")
+    stages = (replace(config.stages[0], steps=1),)
+    config = replace(config, algorithm=ALGORITHMS["refl"], stages=stages, generator_options=options)
+    train(config, [screen])
+    names = "generator_options.train, generator_options.rank, generator_options.guidance"
+    said = f"{names}: no effect on {config.generator}, which is no pipeline of diffusers"
+    assert said in told
+    for kind, given in ((SRTiny, GeneratorConfig(prompt="a photo")), (LatentGenerator, options)):
+        trainer = SimpleNamespace(generator=kind.__new__(kind), config=replace(config, generator_options=given))
+        assert loop._of_options(trainer) == []
 
 
 def test_another_reward_is_refused(config):
