@@ -257,6 +257,8 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
         "monitors": _kept_monitors(was["monitors"]),
         "generator_options": _kept_options(was["generator_options"]),
     }
+    if was.get("generator_fingerprint") == now.get("generator_fingerprint"):  # which has the side in pixels, if any
+        was["generator_options"]["shift_side"] = now["generator_options"]["shift_side"]
     if config.accept_reward:
         was = _with_rewards_of(now, was)
     try:

@@ -74,8 +74,12 @@ class RLTrainer:
         across = getattr(config.algorithm, "across", False)  # every process then has a part of each group
         self.rows = slice(0, config.batch) if across else self.ranks.rows(config.batch)
         check_updates(config, self.ranks.size)
+        shift_side = config.generator_options.shift_side or config.side
         self.generator: GeneratorModule = load_generator(
-            config.generator, config.generator_options, device=config.device, empty_texts=empty_texts(config.data)
+            config.generator,
+            replace(config.generator_options, shift_side=shift_side),
+            device=config.device,
+            empty_texts=empty_texts(config.data),
         )
         self.generator.keep_reference()
         rewards = load_rewards(config)

@@ -128,6 +128,16 @@ def test_settings_younger_than_a_state_had_their_defaults(tmp_path):
         check_resumable(changed, now, config, tmp_path)
 
 
+def test_a_side_that_nothing_depends_on_is_not_compared(tmp_path):
+    """States had 512 before it followed the run's; the generator's fingerprint says whether it matters."""
+    config = RLConfig()
+    now = config_module.comparable(config) | {"data_fingerprint": "d", "generator_fingerprint": "g"}
+    older = now | {"generator_options": {**now["generator_options"], "shift_side": 512}}
+    check_resumable(older, now, config, tmp_path)
+    with pytest.raises(ValueError, match=r"generator_options\.shift_side=512 \(now None\)"):
+        check_resumable(older | {"generator_fingerprint": "h"}, now, config, tmp_path)
+
+
 def test_older_states_refreshed_every_stage(tmp_path):
     stages, refresh = (StageConfig(steps=3), StageConfig(steps=4)), RefreshConfig(every=2)
     for chosen, same in (

@@ -18,6 +18,7 @@ from finpercep.rl.generators import GeneratorConfig, load_generator
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
 from finpercep.rl.settings_yaml import as_yaml
+from finpercep.rl.trainer import RLTrainer
 from tests.rl.conftest import Kill
 from tests.rl.generators.pipelines import save_flux, save_sd3, save_upscaler
 from tests.rl.test_trainer import lines
@@ -90,6 +91,30 @@ TRAINED = {
     "full": ("upscaler", "grpo", {"train": "full"}, {}),
     "tiles": ("sd3", "refl", {**ADAPTER, "decode": "tiled"}, {"side": 64}),
 }
+
+
+def test_a_shift_by_size_is_that_of_the_size_that_is_trained(tmp_path, photo_set):
+    """32 pixels are 4 tokens, 64 are 16; a run that was begun with another side goes on with that one alone."""
+    config = RLConfig(
+        data=(str(photo_set),),
+        out=str(tmp_path / "run"),
+        generator=str(save_sd3(tmp_path / "sd3", dynamic=True)),
+        generator_options=GeneratorConfig(rank=2, alpha=8),
+        monitors=MonitorConfig(judge=""),
+        side=32,
+        eval_photos=1,
+        eval_steps=1,
+    )
+    trainer = RLTrainer(config)
+    for found, tokens in ((trainer, 4), (RLTrainer(replace(config, side=64)), 16)):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(found.generator.scheduler.config)
+        scheduler.set_timesteps(4, mu=0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
+        assert found.generator.steps(4).s == pytest.approx(scheduler.sigmas.tolist())
+    trainer.save()
+    assert RLTrainer(replace(config, generator_options=replace(config.generator_options, shift_side=32))).resume()
+    other = replace(config, generator_options=replace(config.generator_options, shift_side=64))
+    with pytest.raises(ValueError, match=r"made with generator_fing.*, generator_options\.shift_side=None \(now 64\);"):
+        RLTrainer(other).resume()
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -31,7 +31,8 @@ class GeneratorConfig:
         controlnet: folder or hub id of the ControlNet, where the pipeline's folder has none.
         control_scale: weight of the ControlNet.
         scale: how many times larger results are; `StableDiffusionUpscalePipeline` knows it itself.
-        shift_side: side of results, pixels, for schedulers whose shift depends on it.
+        shift_side: side of results, pixels, for schedulers whose shift depends on it; None is a run's `side`, and 512
+            where there is no run.
         checkpointing: recompute activations in the backward pass instead of keeping them: less memory, more time.
         decode: "sliced" decodes one image at a time, "tiled" in overlapping tiles, for images too large for the memory.
         dtype: of the frozen weights and of the computation; what is trained is float32, and so is the VAE. "float16"
@@ -54,7 +55,7 @@ class GeneratorConfig:
     controlnet: str | None = None
     control_scale: float = 1.0
     scale: int = 4
-    shift_side: int = 512
+    shift_side: int | None = None
     checkpointing: bool = False
     decode: str = "whole"
     dtype: str = "float32"
@@ -65,6 +66,8 @@ class GeneratorConfig:
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
         finite(self, "guidance", "control_scale")
-        at_least_one(self, "rank", "alpha", "scale", "shift_side", "guidance")
+        at_least_one(self, "rank", "alpha", "scale", "guidance")
+        if self.shift_side is not None:
+            at_least_one(self, "shift_side")
         if not self.layers:
             raise ValueError("layers: expected the names of layers to adapt, got none")

@@ -16,6 +16,8 @@ from finpercep.rl.generators.latent import Condition, LatentGenerator
 
 LATENT = "latent_lr"
 PATCH = 2
+SHIFT_SIDE = 512
+"""Of `GeneratorConfig.shift_side` where nobody says how large results are."""
 
 
 class ControlNetGenerator(LatentGenerator):
@@ -61,7 +63,8 @@ class ControlNetGenerator(LatentGenerator):
         """The scheduler's, from s = 1; a shift that depends on the image's size is that of `shift_side`."""
         config, options = self.scheduler.config, {}
         if config.get("use_dynamic_shifting"):
-            options["mu"] = shift_of((self.options.shift_side // (PATCH * self.stride)) ** 2, config)
+            side = self.options.shift_side or SHIFT_SIDE
+            options["mu"] = shift_of((side // (PATCH * self.stride)) ** 2, config)
         return scheduler_steps(self.scheduler, count, **self.sigmas(count), **options)
 
     def sigmas(self, count: int) -> dict[str, list[float]]:
