@@ -105,7 +105,9 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
         if first:
             if climbs:
                 write_json(out / CLIMB, climb_figures(climbs))
-            write_report(out)
+            if write_report(out) is None:
+                said = f"{out / METRICS}: expected measurements for report.html, got none; it is not written"
+                warnings.warn(said, stacklevel=2)
     return trainer.generator
 
 

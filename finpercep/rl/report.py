@@ -53,15 +53,17 @@ SHOWN = 5
 """Measurements whose pictures are open on the page, evenly chosen, the first and the last among them."""
 
 
-def write_report(out: Path) -> Path:
+def write_report(out: Path) -> Path | None:
     """Write `<out>/report.html` from metrics.jsonl, rl.json and pictures/; where matplotlib is missing, without curves.
 
     Returns:
-        The page.
+        The page; None, and nothing is written, where metrics.jsonl has no measurement.
     """
+    lines = _log(out)
+    if not _measured(lines):
+        return None
     settings = json.loads((out / "rl.json").read_text())
-    steps = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {steps} steps"
+    title = f"{settings['kind'].removesuffix('Config')} of {settings['generator']}, {lines[-1]['step']} steps"
     parts = [f"<h1>{html.escape(title)}</h1>", *report_parts(out)]
     path = out / "report.html"
     with atomic_write(path) as file:
@@ -71,13 +73,22 @@ def write_report(out: Path) -> Path:
 
 def report_parts(out: Path) -> list[str]:
     """HTML of a run: alarms, what was measured at first and at last, curves, and pictures at every measurement."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    measured = [line for line in lines if "eval/reward_avg" in line]
+    lines = _log(out)
+    measured = _measured(lines)
     settings = json.loads((out / "rl.json").read_text())
     alarms = [(line["step"], text) for line in lines for text in line.get("alarms", ())]
     comparable = max(len(list(lines)) for _, lines in groupby(measured, lambda line: (line["stage"], line["version"])))
     parts = [_alarms(alarms, settings, comparable), _stages(lines, settings), _table(measured)]
     return [*parts, _curves(lines, measured, alarms), _climb(out / CLIMB), _pictures(out, measured)]
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _measured(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of steps at which held-out photos were measured."""
+    return [line for line in lines if "eval/reward_avg" in line]
 
 
 def _alarms(alarms: list[tuple[int, str]], settings: dict[str, Any], measurements: int) -> str:

@@ -496,6 +496,22 @@ def test_a_run_that_goes_on_has_its_present_settings_on_the_page(config, tmp_pat
     assert "The alarm was off." in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_run_whose_log_is_lost_when_it_is_over(config, tmp_path):
+    """There is nothing to make a page of: the one that is there stays, and what else a run leaves is there."""
+    config = replace(config, algorithm=ALGORITHMS["refl"], monitors=MonitorConfig(judge=""))
+    train(config)
+    run = tmp_path / "run"
+    page = (run / "report.html").read_bytes()
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "generator")
+    with pytest.warns(
+        UserWarning, match=r"run/metrics\.jsonl: expected measurements for report\.html, got none; it is"
+    ):
+        train(config)
+    assert (run / "report.html").read_bytes() == page
+    assert (run / "generator" / "config.json").is_file()
+
+
 class A:
     """A reward with gradients and a fingerprint of its own."""
 
