@@ -300,6 +300,25 @@ def check_held(config: RLConfig, count: int) -> None:
         )
 
 
+def check_photos(options: AlgorithmConfig, found: bool) -> None:
+    """Refuse a term on photos without one among the images that are trained on.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if isinstance(options, ReFLConfig) and options.pretrain:
+        name, off = "pretrain", "false"
+    elif isinstance(options, GRPOConfig) and options.photo_weight:
+        name, off = "photo_weight", "0"
+    else:
+        return
+    if not found:
+        raise ValueError(
+            f"algorithm.{name}: expected photos beside the low-resolution images that are trained on, got none; or set "
+            f"it to {off}"
+        )
+
+
 def load_rewards(config: RLConfig) -> dict[str, Reward]:
     """The stages' rewards by name; the same name is loaded once."""
     return {name: load_reward(name, device=config.device) for name in {stage.reward for stage in config.stages}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from finpercep.rl.config import RLConfig, check_held
+from finpercep.rl.config import RLConfig, check_held, check_photos
 from finpercep.rl.generators import GeneratorModule
 from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
@@ -34,7 +34,7 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
     """Read what the settings name, but for what the run itself has written.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_pairs`, `split_pairs` and `Crops`.
+        FileNotFoundError, ValueError: see `load_pairs`, `split_pairs`, `check_photos` and `Crops`.
     """
     fit, held = split_pairs(
         config.data,
@@ -45,6 +45,7 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
         apart=Path(config.out) / PICTURES,
     )
     check_held(config, len(held))
+    check_photos(config.algorithm, any(pair.has_photo for pair in fit))
     kept = keep_latents(fit, generator, config.side, degraded=config.degraded)
     scale, prompt = generator.scale, config.generator_options.prompt
     crops = Crops(fit, config.side, scale=scale, degraded=config.degraded, seed=config.seed, prompt=prompt)

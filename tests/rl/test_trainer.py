@@ -835,6 +835,27 @@ def test_photos_beside_low_resolution_images_alone(config, tmp_path):
     assert [line["pretrain_loss"] > 0 for line in log[1:]] == [bool(mask.any()) for mask in masks]
 
 
+@pytest.mark.parametrize(("name", "option"), [("refl", {"pretrain": True}), ("grpo", {"photo_weight": 0.1})])
+def test_a_term_on_photos_without_photos_is_refused_before_anything_is_written(
+    config, photo_set, tmp_path, name, option
+):
+    """Held-out ones are none of them."""
+    index = photo_set / "index.jsonl"
+    index.write_text(index.read_text().replace('"train"', '"val"'))
+    (photo_set / "train").rename(tmp_path / "alone")
+    for number in range(3):
+        (tmp_path / "alone" / f"p{number}" / "gt.png").unlink()
+        (photo_set / "val" / f"p{number}").symlink_to(photo_set / "val" / "p3")
+    config = replace(config, data=(str(photo_set), f"lr:{tmp_path / 'alone'}"), monitors=MonitorConfig(judge=""))
+    algorithm = replace(ALGORITHMS[name], **option)
+    with pytest.raises(
+        ValueError, match=rf"^algorithm\.{next(iter(option))}: expected photos beside .*, got none; or set it to"
+    ):
+        train(replace(config, algorithm=algorithm))
+    assert not (tmp_path / "run").exists()
+    RLTrainer(replace(config, algorithm=replace(algorithm, **dict.fromkeys(option, False)))).step()
+
+
 def test_nothing_draws_from_the_generators_of_python_and_numpy(rich):
     """They are no part of the state that is resumed."""
     before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - it is the one in question
