@@ -24,6 +24,8 @@ from finpercep.runs.state import check_settings
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
 Algorithm = ReFL | DPO | GRPO | NFT
 KINDS: Mapping[str, type] = {"refl": ReFLConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "nft": NFTConfig}
+SEEDS = (-(2**63), 2**64 - 1)
+"""The least and the largest seed of torch's generators."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class StageConfig:
     def __post_init__(self) -> None:
         at_least_one(self, "steps")
         not_negative(self, "lr", "score_weight", "map_weight")
+        if not self.score_weight + self.map_weight:
+            raise ValueError("score_weight, map_weight: expected one of them above 0, got 0 and 0")
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class RLConfig:
         share(self, "degraded")
         not_negative(self, "weight_decay")
         above_zero(self, "max_norm")
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise ValueError(f"seed: expected -2**63 to 2**64 - 1, which torch takes, got {self.seed}")
         if not self.stages:
             raise ValueError("stages: expected at least one, got none")
         if self.dev_every == 1 or self.dev_every < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from torch import Tensor
 
@@ -39,7 +40,14 @@ def load_measures(names: Sequence[str], device: str) -> dict[str, Measure]:
 
 
 def _reward(name: str, device: str) -> Measure:
-    reward = load_reward(name, device=device)
+    try:
+        reward = load_reward(name, device=device)
+    except ValueError as error:
+        if not get_close_matches(name.lower(), [ST_LPIPS], 1):
+            raise
+        raise ValueError(
+            f"monitors.metrics: expected {ST_LPIPS} or a reward, got {name!r}; did you mean {ST_LPIPS}?"
+        ) from error
     return Measure(1, lambda images, batch: score(reward, images, batch).score)
 
 

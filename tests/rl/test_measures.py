@@ -44,6 +44,12 @@ def test_a_missing_package(monkeypatch):
         load_measures(["finpercep-tyni"], "cpu")
 
 
+def test_a_mistyped_name():
+    for name in ("st-lpip", "stlpips", "ST-LPIPS"):
+        with pytest.raises(ValueError, match=rf"^monitors\.metrics: .* got '{name}'; did you mean st-lpips\?$"):
+            load_measures([name], "cpu")
+
+
 def plain():
     return Red()
 

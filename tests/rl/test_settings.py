@@ -102,6 +102,12 @@ def test_text_that_looks_like_a_number_stays():
         ("stages.0.lr=-1e-5", r"stages\.0\.lr: expected 0 or more, got -1e-05"),
         ("stages.0.steps=0", r"stages\.0\.steps: expected at least 1, got 0"),
         ("stages.0.map_weight=-1", r"stages\.0\.map_weight: expected 0 or more, got -1"),
+        (
+            "stages=[{}, {score_weight: 0, map_weight: 0}]",
+            r"^stages\.1\.score_weight, map_weight: expected one of them above 0, got 0 and 0$",
+        ),
+        ("seed=" + 20 * "9", r"^seed: expected -2\*\*63 to 2\*\*64 - 1, which torch takes, got 9{20}$"),
+        (f"seed={-(2**63) - 1}", r"^seed: expected -2\*\*63 to 2"),
         ("refresh.lr=0", r"refresh\.lr: expected more than 0, got 0"),
         ("refresh.lr=.inf", r"refresh\.lr: expected a number, got inf"),
         ("algorithm.weight=-1", r"algorithm\.weight: expected 0 or more, got -1"),
