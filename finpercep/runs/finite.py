@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["FiniteGuard"]
+
+PORTION = 2**24
+"""Elements of parameters that are updated at once, and kept meanwhile: 64 MB in float32."""
 
 
 class FiniteGuard:
@@ -24,6 +27,7 @@ class FiniteGuard:
         """`optimizer.step()`, without effect on the parameters where this or an earlier step is not finite.
 
         Args:
+            optimizer: which updates each parameter by itself, as AdamW does; it is asked once for each portion of them.
             number: of the step, for the message.
             loss, norm: () on the device, of the loss and of all gradients.
         """
@@ -31,10 +35,21 @@ class FiniteGuard:
         first = ~values.isfinite().all() & (self.failed_step < 0)
         self.failed_step = torch.where(first, number, self.failed_step)
         self.values = torch.where(first, values, self.values)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        before = [p.detach().clone() for p in parameters]
-        optimizer.step()
-        _restore_where(self.failed_step >= 0, parameters, before)
+        groups = optimizer.param_groups
+        whole = [group["params"] for group in groups]
+        try:  # a portion at a time, so that there never is a second copy of them all
+            for group in groups:
+                group["params"] = []
+            for group, parameters in zip(groups, whole, strict=True):
+                for portion in _portions(parameters):
+                    group["params"] = portion
+                    before = [p.detach().clone() for p in portion]
+                    optimizer.step()
+                    _restore_where(self.failed_step >= 0, portion, before)
+                group["params"] = []
+        finally:
+            for group, parameters in zip(groups, whole, strict=True):
+                group["params"] = parameters
 
     def check(self) -> None:
         """Wait for the device and look.
@@ -49,6 +64,20 @@ class FiniteGuard:
         if loss - loss != 0:
             raise FloatingPointError(f"loss at step {step} is {loss}")
         raise FloatingPointError(f"norm of the gradient at step {step} is {norm}")
+
+
+def _portions(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """One after the other, of `PORTION` elements at most, or of one parameter that has more."""
+    portion: list[nn.Parameter] = []
+    size = 0
+    for parameter in parameters:
+        if portion and size + parameter.numel() > PORTION:
+            yield portion
+            portion, size = [], 0
+        portion.append(parameter)
+        size += parameter.numel()
+    if portion:
+        yield portion
 
 
 @torch.no_grad()
