@@ -46,7 +46,7 @@ VARIANTS = {
     "RM_0": "IQA-only: RM_0 for all steps",
     "full": "RM_2 from the start",
     "ccl": "RM_0, RM_1, RM_2, a third of the steps each",
-    "ccl-refresh": "the same, the reward refreshed five times",
+    "ccl-refresh": "the same, RM_1 and RM_2 refreshed twice each",
     "photos": "no reward: the pre-training term on photos alone, of ReFL",
 }
 FIGURES = {
@@ -91,7 +91,7 @@ def settings_of(algorithm: str, variant: str, seed: int, args: argparse.Namespac
         "data": args.data,
         "algorithm": {"name": algorithm, **options},
         "stages": stages(variant, args.stages, steps, LR[algorithm]),
-        "refresh": {"every": every if variant == "ccl-refresh" else 0},
+        "refresh": {"every": every, "first_stage": 1} if variant == "ccl-refresh" else {"every": 0},
         "monitors": {"judge": JUDGE, "metrics": metrics},
         "eval_photos": args.photos,
         "eval_every": max(1, steps // 3),
