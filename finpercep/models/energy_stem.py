@@ -59,7 +59,7 @@ class EnergyStem(KeepsConstants):
             padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
             # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
             energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
-            energy = F.threshold_(energy, ENERGY_ZERO, 0.0)
+            energy = F.threshold(energy, ENERGY_ZERO, 0.0, inplace=True)
             if scale < 2:
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)
