@@ -23,6 +23,7 @@ from benchmarks.gpu import report
 from benchmarks.gpu.measure import AGAIN, UNFINISHED, watched
 from finpercep import RewardModel, Scorer
 from finpercep.models.attention import ATTENTION
+from finpercep.runs.devices import take_full_float32
 
 MODEL = "finpercep-tiny"
 SIZES = ((256, 256), (384, 512), (512, 512), (200, 328))
@@ -185,6 +186,7 @@ def attention(device: str, layers: int = 4, side: int = 448, dtype: torch.dtype 
     """A small vision transformer by every attention that is installed: the maps of "sdpa", and how long each takes."""
     from transformers import CLIPVisionConfig
 
+    take_full_float32(device)  # the models are called without a Scorer
     sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "patch_size": 14}
     config = CLIPVisionConfig(**sizes, num_hidden_layers=layers, image_size=224).to_dict()
     images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
@@ -289,7 +291,6 @@ def main(path: Path, seconds: float, device: str = "cuda", *, again: bool = Fals
         again: go on behind the check that ended the process before, by hanging or by leaving the GPU unusable.
     """
     end = time.monotonic() + seconds
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     result = report.load(path)
     if not again:
         result["engine"] = {name: {"error": NOT_REACHED} for name in checks(device)}

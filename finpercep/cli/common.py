@@ -75,12 +75,13 @@ def pick_device(name: str) -> str:
 
 
 def check_device(name: str) -> str:
-    """`pick_device`, or the end of the command where there is no such device."""
+    """`pick_device`, where float32 is float32 from here on; the end of the command where there is no such device."""
     from finpercep.runs import devices
 
     device = pick_device(name)
     try:
         devices.check_device(device)
+        devices.take_full_float32(device)
     except ValueError as error:
         print(f"--{error}", file=sys.stderr)
         raise typer.Exit(2) from None

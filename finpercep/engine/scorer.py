@@ -21,7 +21,7 @@ from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_images
 from finpercep.rewards.load import load_reward
 from finpercep.rewards.protocol import Reward
-from finpercep.runs.devices import check_device
+from finpercep.runs.devices import check_device, take_full_float32
 
 __all__ = ["Scorer"]
 
@@ -41,6 +41,8 @@ class Scorer:
     all cores, or one if `deterministic`. The caller's autocast is not obeyed: `dtype` is. On a GPU batches of
     one size go through on a stream of their own, while the next images are decoded. Out of memory halves the batch and
     goes on. Any number of threads may score at once.
+
+    On a GPU float32 convolutions of the whole process are float32 from here on, not TF32 (`torch.backends.cudnn`).
 
     It is a reward itself: called with a batch on the device it answers there, without gradients and without waiting.
 
@@ -88,6 +90,7 @@ class Scorer:
         place = torch.device(device) if device is not None else _device_of(reward)
         if place.type == "cuda" and place.index is None:
             place = torch.device("cuda", torch.cuda.current_device())
+        take_full_float32(place)
         if compile not in COMPILE:
             raise ValueError(f"compile: expected {', '.join(map(str, COMPILE))}, got {compile!r}")
         if dtype not in DTYPES if isinstance(dtype, str) else dtype is not None and not dtype.is_floating_point:

@@ -23,6 +23,7 @@ from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel, available_models
 from finpercep.rewards import load_reward
+from finpercep.runs.devices import take_full_float32
 from finpercep.runs.progress import progress_bar
 
 # key of the summary -> (heading, decimals)
@@ -100,6 +101,7 @@ def run(
     for argument, value in (("climb", climb), ("page", page)):
         if value and model is None:
             raise ValueError(f"{argument}: expected a model, got none")
+    take_full_float32(device)
     judges = _judges(model, name, metrics, device)
     evaluations: list[Evaluation] = []
     for shift in shifts:

@@ -12,12 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from finpercep.runs.devices import take_full_float32
+
 T = TypeVar("T")
 
 
 def own_device(name: str) -> torch.device:
-    """The device of this process: "cuda" without a number is the GPU of its place on the machine (LOCAL_RANK)."""
+    """The device of this process: "cuda" without a number is the GPU of its place on the machine (LOCAL_RANK).
+
+    From here on float32 is float32 there, see `take_full_float32`.
+    """
     device = torch.device(name)
+    take_full_float32(device)
     if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
         return device
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

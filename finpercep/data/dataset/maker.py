@@ -28,6 +28,7 @@ from finpercep.data.swap import region_swap
 from finpercep.data.targets import fuse_target
 from finpercep.io.image_files import image_sides
 from finpercep.io.images import ImageError, load_image
+from finpercep.runs.devices import take_full_float32
 
 __all__ = ["Maker", "Sample", "StageClock"]
 
@@ -102,6 +103,7 @@ class Maker:
 
     def __init__(self, config: MakeConfig, specs: Sequence[SourceSpec], *, device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
+        take_full_float32(self.device)  # M_gt is a difference of features
         self.sources: list[Source] = [
             open_source(spec, scale=config.scale, device=device, tile=config.tile, steps=config.steps) for spec in specs
         ]
