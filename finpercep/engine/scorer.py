@@ -53,8 +53,9 @@ class Scorer:
         dtype: "fp32", "bf16", "fp16", or a floating-point type; the first layers stay in float32. None is the
             reward's own.
         compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune"; on a GPU the latter
-            two with graphs, see there, in place of torch's own. None does not compile. One
-            compilation serves all sizes.
+            two with graphs, see there, in place of torch's own. None does not compile. Up
+            to five compilations serve all sizes: for one image and for more, for sides that are padded to the model's
+            stride and those that are not, and for squares, if they come first.
         graphs: replay a CUDA graph for each shape of a batch, which is padded to a power of two. GPU only.
         deterministic: an image scores the same bits alone, in any batch, at any position, with any number of threads.
             On a CPU each image then goes through alone on one core; on a GPU every batch is padded to `batch_size`.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.gpu import __main__ as run
 from benchmarks.gpu import engine, report
+from benchmarks.gpu.commands import Outcome
 
 
 @pytest.fixture
@@ -84,10 +87,41 @@ def test_every_attention_that_is_installed_gives_one_map() -> None:
 
 def test_a_wrong_score_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = engine.expected(3)
-    monkeypatch.setattr(engine, "expected", lambda count: right.flip(0))
+    monkeypatch.setattr(engine, "expected", lambda *given: right.flip(0))
     assert engine.values("cpu")["ok"] is False
 
 
 def test_what_is_covered() -> None:
     assert engine.covered([(0, 10)], [(2, 4), (3, 5), (9, 20)]) == 4
     assert engine.covered([(0, 10), (12, 13)], []) == 0
+
+
+def test_values_of_sizes_of_ones_own(path: Path) -> None:
+    assert engine.values("cpu", ((32, 64),))["ok"] is True
+
+
+def test_a_check_that_is_cut_at_the_end_is_unfinished_not_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[Any] = []
+
+    def end(status: int) -> None:
+        noted.append((status, report.load(path)["engine"]["a"]))
+
+    def slow(device: str) -> dict[str, Any]:
+        while not noted:
+            time.sleep(0.01)
+        return {"ok": True}
+
+    monkeypatch.setattr(engine.os, "_exit", end)
+    monkeypatch.setattr(engine, "checks", lambda device: {"a": slow})
+    engine.main(path, 0.5, device="cpu")
+    assert noted == [(engine.TIME_UP, {"error": engine.UNFINISHED})]
+    assert engine._limit("a", 61.0, print) == (engine.LONGEST,)  # its own limit: a failure
+    assert engine._limit("a, compiled", 61.0, print) == (61.0, print)
+
+
+def test_time_that_was_up_is_no_failure(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = engine.TIME_UP
+    monkeypatch.setattr(run.commands, "run", lambda commands, until: [Outcome("engine", status, 7.0, "")])
+    assert run.engine(path, time.monotonic() + 100)["result"] == "its time was up, 7 s"
+    status = engine.AGAIN
+    assert run.engine(path, time.monotonic())["result"].startswith("failed (75)")
