@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import benchmarks.gpu  # noqa: F401  (finds finpercep.kernels in a tree that nobody installed)
-from benchmarks.gpu import report
+from benchmarks.gpu import loops, report
 from benchmarks.gpu.measure import AGAIN, UNFINISHED, watched
 from finpercep import RewardModel, Scorer
 from finpercep.models.attention import ATTENTION
@@ -272,6 +272,8 @@ ANYWHERE: dict[str, Check] = {
     "values, deterministic": partial(values, deterministic=True),
     "same bits": deterministic,
     "bf16": half_precision,
+    **{f"train-rl, {name}": partial(loops.reinforce, algorithm=name) for name in loops.ALGORITHMS},
+    "train-reward, bf16": loops.reward_model,
 }
 ON_A_GPU: dict[str, Check] = {
     "values, graphs": partial(values, graphs=True),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as run
-from benchmarks.gpu import engine, report
+from benchmarks.gpu import engine, loops, report
 from benchmarks.gpu.commands import Outcome
 
 
@@ -24,8 +24,10 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "a.json"
 
 
-def test_what_needs_no_gpu_holds_on_a_cpu(path: Path) -> None:
+def test_what_needs_no_gpu_holds_on_a_cpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    quick = {name: check for name, check in engine.ANYWHERE.items() if not name.startswith("train")}
+    monkeypatch.setattr(engine, "ANYWHERE", quick)
     assert engine.main(path, 60, device="cpu")
     after = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert after == before  # what users have is what is checked
@@ -35,6 +37,25 @@ def test_what_needs_no_gpu_holds_on_a_cpu(path: Path) -> None:
     page = path.with_suffix(".md").read_text()
     assert "| engine | | holds |" in page
     assert "| same bits |  | yes |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in engine.ANYWHERE if name.startswith("train")])
+def test_training_holds_on_a_cpu(name: str) -> None:
+    """Two steps, and the same bits from the checkpoint between them."""
+    found = engine.ANYWHERE[name]("cpu")
+    assert found["ok"] is True
+    assert found["resumed apart"] == 0
+
+
+def test_a_run_that_resumes_elsewhere_is_seen() -> None:
+    before, whole = torch.zeros(4), torch.ones(4)
+    assert loops._compared(before, whole, whole, "cuda:0")["ok"] is True
+    assert loops._compared(before, whole, whole + 0.01, "cuda:0")["ok"] is True
+    assert loops._compared(before, whole, whole + 0.01, "cpu")["ok"] is False
+    assert loops._compared(before, whole, whole + 0.1, "cuda:0")["ok"] is False
+    assert loops._compared(before, before, before, "cpu")["ok"] is False  # nothing was learned
+    assert loops._compared(before, whole, whole * float("nan"), "cuda:0")["ok"] is False
 
 
 def test_checks_fail_alone_and_without_time_are_not_reached(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
