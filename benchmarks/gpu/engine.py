@@ -69,6 +69,7 @@ def values(device: str, sizes: tuple[tuple[int, int], ...] | None = None, **opti
     given = (COUNT, sizes) if sizes else (COUNT,)
     scorer, images = Scorer(model(), device=device, batch_size=4, **options), photos(*given)
     found: list[Tensor] = [torch.empty(0)] * 4
+    scorer.score(images[:1])  # what is compiled or chosen on first use is, before threads meet
 
     def score(number: int) -> None:
         found[number] = scorer.score(images).score

@@ -14,6 +14,8 @@ CPU_PIXELS = 1 << 16
 """Pixels of a batch on a CPU: up to there calls cost more than what a cache holds gains."""
 FREE_SHARE = 0.7
 """Part of a GPU's free memory that a batch may take: its size is an estimate from smaller ones."""
+FIRST_BYTES = 4096.0
+"""What a pixel is taken to need on a GPU before a reward was seen: what is too much is halved."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,13 +26,11 @@ def most_images(pixels: int, largest: int, *, free: int | None = None, bytes_per
 
     Args:
         free: bytes that are free on the GPU; None is a CPU.
-        bytes_per_pixel: what the reward was seen to take on the GPU; 0 is not known yet, and gives 1.
+        bytes_per_pixel: what the reward was seen to take on the GPU; 0 is not known yet: `FIRST_BYTES`.
     """
     if free is None:
         return max(1, min(largest, CPU_PIXELS // pixels))
-    if not bytes_per_pixel:
-        return 1
-    return max(1, min(largest, int(FREE_SHARE * free / (bytes_per_pixel * pixels))))
+    return max(1, min(largest, int(FREE_SHARE * free / ((bytes_per_pixel or FIRST_BYTES) * pixels))))
 
 
 def padded_count(count: int, largest: int, *, full: bool) -> int:

@@ -17,7 +17,8 @@ def test_most_images() -> None:
     assert most_images(512 * 512, 32) == 1  # a CPU
     assert most_images(64 * 64, 32) == 16
     assert most_images(1, 32) == 32
-    assert most_images(100, 32, free=10**6) == 1  # a GPU that has seen nothing yet
+    assert most_images(100, 32, free=10**6) == 1  # a GPU that has seen nothing yet: 4096 bytes for a pixel
+    assert most_images(512 * 512, 32, free=10**11) == 32  # what is decoded while the first batch runs goes together
     assert most_images(100, 32, free=10**6, bytes_per_pixel=1000) == 7
     assert most_images(100, 32, free=1, bytes_per_pixel=1000) == 1
 
