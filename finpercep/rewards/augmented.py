@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
 from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+from finpercep.runs.devices import uploaded
+
+NOISES = 4
+"""Sizes, or seeds, whose noise is kept."""
 
 
 class View(NamedTuple):
@@ -84,6 +88,8 @@ class Augmented(nn.Module):
             self.has_map = reward.has_map
         self.views, self.shift, self.noise, self.change, self.seed = views, shift, noise, change, seed
         self.scale = (float(scale[0]), float(scale[1]))
+        self._noises: dict[Any, Tensor] = {}  # the oldest first
+        self._captured: dict[Any, Tensor] = {}
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -149,10 +155,38 @@ class Augmented(nn.Module):
             images = F.pad(images, border, mode="reflect")
         images = _resized(images, view.size, "bicubic").clamp(0, 1)
         if self.noise:
-            # Drawn on the CPU, so that every device has the same; one for the batch, so that its images compare.
-            noise = torch.randn(1, 3, *view.size, generator=torch.Generator().manual_seed(view.seed))
-            images = (images + noise.to(images, non_blocking=True) * (self.noise / 255)).clamp(0, 1)
+            images = (images + self._noise_of(view, images) * (self.noise / 255)).clamp(0, 1)
         return images if self.change is None else self.change(images, view.seed)
+
+    @torch.compiler.disable  # a cache is none of a compiled graph's business
+    def _noise_of(self, view: View, images: Tensor) -> Tensor:
+        """Noise (1,3,*view.size) of a view in the type of the images, kept on their device.
+
+        Drawn on the CPU, so that every device has the same; one for the batch, so that its images compare.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and the noise is not there: the graph would copy it, at each
+                replay, from memory that is gone.
+        """
+        device = images.device
+        stream = (
+            torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        )  # another one may be late
+        key = (view.seed, view.size, images.dtype, device, stream)
+        captures = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        found = self._captured.get(key, self._noises.get(key))
+        if captures and found is None:
+            raise RuntimeError(
+                f"images: expected a size and a seed that were called before a CUDA graph is captured, got {view.size}"
+            )
+        if captures and found is not None:
+            self._captured[key] = found  # a graph reads it for as long as it is replayed
+        if found is None:
+            noise = torch.randn(1, 3, *view.size, generator=torch.Generator().manual_seed(view.seed))
+            found = self._noises[key] = uploaded(noise.to(images.dtype), device)
+            while len(self._noises) > NOISES * self.views:
+                self._noises.pop(next(iter(self._noises)))
+        return found
 
     def _back(self, degradation: Tensor, view: View, height: int, width: int) -> Tensor:
         """A view's map (B,1,h,w) on the pixels of the image: (B,1,H,W)."""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from finpercep.runs.devices import uploaded
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 """What models predict, by diffusers' names: ε; α·ε - σ·x0; x0; ε - x0."""
 
@@ -32,8 +34,7 @@ class Steps(NamedTuple):
 
 def placed(values: Tensor, like: Tensor) -> Tensor:
     """Values from the CPU on the device and in the type of `like`; the host does not wait for the device."""
-    values = values.to(like.dtype)
-    return (values.pin_memory() if like.is_cuda else values).to(like.device, non_blocking=True)
+    return uploaded(values.to(like.dtype), like.device)
 
 
 def per_sample(level: Tensor | float, like: Tensor) -> Tensor:

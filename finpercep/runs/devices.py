@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from finpercep.io.reasons import one_line
 
-__all__ = ["check_device", "take_full_float32"]
+__all__ = ["check_device", "take_full_float32", "uploaded"]
 
 
 def check_device(device: str | torch.device) -> None:
@@ -29,3 +30,10 @@ def take_full_float32(device: str | torch.device) -> None:
     """
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+
+
+def uploaded(values: Tensor, device: str | torch.device) -> Tensor:
+    """Values on a device; the host does not wait for a GPU to take them from the CPU."""
+    if torch.device(device).type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

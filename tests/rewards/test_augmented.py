@@ -1,5 +1,7 @@
 """The mean over views by value: what a view is, its gradient, its map, and that a seed decides."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 
 from finpercep.data import RandomJPEG
 from finpercep.models import RewardOutput
-from finpercep.rewards import Augmented
+from finpercep.rewards import Augmented, augmented
 from tests.rewards.conftest import Brightness
 
 PLAIN = {"shift": 0, "scale": (1, 1), "noise": 0}
@@ -157,3 +159,40 @@ def test_integers_are_refused(images):
     """As floats they would be white nearly everywhere, once clamped."""
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
         Augmented(Brightness())((images * 255).to(torch.uint8))
+
+
+def test_noise_is_kept_for_the_next_call_and_the_oldest_goes(images):
+    reward = Augmented(Curved(), views=2, shift=0)
+    first = reward(images).score
+    kept = {key: noise.data_ptr() for key, noise in reward._noises.items()}
+    assert torch.equal(reward(images).score, first)
+    assert {key: noise.data_ptr() for key, noise in reward._noises.items()} == kept
+    for seed in range(1, 9):
+        reward(images, seed=seed)
+    assert len(reward._noises) == 8
+    assert not kept.keys() & reward._noises.keys()
+    assert torch.equal(reward(images).score, first)
+
+
+class OnCUDA(Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_a_graph_keeps_its_noise_and_new_noise_is_refused_in_one(images, monkeypatch):
+    """Captured noise must outlive the cache: every replay reads it."""
+    monkeypatch.setattr(augmented, "uploaded", lambda values, device: values)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    reward, given, captures = Augmented(Curved(), views=1, shift=0), images.as_subclass(OnCUDA), False
+    (view,) = reward.draw(20, 10, 0)
+    noise = reward._noise_of(view, given)
+    captures = True
+    assert reward._noise_of(view, given) is noise
+    with pytest.raises(RuntimeError, match=r"^images: expected a size and a seed that were called before"):
+        reward._noise_of(view._replace(seed=view.seed + 1), given)
+    captures = False
+    for seed in range(9):
+        reward._noise_of(view._replace(seed=seed), given)
+    assert reward._noise_of(view, given) is noise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +68,7 @@ def quantization_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     """Luminance and chrominance tables (B,8,8) by the IJG's formula; quality (B,)."""
     q = quality.clamp(1, 100)
     percent = torch.where(q < 50, (5000 / q).floor(), 200 - 2 * q).view(-1, 1, 1)
-    tables = (quality.new_tensor(table) for table in (LUMINANCE, CHROMINANCE))
+    tables = (_constant(table, quality.dtype, quality.device) for table in (LUMINANCE, CHROMINANCE))
     luma, chroma = (((table * percent + 50) / 100).floor().clamp(1, 255) for table in tables)
     return luma, chroma
 
@@ -78,8 +80,8 @@ def _soft_round(x: Tensor) -> Tensor:
 
 def _mix(planes: Tensor, matrix: tuple[tuple[float, ...], ...], offset: tuple[float, ...]) -> Tensor:
     """A color matrix at every pixel of (B,3,H,W)."""
-    weight = planes.new_tensor(matrix)
-    return (weight @ planes.flatten(2)).view(planes.shape) + planes.new_tensor(offset).view(3, 1, 1)
+    weight, shift = (_constant(values, planes.dtype, planes.device) for values in (matrix, offset))
+    return (weight @ planes.flatten(2)).view(planes.shape) + shift.view(3, 1, 1)
 
 
 def _downsample(planes: Tensor, whole: Rounding) -> Tensor:
@@ -110,7 +112,7 @@ def _stretch(padded: Tensor, dim: int) -> Tensor:
 def _blocks_round_trip(planes: Tensor, table: Tensor, whole: Rounding, quantize: Rounding) -> Tensor:
     """Blocks of 8 x 8: cosine transform, quantization by (B,8,8), and back to whole levels in [0, 255]."""
     batch, channels, height, width = planes.shape
-    basis = _cosines(planes)
+    basis = _constant(_cosines(), planes.dtype, planes.device)
     step = table.view(batch, 1, 1, 8, 1, 8)
     blocks = _transform(planes - 128, basis).view(batch, channels, height // 8, 8, width // 8, 8)
     blocks = quantize(blocks / step) * step
@@ -125,9 +127,17 @@ def _transform(planes: Tensor, basis: Tensor) -> Tensor:
     return (rows.reshape(-1, 8) @ basis.T).view(shape)
 
 
-def _cosines(like: Tensor) -> Tensor:
+@cache
+def _cosines() -> tuple[tuple[float, ...], ...]:
     """The orthonormal 8-point DCT-II, (8,8): row u, column x."""
     u, x = torch.arange(8, dtype=torch.float64)[:, None], torch.arange(8, dtype=torch.float64)[None]
     basis = 0.5 * torch.cos((2 * x + 1) * u * math.pi / 16)
     basis[0] /= math.sqrt(2)
-    return basis.to(like)
+    return tuple(tuple(row) for row in basis.tolist())
+
+
+@cache
+def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor, copied to a device once: each copy waits for a GPU, and none can be in a CUDA graph."""
+    with torch.inference_mode(False):  # gradients may flow through it later
+        return torch.tensor(values, dtype=dtype, device=device)
