@@ -62,22 +62,19 @@ class Executor:
         self.side = tile_side(self._view, tile) if isinstance(self._view, RewardModel) else None
         mode, own_graphs = compiled_as(compile, device)
         graphs = graphs or own_graphs
-        streams = self._own_streams(3 + graphs) if device.type == "cuda" else []
+        streams = lent_streams(self, device, 3) if device.type == "cuda" else []
         self._call: Any = self._view if mode is None else torch.compile(self._view, dynamic=True, mode=mode)
         self._compiles = threading.Lock() if compile is not None else None  # until the first call is through
         # For images without context. What is captured is on a stream of its own: another thread's work would join it.
-        self._alone: Any = Graphs(self._call, stream=streams[3] if streams[3:] else None) if graphs else self._call
+        self._alone: Any = (
+            Graphs(self._call, stream=lambda own: lent_streams(own, device, 1)[0]) if graphs else self._call
+        )
         self.padded = graphs or (deterministic and device.type == "cuda")
         self._bytes_per_pixel, self._measured = 0.0, 0  # what a batch of so many pixels took
         self._tight = False  # whether that is what bounds batches
         self._most_pixels = sys.maxsize  # of a batch: there was no memory for more
         self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
-        self._streams = tuple(streams[:3]) or None  # uploads, computation, downloads
-
-    def _own_streams(self, count: int) -> list[torch.cuda.Stream]:
-        streams = own_streams(self.device, count)
-        weakref.finalize(self, give_back, self.device, [stream.cuda_stream for stream in streams])
-        return streams
+        self._streams = tuple(streams) or None  # uploads, computation, downloads
 
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
@@ -269,6 +266,13 @@ def own_streams(device: torch.device, count: int, make: Callable[..., Any] = tor
         if len(found) == count:
             return found
     return found + [make(device) for _ in range(count - len(found))]
+
+
+def lent_streams(owner: object, device: torch.device, count: int) -> list[torch.cuda.Stream]:
+    """`own_streams`, given back when their owner is gone."""
+    streams = own_streams(device, count)
+    weakref.finalize(owner, give_back, device, [stream.cuda_stream for stream in streams])
+    return streams
 
 
 def give_back(device: torch.device, streams: Sequence[int]) -> None:

@@ -16,6 +16,8 @@ __all__ = ["Graphs", "capture"]
 
 Replay = Callable[[Tensor], RewardOutput]
 WARMUP = 3
+_capturing = threading.Lock()
+"""One capture at a time, of all `Graphs`, and no wait for a device meanwhile, which would break it."""
 
 
 class Graphs:
@@ -24,7 +26,8 @@ class Graphs:
     Args:
         reward: called with a batch, answers a `RewardOutput`; without host synchronization.
         keep: a graph holds the memory of its call.
-        stream: to capture on, which nothing else uses meanwhile.
+        stream: gives, to these graphs, a stream to capture on that nothing else uses; asked once for each stream that
+            replays: graphs of one capture stream share a workspace of cuBLAS, and must not run at the same time.
         capture: makes a replay from the reward and an example; `capture` by default.
     """
 
@@ -33,11 +36,12 @@ class Graphs:
         reward: Callable[[Tensor], RewardOutput],
         *,
         keep: int = 16,
-        stream: torch.cuda.Stream | None = None,
+        stream: Callable[[object], torch.cuda.Stream] | None = None,
         capture: Callable[..., Replay] | None = None,
     ) -> None:
-        self.reward, self.keep, self._stream = reward, keep, stream
-        self._pools: dict[Any, Any] = {}  # graphs of one stream run one after the other, in the same memory
+        self.reward, self.keep, self._stream_for = reward, keep, stream
+        # Of each replay stream. Its graphs run one after the other, in the same memory.
+        self._pools: dict[Any, tuple[Any, torch.cuda.Stream | None]] = {}
         self._capture = capture or self._with_pool
         self._replays: OrderedDict[Any, Replay] = OrderedDict()
         self._lock = threading.Lock()  # a graph has one input
@@ -47,19 +51,25 @@ class Graphs:
         key = (tuple(images.shape), images.dtype, images.device, stream)  # streams would meet in the graph's memory
         with self._lock:
             if key not in self._replays:
-                if len(self._replays) >= self.keep:
-                    if images.is_cuda:
-                        torch.cuda.synchronize(images.device)  # it may still run
-                    self._replays.popitem(last=False)
-                self._replays[key] = self._capture(self.reward, images)
+                with _capturing:
+                    self._add(key, images)
             self._replays.move_to_end(key)
             return self._replays[key](images)
+
+    def _add(self, key: Any, images: Tensor) -> None:
+        """Capture a graph, in place of the one that was used longest ago where there is no room."""
+        if len(self._replays) >= self.keep:
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)  # it may still run
+            self._replays.popitem(last=False)
+        self._replays[key] = self._capture(self.reward, images)
 
     def _with_pool(self, reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Replay:
         stream = torch.cuda.current_stream(example.device)
         if stream not in self._pools:
-            self._pools[stream] = torch.cuda.graph_pool_handle()
-        return capture(reward, example, self._pools[stream], self._stream)
+            own = None if self._stream_for is None else self._stream_for(self)
+            self._pools[stream] = torch.cuda.graph_pool_handle(), own
+        return capture(reward, example, *self._pools[stream])
 
 
 def capture(

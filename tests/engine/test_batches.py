@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from finpercep import RewardOutput
+from finpercep.engine import graphs as graphs_module
 from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to
 from finpercep.engine.graphs import Graphs
 
@@ -67,3 +72,44 @@ def test_a_graph_for_each_shape_and_the_oldest_goes() -> None:
     assert [shape[2] for shape in captured] == [8, 16, 24, 16]  # 16 was used last before 24 came
     graphs(a.double())
     assert len(captured) == 5
+
+
+def test_two_scorers_do_not_capture_at_once() -> None:
+    """What one waits for on the device would break the capture of the other."""
+    inside, together = threading.Semaphore(1), []
+
+    def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor) -> Callable[[Tensor], RewardOutput]:
+        together.append(not inside.acquire(blocking=False))
+        time.sleep(0.05)
+        inside.release()
+        return reward
+
+    every = [Graphs(lambda images: RewardOutput(images.sum((1, 2, 3)), None), capture=capture) for _ in range(4)]
+    threads = [threading.Thread(target=graphs, args=(torch.zeros(1, 3, 8, 8),)) for graphs in every]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [False] * 4
+
+
+def test_each_stream_that_replays_has_a_stream_and_memory_to_capture_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs that run at the same time must not share what a capture stream has: cuBLAS's workspace."""
+    captured, numbers, owners = [], itertools.count(), []
+
+    def capture(reward: Callable[[Tensor], RewardOutput], example: Tensor, *place: Any) -> Any:
+        captured.append(place)
+        return reward
+
+    def stream(owner: object) -> Any:
+        owners.append(owner)
+        return f"stream {next(numbers)}"
+
+    monkeypatch.setattr(graphs_module, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: f"pool {next(numbers)}")
+    graphs = Graphs(lambda images: RewardOutput(images.sum((1, 2, 3)), None), stream=stream)
+    for current, side in (("a", 8), ("b", 8), ("a", 16)):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _, current=current: current)
+        graphs._with_pool(graphs.reward, torch.zeros(1, 3, side, 8))
+    assert captured == [("pool 1", "stream 0"), ("pool 3", "stream 2"), ("pool 1", "stream 0")]
+    assert owners == [graphs, graphs]
