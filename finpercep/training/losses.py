@@ -71,7 +71,11 @@ def entropy_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0
     [open] Most pixels are clean, so a decoder that starts from nothing first learns to answer 0 everywhere, where the
     sigmoid leaves L_map no gradient.
     """
-    return (weight * F.binary_cross_entropy(predicted.clamp(0, 1), target, reduction="none")).mean()  # rounding only
+    # Torch refuses NaN, and on CUDA ends the context; it is to come out as the NaN of this loss.
+    finite = predicted.isfinite() & target.isfinite()
+    safe, goal = torch.where(finite, predicted, 0.5).clamp(0, 1), torch.where(finite, target, 0.5)  # rounding only
+    found = F.binary_cross_entropy(safe, goal, reduction="none")
+    return (weight * torch.where(finite, found, math.nan)).mean()
 
 
 def rank_loss(

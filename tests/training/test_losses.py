@@ -33,6 +33,19 @@ def test_raise_odds_adds_to_the_logits():
     assert raise_odds(torch.tensor([0.0, 1.0]), 3.0).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("where", ["map", "target"])
+def test_entropy_of_what_is_not_finite_is_nan(where):
+    """Not an error of torch's, which on CUDA ends the process's context: `FiniteGuard` says which step it was."""
+    predicted, target = torch.full((1, 1, 2, 2), 0.25, requires_grad=True), torch.full((1, 1, 2, 2), 0.75)
+    right = entropy_loss(predicted, target)
+    assert right.item() == pytest.approx(-0.75 * math.log(0.25) - 0.25 * math.log(0.75))
+    spoiled = torch.tensor([[[[math.nan, 1], [1, 1]]]])
+    factors = {"map": (spoiled, 1), "target": (1, spoiled)}[where]
+    loss = entropy_loss(factors[0] * predicted, factors[1] * target)
+    assert loss.isnan()
+    loss.backward()
+
+
 @pytest.mark.parametrize(
     ("gt", "syn", "sr", "expected"),
     [

@@ -372,6 +372,15 @@ def test_loss_that_is_not_finite_stops_the_run(config):
     assert not Path(config.out).exists()
 
 
+def test_a_map_that_is_not_finite_stops_the_run(config):
+    """Torch's cross-entropy would raise an error of its own; on CUDA it ends the context."""
+    trainer = RewardTrainer(dataclasses.replace(config, init="finpercep-tiny"))
+    batch = next(iter(trainer.batches()))
+    trainer.step(batch._replace(syn=batch.syn * float("nan")))
+    with pytest.raises(FloatingPointError, match=r"^loss at step 0 is nan; .*rm0 is kept$"):
+        trainer.check()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_gradient_that_is_not_finite_stops_the_run(config, value):
     trainer = RewardTrainer(config)
