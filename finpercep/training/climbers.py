@@ -10,6 +10,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer
 from finpercep.models import RewardModel
 from finpercep.models.inputs import as_stored
+from finpercep.runs.devices import uploaded
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbing import ClimbConfig, climb_by, draw_climbs
 
@@ -84,18 +85,20 @@ class Climbers:
         own = torch.searchsorted(self.slots, everyone[rows])
         if self.pool is None:
             first = self.triplet + len(images) // 3 * (self.slots % 3)
-            self.pool = self._from(images, target, weight, first.to(images.device))
+            self.pool = self._from(images, target, weight, uploaded(first, images.device))
         else:
             starts = fresh[rows]
             new = self.triplet[own[starts]] + len(images) // 3 * kinds[rows[starts]]
-            given = self._from(images, target, weight, new.to(images.device))
+            given = self._from(images, target, weight, uploaded(new, images.device))
+            places = uploaded(own[starts], images.device)
             for kept, started in zip(self.pool, given, strict=True):
-                kept[own[starts].to(kept.device)] = started
-        before, after, there, share = (part[own.to(images.device)] for part in self.pool)
+                kept[places] = started
+        mine = uploaded(own, images.device)
+        before, after, there, share = (part[mine] for part in self.pool)
         if len(rows):
             after = climb_by(model, after, climbs[rows])
-            self.pool[1][own.to(images.device)] = after
-        return Climbed(rows.to(images.device), before, as_stored(after), there, share)
+            self.pool[1][mine] = after
+        return Climbed(uploaded(rows, images.device), before, as_stored(after), there, share)
 
     @staticmethod
     def _from(images: Tensor, target: Tensor, weight: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

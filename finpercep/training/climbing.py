@@ -17,6 +17,7 @@ from finpercep.data.randomness import chance, integer, uniform
 from finpercep.data.targets import ALPHA, SCALE, fault_target
 from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
+from finpercep.runs.devices import uploaded
 
 __all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs"]
 
@@ -93,7 +94,7 @@ def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
     Each step is the sign of the gradient, or the gradient blurred and brought to the same size; the gradient's
     strength plays no part, as in Adam's first steps.
     """
-    sizes = climbs.sizes.to(images).view(-1, 1, 1, 1)
+    sizes = uploaded(climbs.sizes.to(images.dtype), images.device).view(-1, 1, 1, 1)
     judge, x = evaluation_view(model), images
     for _ in range(climbs.steps):
         x = x.detach().requires_grad_(True)

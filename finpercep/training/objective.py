@@ -44,7 +44,7 @@ class Objective:
         self.config, self.model, self.base, self.ranks, self.device = config, model, base, ranks, device
         part = ranks.rows(config.batch)
         triplets = torch.arange(part.start, part.stop)
-        self.own = torch.cat([triplets + kind * config.batch for kind in range(3)])
+        self.own = torch.cat([triplets + kind * config.batch for kind in range(3)]).to(device)
         """Numbers of this process's images, ascending."""
         self.climbers = Climbers(config.climb, config.batch, ranks)
         self.bank = open_features(config.triplets.features, device=str(device))
@@ -55,7 +55,7 @@ class Objective:
         images = torch.cat([batch.gt, batch.syn, batch.sr])
         target, weight = triplet_targets(batch.target_syn, batch.target_sr, weights)
         climbed = self._climb(images, target, weight, step)
-        own, count = self.own.to(self.device), self.climbers.count
+        own, count = self.own, self.climbers.count
         join = partial(self.ranks.joined, rows=torch.cat([own, 3 * size + climbed.rows]), total=3 * size + count)
         with self._autocast():
             output = self.model(torch.cat([images, climbed.after]))

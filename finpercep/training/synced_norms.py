@@ -26,7 +26,7 @@ class SyncedNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.momentum is not None
         values = x.float()
-        count = values.new_tensor(values[:, 0].numel()).expand(values.shape[1])
+        count = values.new_full((values.shape[1],), values[:, 0].numel())
         sums, counts = _Sum.apply(torch.stack([values.sum((0, 2, 3)), count]))
         centered = values - (sums / counts)[:, None, None]
         # Around the mean, in a second exchange: a difference of squares would lose what float32 has.

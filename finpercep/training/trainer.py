@@ -16,6 +16,7 @@ from finpercep.data.triplets import Triplet, Triplets
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel, load_base
 from finpercep.models.norms import freeze_norms
+from finpercep.runs.devices import uploaded
 from finpercep.runs.ema import MovingAverage
 from finpercep.runs.finite import FiniteGuard
 from finpercep.runs.interruption import Interruption, ends_of_children_ignored, ignore_interrupts
@@ -121,7 +122,7 @@ class RewardTrainer:
         config = self.config
         if self.done >= SETTLE * config.steps:
             freeze_norms(self.model)
-        terms = self.losses(Triplet(*(part.to(self.device) for part in batch)))
+        terms = self.losses(Triplet(*(uploaded(part, self.device) for part in batch)))
         loss = total_loss(terms, config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
