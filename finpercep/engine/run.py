@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finpercep.engine.executor import Executor
+from finpercep.engine.executor import Executor, Outcome
 from finpercep.engine.lanes import Lanes
 from finpercep.io.images import ImageError, image_sides, to_tensor
 
@@ -35,7 +35,7 @@ class Run:
     """Reads images in lanes, sorts them by size, and scores each group that is full.
 
     Args:
-        lanes: the threads that decode; None does everything in the caller's.
+        lanes: the threads that decode, and run `then` where others score; None does everything in the caller's.
         units: the threads that score; None scores in the lane that decodes a group's last image, and holds it in cache.
         then: see `Scorer.stream`.
         after: what the caller's stream had been given when the pass began; None on a CPU.
@@ -148,11 +148,17 @@ class Run:
                 self._score([item])
             return
         for item, image, outcome in zip(group, images, outcomes, strict=True):
-            try:
-                item.done.set_result(outcome if self.then is None else self.then(image, outcome, item.index))
-            except Exception as error:
-                item.done.set_result(error)
-            item.image = item.given = None  # an outcome that waits for its turn holds no image
+            if self.then is None or self.units is None or self.lanes is None:
+                self._finish(item, image, outcome)
+            else:  # whoever keeps a GPU busy goes on to the next batch
+                self.lanes.submit(self._finish, item, image, outcome)
+
+    def _finish(self, item: Item, image: Tensor, outcome: Outcome) -> None:
+        try:
+            item.done.set_result(outcome if self.then is None else self.then(image, outcome, item.index))
+        except Exception as error:
+            item.done.set_result(error)
+        item.image = item.given = None  # an outcome that waits for its turn holds no image
 
 
 def _made(image: Any) -> tuple[torch.cuda.Event, ...]:

@@ -287,6 +287,8 @@ class Scorer:
             lanes.close()
         if device is not None:
             device.shutdown()
+            if lanes is not None:
+                lanes.close()  # the last batches gave them what comes after a score
 
 
 def _items(images: Any) -> tuple[Sequence[Any], bool]:

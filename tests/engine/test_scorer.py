@@ -21,6 +21,7 @@ from torch._dynamo.testing import CompileCounter
 import finpercep
 from finpercep import RewardModel, RewardOutput, Scorer
 from finpercep.engine import executor as executor_module
+from finpercep.engine.executor import Outcome
 from finpercep.engine.run import Run
 from finpercep.io.images import ImageError
 from finpercep.io.pictures import as_picture, save_image
@@ -544,3 +545,22 @@ def test_a_stream_does_not_wait_for_a_slow_source(small_model: RewardModel, make
     assert len(taken) < 12
     assert len(list(stream)) == 11
     scorer.close()
+
+
+def test_what_comes_after_a_score_is_not_for_the_threads_that_score(small_model: RewardModel, photo: Tensor) -> None:
+    """As on a GPU: order and errors stay, and nothing is left running when the scorer is closed."""
+    scorer = Scorer(small_model, lanes=2)
+    scorer._units = lambda: units  # type: ignore[method-assign]
+
+    def then(image: Tensor, outcome: Outcome, number: int) -> tuple[int, str]:
+        if number == 1:
+            raise KeyError("second")
+        time.sleep(0.05 if number == 0 else 0)  # the first is done last
+        return number, threading.current_thread().name
+
+    with ThreadPoolExecutor(2, "units") as units:
+        first, second, *rest = scorer.stream([photo] * 4, then=then)
+    scorer.close()
+    assert isinstance(second, KeyError)
+    assert [number for number, _ in (first, *rest)] == [0, 2, 3]
+    assert all(name.startswith("finpercep") for _, name in (first, *rest))
