@@ -48,7 +48,8 @@ def _shifted(photo: Tensor, shift: float) -> Tensor:
     count = int(shift / STEP)
     moves = [STEP * i for i in range(-count, count + 1)]
     pairs = sorted(((dy, dx) for dy in moves for dx in moves), key=lambda pair: (abs(pair[0]) + abs(pair[1]), pair))
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sides = (torch.arange(side, device=photo.device) for side in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     grids = []
     for dy, dx in pairs:
         y, x = (rows + dy) * 2 / max(height - 1, 1) - 1, (columns + dx) * 2 / max(width - 1, 1) - 1

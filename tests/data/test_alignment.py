@@ -42,3 +42,9 @@ def test_levels_are_taken_away_and_no_more(scene):
     other = (scene + 0.1)[None]
     aligned = aligned_photo(scene, other, shift=0, levels=0.04)
     torch.testing.assert_close(other - aligned, torch.full_like(other, 0.06))
+
+
+def test_it_is_made_where_the_photo_is():
+    """The device without values tells: a grid on the CPU would be refused."""
+    photo = torch.rand(3, 24, 32, device="meta")
+    assert aligned_photo(photo, photo[None]).is_meta
