@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["halving", "is_out_of_memory", "most_images", "padded_count", "padded_to"]
+__all__ = ["halving", "is_out_of_memory", "most_images", "padded_count", "padded_to", "unpadded_count"]
 
 CPU_PIXELS = 1 << 16
 """Pixels of a batch on a CPU: up to there calls cost more than what a cache holds gains."""
@@ -36,6 +36,11 @@ def most_images(pixels: int, largest: int, *, free: int | None = None, bytes_per
 def padded_count(count: int, largest: int, *, full: bool) -> int:
     """The batch that `count` images are padded to: `largest` if `full`, else the next power of two up to it."""
     return largest if full else min(largest, 1 << (count - 1).bit_length())
+
+
+def unpadded_count(count: int, largest: int) -> int:
+    """The most images up to `count` that `padded_count` pads to no more than `count`."""
+    return count if count >= largest else 1 << (count.bit_length() - 1)
 
 
 def padded_to(batch: Tensor, count: int) -> Tensor:

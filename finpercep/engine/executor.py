@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to
+from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to, unpadded_count
 from finpercep.engine.graphs import Graphs
 from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
@@ -89,7 +89,7 @@ class Executor:
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         found = most_images(height * width, most, free=free + unused, bytes_per_pixel=self._bytes_per_pixel)
         self._tight = found < most
-        return found
+        return unpadded_count(found, self.batch_size) if self.padded else found  # memory is for what goes through
 
     def _tiles(self, height: int, width: int) -> bool:
         return self.side is not None and max(height, width) > self.side

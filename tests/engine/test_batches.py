@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finpercep import RewardOutput
 from finpercep.engine import graphs as graphs_module
-from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to
+from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to, unpadded_count
 from finpercep.engine.graphs import Graphs
 
 
@@ -32,6 +32,8 @@ def test_padding() -> None:
     assert [padded_count(n, 8, full=False) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
     assert padded_count(5, 6, full=False) == 6
     assert padded_count(1, 8, full=True) == 8
+    assert [unpadded_count(n, 24) for n in (1, 3, 8, 23, 24)] == [1, 2, 8, 16, 24]
+    assert all(padded_count(unpadded_count(n, 24), 24, full=False) <= n for n in range(1, 25))
     batch = torch.arange(6.0).view(3, 2)
     assert padded_to(batch, 5).tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]
     assert padded_to(batch, 2) is batch

@@ -187,3 +187,15 @@ def test_deterministic_mode_says_which_batch_has_no_memory(
     with pytest.raises(MemoryError, match=rf"^batch_size: expected one whose batches .* got 8 images of {size}, to"):
         executor.outcomes([photo, photo], [{}, {}])
     assert tried == [1]
+
+
+def test_padding_does_not_exceed_what_memory_was_judged_for(small_model: RewardModel, monkeypatch: Any) -> None:
+    """Memory for 7 images takes 4: 7 would be padded to 8."""
+    for graphs, expected in ((False, 7), (True, 4)):
+        executor = make(small_model, graphs=graphs, batch_size=32)
+        monkeypatch.setattr(executor, "device", torch.device("cuda", 0))
+        executor._bytes_per_pixel = 1000.0
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10_000_000, 0))
+        for name in ("memory_reserved", "memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+        assert executor.capacity(10, 100) == expected
