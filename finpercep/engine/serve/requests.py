@@ -27,6 +27,10 @@ FORM = "multipart/form-data"
 HEADERS_OF_A_PART = 4096
 MOST_TEXTS = 16
 """Text chunks of a PNG: Pillow unpacks up to a megabyte of each."""
+MOST_OTHERS = 64
+"""Chunks of a PNG beside those of its pixels: Pillow reads each one, and unpacks color profiles."""
+MOST_OF_PIXELS = (64, 1024)
+"""Chunks of a PNG's pixels: so many, and one more for so many bytes of the file; writers make them of 8 kB or more."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BOUNDARY = re.compile(r"""boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))\s*(?:;|$)""", re.IGNORECASE)
 _SHAPE = re.compile(r" *([0-9]{1,9}) *, *([0-9]{1,9}) *, *([0-9]{1,9}) *(?:, *([0-9]{1,9}) *)?")
@@ -117,15 +121,28 @@ def png(data: bytes, name: str, most_pixels: int) -> Png:
     if counted_pixels(height, width) > most_pixels:
         shorter = f", where a side counts as at least {LEAST_SIDE}" if min(width, height) < LEAST_SIDE else ""
         raise Refused(413, f"{name}: expected at most {most_pixels} pixels, got {width}x{height}{shorter}")
-    texts = pixels = 0
-    for kind, _, length in chunks:
-        texts += kind in (b"tEXt", b"zTXt", b"iTXt")
-        pixels += length if kind == b"IDAT" else 0
-    if texts > MOST_TEXTS:
-        raise Refused(400, f"{name}: expected at most {MOST_TEXTS} text chunks, got {texts}")
-    if not pixels:
+    if not _bytes_of_pixels(chunks, name, len(data)):
         raise Refused(400, f"{name}: expected a PNG with pixels, got none")
     return Png(data, width, height)
+
+
+def _bytes_of_pixels(chunks: Iterator[tuple[bytes, int, int]], name: str, size: int) -> int:
+    """Bytes of compressed pixels among the chunks of `size` bytes; too many chunks are refused before they are read."""
+    most_of_pixels = MOST_OF_PIXELS[0] + size // MOST_OF_PIXELS[1]
+    texts = others = of_pixels = found = 0
+    for kind, _, length in chunks:
+        if kind == b"IDAT":
+            of_pixels, found = of_pixels + 1, found + length
+        else:
+            others, texts = others + 1, texts + (kind in (b"tEXt", b"zTXt", b"iTXt"))
+        for what, count, most in (
+            ("text chunks", texts, MOST_TEXTS),
+            ("chunks beside its pixels", others, MOST_OTHERS),
+            ("chunks of pixels", of_pixels, most_of_pixels),
+        ):
+            if count > most:
+                raise Refused(400, f"{name}: expected at most {most} {what}, got more")
+    return found
 
 
 def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:

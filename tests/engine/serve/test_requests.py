@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from finpercep.engine.serve.requests import MOST_TEXTS, Png, Refused, images_of
+from finpercep.engine.serve.requests import MOST_OTHERS, MOST_TEXTS, Png, Refused, images_of
 from finpercep.engine.serve.settings import ServeSettings
 from finpercep.io.images import ImageError, to_tensor
 
@@ -134,8 +134,33 @@ def test_many_texts_are_refused() -> None:
     for number in range(MOST_TEXTS + 1):
         info.add_text(f"note {number}", "x", zip=True)
     assert refused("image/png", None, png_of(pnginfo=info)).reason == (
-        f"image 1: expected at most {MOST_TEXTS} text chunks, got {MOST_TEXTS + 1}"
+        f"image 1: expected at most {MOST_TEXTS} text chunks, got more"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "what"),
+    [
+        (b"abCd", MOST_OTHERS, "64 chunks beside its pixels"),
+        (b"iCCP", MOST_OTHERS, "64 chunks beside its pixels"),
+        (b"IDAT", 64, "64 chunks of pixels"),
+    ],
+)
+def test_many_chunks_are_refused_before_the_rest_is_read(kind: bytes, most: int, what: str) -> None:
+    """Behind the one too many stands no chunk, which nobody gets to see."""
+    head = claiming(8, 8)[:33]
+    assert refused("image/png", None, head + (most + 1) * chunk(kind, b"") + b"rest").reason == (
+        f"image 1: expected at most {what}, got more"
+    )
+
+
+def test_pixels_in_chunks_of_a_kilobyte_are_read() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise))
+    pieces = b"".join(chunk(b"IDAT", data[at : at + 1024]) for at in range(0, len(data), 1024))
+    whole = claiming(200, 200)[:33] + pieces + chunk(b"IEND", b"")
+    (found,) = images_of("image/png", None, whole, LIMITS)
+    assert torch.equal(pixels_of(found), torch.from_numpy(noise).permute(2, 0, 1))
 
 
 def test_damage_that_the_chunks_do_not_show_is_an_error_of_the_image() -> None:
