@@ -19,7 +19,11 @@ _starting = threading.Lock()  # torch's number of threads is what new threads be
 
 
 class Lanes:
-    """A pool of `count` threads in which torch uses `threads` CPU threads; the caller's own number stays as it is."""
+    """A pool of `count` threads in which torch uses `threads` CPU threads; the caller's own number stays as it is.
+
+    Raises:
+        RuntimeError: the system starts no more threads.
+    """
 
     def __init__(self, count: int, threads: int, name: str = "finpercep") -> None:
         self.count, self.threads, self.name = count, threads, name
@@ -40,6 +44,12 @@ class Lanes:
             try:
                 for started in [pool.submit(begin) for _ in range(self.count)]:
                     started.result()
+            except BaseException as error:
+                together.abort()  # those that started wait there for the others, and whoever ends the pool for them
+                pool.shutdown()
+                if isinstance(error, RuntimeError):
+                    raise RuntimeError(f"lanes: expected to start {self.count} threads, got: {error}") from error
+                raise
             finally:
                 torch.set_num_threads(before)
         return pool
