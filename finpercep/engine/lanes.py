@@ -6,6 +6,7 @@ images on a core each never wait, and what an image scores does not depend on ho
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,16 @@ import torch
 __all__ = ["Lanes"]
 
 _starting = threading.Lock()  # torch's number of threads is what new threads begin with: one at a time may change it
+
+
+def _anew() -> None:
+    """In a forked process: whoever held the lock is not there to give it back."""
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
 
 
 class Lanes:

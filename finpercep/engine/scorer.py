@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,19 @@ AHEAD_PIXELS = 1 << 22
 """Pixels for each lane that are held at once, beyond the first image; bounds the memory whatever the sizes."""
 DECODERS = 8
 """Threads that decode for a GPU, at most."""
+
+
+_scorers: weakref.WeakSet[Scorer] = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    """In a forked process, as a worker of a `DataLoader` is: threads of the other one are not there to answer."""
+    for scorer in list(_scorers):
+        scorer._without_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class Scorer:
@@ -114,6 +128,10 @@ class Scorer:
         )
         self._parallel = place.type == "cpu" and isinstance(reward, (RewardModel, CLIPIQA))
         self._asked_lanes = lanes
+        self._without_threads()
+        _scorers.add(self)
+
+    def _without_threads(self) -> None:
         self._lock = threading.Lock()
         self._lanes: Lanes | None = None
         self._device_thread: ThreadPoolExecutor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +56,27 @@ def assert_same(found: RewardOutput, expected: RewardOutput) -> None:
     assert len(found.map) == len(expected.map)
     for one, other in zip(found.map, expected.map, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own(small_model: RewardModel, make_photo: Photo) -> None:
+    """Whatever was going on in the one it was forked from, a lock that somebody held included."""
+    fork = multiprocessing.get_context("fork")
+    made, photo = Scorer(small_model, lanes=1), make_photo()
+    expected = made.score([photo]).score.item()
+    assert made.score_async([photo]).result().score.item() == expected
+    results, answer = fork.Pipe(duplex=False)
+    child = fork.Process(
+        target=lambda: answer.send([made.score([photo]).score.item(), made.score_async([photo]).result().score.item()]),
+        daemon=True,
+    )
+    with made._lock:
+        child.start()
+    found = results.recv() if results.poll(60) else None
+    child.kill()
+    made.close()
+    assert found == [expected, expected]
 
 
 def test_any_images_in_the_callers_order(scorer: Scorer, small_model: RewardModel, mixed: list[Any]) -> None:
