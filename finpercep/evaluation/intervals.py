@@ -62,7 +62,7 @@ def interval_table(evaluations: Sequence[Evaluation]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for evaluation in evaluations:
         found = bootstrap_intervals(evaluation.results).values()
-        table.add_row(Text(evaluation.name), *("" if one is None else f"{one[0]:.3f}–{one[1]:.3f}" for one in found))
+        table.add_row(Text(evaluation.name), *("" if one is None else f"{one[0]:.3f}-{one[1]:.3f}" for one in found))
     return table
 
 

@@ -98,43 +98,48 @@ def run(
     _check_sources(without, scenes)
     for file in (json_file, page):
         _check_file(file)
+    if json_file is not None and page is not None and Path(json_file).resolve() == Path(page).resolve():
+        raise ValueError(f"page: expected another file than that of the figures, got {page} for both")
     for argument, value in (("climb", climb), ("page", page)):
         if value and model is None:
             raise ValueError(f"{argument}: expected a model, got none")
     take_full_float32(device)
     judges = _judges(model, name, metrics, device)
-    evaluations: list[Evaluation] = []
+    by_shift: list[list[Evaluation]] = []
     for shift in shifts:
         beside = {title: make() for title, make in baselines.BASELINES.items()}  # anew: one of them draws at random
-        done = _evaluate(judges | beside, scenes, shift, seed, faults)
-        evaluations.extend(done)
-        _print(console, done, without)
-        if intervals:
-            console.print(interval_table(done))
-    if metrics is None and not baselines.pyiqa_available():
-        hint = "PIQE's score beside it: pip install 'finpercep[eval]'"
-        console.print(hint, style="dim", highlight=False, markup=False)
-    console.print(_LEGEND, style="dim", highlight=False)
+        by_shift.append(_evaluate(judges | beside, scenes, shift, seed, faults))
+    evaluations = [evaluation for done in by_shift for evaluation in done]
     climbs = _climb(model, scenes, climb, device) if model is not None and climb else []
-    if climbs:
-        console.print(climb_table(climbs))
-        console.print(CLIMB_LEGEND, style="dim", highlight=False)
-    if json_file is not None:
-        figures = {
-            "data": str(data),
-            "data_fingerprint": scenes_fingerprint(scenes),
-            "split": split,
-            "model": name,
-            "fingerprint": None if model is None else model.fingerprint,
-            "evaluations": [
-                evaluation.to_dict() | ({"intervals": interval_figures(evaluation)} if intervals else {})
-                for evaluation in evaluations
-            ],
-            **({"climb": climb_figures(climbs)} if climbs else {}),
-        }
-        write_json(Path(json_file), figures)
-    if page is not None:
-        write_cases_page(Path(page), next(iter(judges.values())), evaluations[0], scenes)
+    try:
+        if json_file is not None:
+            figures = {
+                "data": str(data),
+                "data_fingerprint": scenes_fingerprint(scenes),
+                "split": split,
+                "model": name,
+                "fingerprint": None if model is None else model.fingerprint,
+                "evaluations": [
+                    evaluation.to_dict() | ({"intervals": interval_figures(evaluation)} if intervals else {})
+                    for evaluation in evaluations
+                ],
+                **({"climb": climb_figures(climbs)} if climbs else {}),
+            }
+            write_json(Path(json_file), figures)
+        if page is not None:
+            write_cases_page(Path(page), next(iter(judges.values())), evaluations[0], scenes)
+    finally:  # behind the files, as whoever reads the output may stop; but whether they can be written or not
+        for done in by_shift:
+            _print(console, done, without)
+            if intervals:
+                console.print(interval_table(done))
+        if metrics is None and not baselines.pyiqa_available():
+            hint = "PIQE's score beside it: pip install 'finpercep[eval]'"
+            console.print(hint, style="dim", highlight=False, markup=False)
+        console.print(_LEGEND, style="dim", highlight=False)
+        if climbs:
+            console.print(climb_table(climbs))
+            console.print(CLIMB_LEGEND, style="dim", highlight=False)
     return evaluations
 
 
@@ -142,7 +147,7 @@ def overall_table(evaluations: Sequence[Evaluation], without: Sequence[str] = ()
     """One row per judge, all sources together; with `without`, one more row each that leaves those out."""
     counts = evaluations[0].overall
     table = _table(
-        f"shift {evaluations[0].shift}: {counts['scenes']:.0f} scenes, {counts['pairs']:.0f} pairs",
+        f"shift {evaluations[0].shift}: {_counted(counts['scenes'], 'scene')}, {_counted(counts['pairs'], 'pair')}",
         "all sources",
     )
     for evaluation in evaluations:
@@ -161,6 +166,10 @@ def source_table(evaluation: Evaluation) -> Table:
     for source, summary in evaluation.per_source.items():
         table.add_row(Text(f"{source} ({summary['pairs']:.0f})"), *_cells(summary))
     return table
+
+
+def _counted(count: Any, what: str) -> str:
+    return f"{count:.0f} {what}" + ("" if count == 1 else "s")
 
 
 def _short(name: str) -> str:

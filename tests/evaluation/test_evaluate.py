@@ -363,7 +363,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
         assert str(error.value) == f"{tmp_path / 'x'}: {expected}"
 
 
-def test_a_page_that_cannot_be_written_leaves_the_json(
+def test_a_page_that_cannot_be_written_leaves_the_json_and_the_tables(
     data: Path, small_model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -371,9 +371,41 @@ def test_a_page_that_cannot_be_written_leaves_the_json(
 
     monkeypatch.setattr(report, "write_cases_page", full)
     files = {"json_file": tmp_path / "f.json", "page": tmp_path / "p.html"}
+    buffer = io.StringIO()
     with pytest.raises(OSError, match="full"):
-        report.run(data, model=small_model, name="small", metrics=[], console=Console(file=io.StringIO()), **files)
+        report.run(data, model=small_model, name="small", metrics=[], console=Console(file=buffer), **files)
+    assert "shift none: 4 scenes, 8 pairs" in buffer.getvalue()
     assert json.loads(files["json_file"].read_text())["model"] == "small"
+
+
+def test_the_files_are_there_whoever_reads_the_tables(data: Path, small_model: RewardModel, tmp_path: Path) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    files = {"json_file": tmp_path / "figures.json", "page": tmp_path / "page.html"}
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        report.run(data, model=small_model, name="small", metrics=[], console=Console(file=Gone()), **files)
+    assert json.loads(files["json_file"].read_text())["evaluations"]
+    assert "small: cases" in files["page"].read_text()
+
+
+def test_one_file_for_figures_and_page_is_refused(
+    data: Path, small_model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_evaluate", lambda *_: pytest.fail("worked"))
+    both = {"json_file": tmp_path / "x", "page": tmp_path / "y" / ".." / "x"}
+    (tmp_path / "y").mkdir()
+    with pytest.raises(ValueError, match=r"^page: expected another file than that of the figures, got "):
+        report.run(data, model=small_model, metrics=[], **both)
+
+
+def test_tables_count_one_scene_as_one(scenes: list) -> None:
+    (scene, *_), buffer = scenes, io.StringIO()
+    one = replace(scene, sr_paths={"grain": scene.sr_paths["grain"]})
+    found = evaluate_all({"a": constant}, [one], seed=0, faults=(1, 3), shift="none")
+    Console(file=buffer, width=130).print(report.overall_table(found))
+    assert buffer.getvalue().split("\n")[0].rstrip() == "shift none: 1 scene, 1 pair"
 
 
 def test_tables_print_names_with_brackets_as_they_are(scenes: list) -> None:

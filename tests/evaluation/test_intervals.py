@@ -87,5 +87,5 @@ def test_table():
     title, head, model, other = (line.split() for line in buffer.getvalue().splitlines())
     assert " ".join(title) == "shift jpeg75: 95 % intervals, scenes resampled 1000 times"
     assert head == ["all", "sources", "GT>SR", "SR<syn", "syn<GT", "CC", "AUC"]
-    assert model == ["model", *["0.000–1.000"] * 3, "0.200–0.600", "0.250–0.250"]
+    assert model == ["model", *["0.000-1.000"] * 3, "0.200-0.600", "0.250-0.250"]
     assert other == ["other[/2]"]
