@@ -174,7 +174,7 @@ def _counted(count: Any, what: str) -> str:
 
 def _short(name: str) -> str:
     """An embedded model's name as it is, and a folder's last part."""
-    return name if name in available_models() else Path(name).name
+    return name if name in available_models() else os.path.basename(os.path.abspath(name))  # "." has a name, too
 
 
 def _judges(

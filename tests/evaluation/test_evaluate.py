@@ -400,6 +400,17 @@ def test_one_file_for_figures_and_page_is_refused(
         report.run(data, model=small_model, metrics=[], **both)
 
 
+def test_a_model_in_the_folder_one_stands_in_has_that_ones_name(
+    data: Path, small_model: RewardModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path / "tiny")
+    monkeypatch.setattr(baselines, "reward_judge", lambda model: constant)
+    for name in (".", "../tiny/"):
+        found = report.run(data, model=small_model, name=name, metrics=[], console=Console(file=io.StringIO()))
+        assert found[0].name == "tiny"
+
+
 def test_tables_count_one_scene_as_one(scenes: list) -> None:
     (scene, *_), buffer = scenes, io.StringIO()
     one = replace(scene, sr_paths={"grain": scene.sr_paths["grain"]})
