@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,21 +20,36 @@ from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.report import report_parts
 from finpercep.rl.screen import RLScreen
 
-__all__ = ["STEPS", "climb"]
+__all__ = ["STEPS", "check_folder", "climb"]
 
 STEPS = 45
 """Updates of the generator: under two minutes on two cores."""
 LR = 2e-4
 FIT = ("astronaut", "coffee", "motorcycle", "camera")
 HELD = ("chelsea", "rocket")
+MADE = ("photos", "run")
+MARK = "made-by-finpercep-demo"
+"""A file in each folder that a demo made, which the next one may delete."""
 _SIDE = 128  # of the pieces of held-out photos
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what no demo made where `climb` would make its own.
+
+    Raises:
+        FileExistsError: names it.
+    """
+    for place in (folder / name for name in MADE):
+        empty = place.is_dir() and not any(place.iterdir())
+        if os.path.lexists(place) and not empty and not (place / MARK).is_file():
+            raise FileExistsError(f"{place}: expected nothing, or a folder that a demo made, got another")
 
 
 def climb(folder: Path, steps: int) -> str:
     """Train the embedded generator, and say what came of it.
 
     Args:
-        folder: its `photos` and `run` are made anew; what else is in it stays.
+        folder: its `photos` and `run` are made anew, where a demo made them; what else is in it stays.
         steps: updates in all, divided among the stages.
 
     Returns:
@@ -41,10 +57,14 @@ def climb(folder: Path, steps: int) -> str:
 
     Raises:
         ImportError: scikit-image is not installed.
+        FileExistsError: `photos` or `run` are there, and no demo made them.
         OSError: `folder` cannot be written to.
     """
-    for name in ("photos", "run"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    check_folder(folder)
+    for place in (folder / name for name in MADE):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        (place / MARK).touch()
     write_photo_set(folder / "photos")
     config = RLConfig(
         data=(str(folder / "photos"),),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finpercep.data.demo_photos import load_photo
-from finpercep.demo.climb import STEPS, climb
+from finpercep.demo.climb import STEPS, check_folder, climb
 from finpercep.demo.page import write_page, write_sheet
 from finpercep.demo.real_faults import MORE, real_scene
 from finpercep.demo.scenes import make_scene, score_scene
@@ -55,11 +55,14 @@ def run_demo(model: RewardModel, folder: Path, model_name: str, rl_steps: int = 
 
     Raises:
         ImportError: scikit-image is not installed.
+        FileExistsError: ``rl/photos`` or ``rl/run`` are there, and no demo made them.
         OSError: `folder` cannot be written to.
     """
     from rich.console import Console
     from rich.table import Table
 
+    if rl_steps:
+        check_folder(folder / "rl")  # before the work rather than after it
     console = Console(highlight=False, markup=False, emoji=False)
     table = Table("photo", "fault", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("photo", "super-res.", "implanted", "inside", "outside"):

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from finpercep.demo.climb import climb, stages
+from finpercep.cli.main import app
+from finpercep.demo.climb import MARK, check_folder, climb, stages
 from finpercep.demo.page import write_page
 
 pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
@@ -17,7 +19,8 @@ pytest.importorskip("skimage", reason="the demo's photos come with scikit-image"
 def test_a_run(tmp_path: Path) -> None:
     """Three updates: three stages, measured on pieces of photos that are not trained on."""
     (tmp_path / "rl" / "run").mkdir(parents=True)
-    (tmp_path / "rl" / "run" / "state.pt").write_text("of another run")
+    (tmp_path / "rl" / "run" / "state.pt").write_text("of another demo")
+    (tmp_path / "rl" / "run" / MARK).touch()
     (tmp_path / "rl" / "checkpoint-5").mkdir()  # of somebody's own run beside it
     page = write_page([], tmp_path / "index.html", "m", "f", 1.0, climb(tmp_path / "rl", 3)).read_text()
     log = [json.loads(line) for line in (tmp_path / "rl" / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -32,6 +35,22 @@ def test_a_run(tmp_path: Path) -> None:
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert (tmp_path / "rl" / "run" / "generator" / "model.safetensors").is_file()
     assert (tmp_path / "rl" / "checkpoint-5").is_dir()
+    check_folder(tmp_path / "rl")  # the next one may make them anew
+
+
+@pytest.mark.parametrize("name", ["photos", "run"])
+def test_what_no_demo_made_is_left_alone(name: str, tmp_path: Path, model_folder: Path) -> None:
+    """And said before the work."""
+    kept = tmp_path / "rl" / name / "mine.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    with pytest.raises(FileExistsError):
+        climb(tmp_path / "rl", 3)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--model", str(model_folder)])
+    expected = f"{kept.parent}: expected nothing, or a folder that a demo made, got another\n"
+    assert (result.exit_code, result.stderr) == (2, expected)
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_stages() -> None:
