@@ -119,6 +119,9 @@ class RemoteReward:
 
     def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
         """Scores, and maps if asked for, of a batch (B,3,H,W), float in [0, 1] or uint8, on its device."""
+        if not len(images):  # as every reward does, and without a request
+            nothing = images.new_empty(0, dtype=torch.float32)
+            return RewardOutput(nothing, nothing.view(0, 1, *images.shape[-2:]) if self.has_map else None)
         found = self.score(images)
         degradation = found.map.to(images.device) if isinstance(found.map, Tensor) else None
         return RewardOutput(found.score.to(images.device), degradation)

@@ -59,6 +59,20 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_module, "LONGEST_WAIT", 0.05)
 
 
+@pytest.mark.parametrize("maps", [None, "fp16"])
+def test_an_empty_batch_is_answered_without_a_request(
+    url: str, small_model: RewardModel, maps: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward, batch = RemoteReward(url, maps=maps), torch.empty(0, 3, 40, 56)
+    monkeypatch.setattr(reward, "_request", lambda *_: pytest.fail("asked"))
+    expected = small_model(batch)
+    for found in (reward(batch), reward(batch.to(torch.uint8))):
+        assert found.score.shape == expected.score.shape == (0,)
+        assert found.score.dtype == torch.float32
+        assert (found.map is None) == (maps is None)
+        assert found.map is None or found.map.shape == expected.map.shape == (0, 1, 40, 56)
+
+
 @pytest.mark.parametrize("transport", ["raw", "png"])
 def test_it_is_a_reward_with_the_same_values(url: str, service: Service, make_photo: Photo, transport: str) -> None:
     batch = torch.stack([make_photo(40, 56, i) for i in range(5)])
