@@ -8,6 +8,9 @@ from typer.testing import CliRunner
 from finpercep.cli.main import app
 from finpercep.data.dataset import make
 from finpercep.data.dataset.config import MakeConfig
+from finpercep.data.kinds import usages
+from finpercep.data.sources.builtin import BUILTIN
+from finpercep.data.sources.kinds import SOURCE_KINDS
 from tests.data import fgr
 
 pytest.importorskip("pyarrow", reason="needs pyarrow")
@@ -121,6 +124,11 @@ def test_each_option_has_its_help():
     text = run("--help").output
     for name in ("--mask ", "--sam-points", "--val-share", "--target-scale", "--degradation", "--workers"):
         assert name in text
+
+
+def test_help_names_the_built_in_sources():
+    assert f"faults without weights: {', '.join(BUILTIN)}; all is each of them" in usages(SOURCE_KINDS)
+    assert "quilted" in run("--help").output
 
 
 @pytest.mark.parametrize(

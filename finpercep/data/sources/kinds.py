@@ -57,7 +57,9 @@ SOURCE_KINDS = {
     ),
     "builtin": SourceKind(
         "builtin:NAME", f"{_SOURCES}.builtin:builtin_source",
-        values=f"{_SOURCES}.builtin:BUILTIN", help="faults without weights; builtin:all is each of them",
+        values=f"{_SOURCES}.builtin:BUILTIN",
+        help="faults without weights: bicubic, blocky, checkerboard, compressed, grain, oversharp, painterly, "
+        "patterned, quilted, reinvented, smooth, wobbly; all is each of them",
     ),
 }  # fmt: skip
 
