@@ -156,11 +156,12 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _dtype(text: str) -> Any:
+    from finpercep.engine.dtypes import NAMED_DTYPES
     from finpercep.engine.executor import DTYPES
 
-    if text not in DTYPES:
+    if text not in NAMED_DTYPES:
         raise ValueError(f"--dtype: expected {', '.join(DTYPES)}, got {text}")
-    return DTYPES[text]
+    return NAMED_DTYPES[text]
 
 
 def _check_mode(mode: str | None) -> None:

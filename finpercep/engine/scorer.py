@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finpercep.engine.dtypes import NAMED_DTYPES
 from finpercep.engine.executor import COMPILE, DTYPES, Executor, Outcome
 from finpercep.engine.lanes import Lanes
 from finpercep.engine.run import Item, Run
@@ -64,8 +65,8 @@ class Scorer:
         reward: a reward, or what `load_reward` takes. What is in training, now or later, is
             scored as it would in evaluation; what `torch.compile` made of it before is not used.
         device: where to score; None is where the reward is. A reward elsewhere is copied.
-        dtype: "fp32", "bf16", "fp16", or a floating-point type; the first layers stay in float32. None is the
-            reward's own.
+        dtype: "fp32", "bf16", "fp16", torch's names of these, or a floating-point type; the first layers stay in
+            float32. None is the reward's own.
         compile: a mode of `torch.compile`: "default", "reduce-overhead", "max-autotune"; on a GPU the latter
             two with graphs, see there, in place of torch's own. None does not compile. Up
             to five compilations serve all sizes: for one image and for more, for sides that are padded to the model's
@@ -108,7 +109,7 @@ class Scorer:
         take_full_float32(place)
         if compile not in COMPILE:
             raise ValueError(f"compile: expected {', '.join(map(str, COMPILE))}, got {compile!r}")
-        if dtype not in DTYPES if isinstance(dtype, str) else dtype is not None and not dtype.is_floating_point:
+        if dtype not in NAMED_DTYPES if isinstance(dtype, str) else dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype: expected {', '.join(DTYPES)} or a floating-point type, got {dtype!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -119,7 +120,7 @@ class Scorer:
         self.executor = Executor(
             reward,
             device=place,
-            dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+            dtype=NAMED_DTYPES[dtype] if isinstance(dtype, str) else dtype,
             compile=compile,
             graphs=graphs,
             deterministic=deterministic,

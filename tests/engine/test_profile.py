@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from finpercep.cli.main import app
+from finpercep.cli.profile import _dtype
 from finpercep.engine.profile import STAGES, Ceilings, measure_ceilings, percentile, seconds_of, stages_of, timing
 from finpercep.models import RewardModel
 
@@ -92,6 +93,12 @@ def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["rollout"]["calls"] == 4  # the first step is not timed
     assert found["rollout"]["share"] > 0.9
     assert "4 steps of own_loop:step" in Path("out/index.html").read_text()
+
+
+def test_types_have_torchs_names_too() -> None:
+    assert [_dtype(name) for name in ("bfloat16", "float16", "float32")] == [
+        torch.bfloat16, torch.float16, torch.float32
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ def test_a_forked_process_starts_threads_of_its_own(small_model: RewardModel, ma
     assert found == [expected, expected]
 
 
+@pytest.mark.parametrize(("name", "short"), [("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32")])
+def test_types_have_torchs_names_too(small_model: RewardModel, name: str, short: str) -> None:
+    found, expected = (Scorer(small_model, dtype=one).executor for one in (name, short))
+    types = [{p.dtype for p in one.reward.parameters()} for one in (found, expected)]
+    assert types[0] == types[1]
+    assert getattr(torch, name) in types[0]
+    assert found.reward.fingerprint == expected.reward.fingerprint
+
+
 def test_any_images_in_the_callers_order(scorer: Scorer, small_model: RewardModel, mixed: list[Any]) -> None:
     found = scorer.score(mixed)
     assert isinstance(found.map, list)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from finpercep.engine.dtypes import NAMED_DTYPES
 from finpercep.engine.executor import DTYPES
 from finpercep.engine.scorer import Scorer
 from finpercep.engine.serve.service import Request, Service, digest
@@ -113,7 +114,7 @@ def serving(
         ValueError: settings that do not fit, or an address of others without a token.
         RuntimeError: Ray, or the reward, does not start.
     """
-    if settings.dtype is not None and settings.dtype not in DTYPES:
+    if settings.dtype is not None and settings.dtype not in NAMED_DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {settings.dtype!r}")
     worker_device(device, {})
     if not settings.is_local and not token:
