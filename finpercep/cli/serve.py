@@ -46,7 +46,7 @@ def serve(
     with one_line_errors(2, ValueError, OSError):
         settings = ServeSettings(**given(ctx, ServeSettings))
         token = _token(token_file)
-        _check_name(model)
+        _check_model(model)
     if not address and not os.environ.get("RAY_ADDRESS"):  # of a cluster, other machines may have it
         device = check_device(device)
     cores = threads or max(1, (os.cpu_count() or 1) // settings.replicas)
@@ -60,13 +60,13 @@ def serve(
     print("ended", file=sys.stderr)
 
 
-def _check_name(model: str) -> None:
-    """Refuse a name that names nothing before a cluster is started for it."""
-    from finpercep.models.checkpoint import resolve
+def _check_model(model: str) -> None:
+    """Refuse a name that names nothing, and damaged files, before a cluster is started for them."""
+    from finpercep.models import load_base
     from finpercep.models.presets import PRESETS
 
     if ":" not in model and model not in PRESETS:
-        resolve(model)
+        load_base(model)  # a moment, beside the start of Ray
 
 
 def _token(file: Path | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +71,29 @@ def test_refused(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(message)
+
+
+def test_a_damaged_model_is_said_before_ray_starts(started: list[Any], model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = run("--device", "cpu", "--model", str(folder))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{weights}: truncated or not a safetensors file: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert started == []
+
+
+def test_a_port_in_use_is_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "connect", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("--device", "cpu", "--port", str(port))
+    assert result.exit_code == 1
+    url = f"http://127.0.0.1:{port}"
+    assert result.stderr == f"port: expected {url} to be free to listen at, got: Address already in use\n"
+    on_ray.check_port(ServeSettings(port=port))
 
 
 def test_an_empty_token_is_none(tmp_path: Path) -> None:

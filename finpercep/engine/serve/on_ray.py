@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -112,13 +113,15 @@ def serving(
     Raises:
         ImportError: Ray Serve is not installed.
         ValueError: settings that do not fit, or an address of others without a token.
-        RuntimeError: Ray, or the reward, does not start.
+        RuntimeError: the port is in use; Ray, or the reward, does not start.
     """
     if settings.dtype is not None and settings.dtype not in NAMED_DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {settings.dtype!r}")
     worker_device(device, {})
     if not settings.is_local and not token:
         raise ValueError(f"host: expected 127.0.0.1, or a token for {settings.host}, which others reach")
+    if not address and not os.environ.get("RAY_ADDRESS"):  # of a cluster, another machine may listen
+        check_port(settings)
     joined = getattr(sys.modules.get("ray"), "is_initialized", bool)()
     ray = connect(
         "serve", "serve", address=address, _node_ip_address="127.0.0.1", _metrics_export_port=settings.metrics_port
@@ -146,6 +149,22 @@ def serving(
         finally:
             if not joined:
                 ray.shutdown()  # and with it, of a cluster of our own, everything else
+
+
+def check_port(settings: ServeSettings) -> None:
+    """Refuse an address that cannot be listened at, before Ray starts: it takes half a minute, and pages, to say so.
+
+    Raises:
+        RuntimeError: names it.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a service that has just ended is none
+        try:
+            listening.bind((settings.host, settings.port))
+        except OSError as error:
+            raise RuntimeError(
+                f"port: expected {settings.url} to be free to listen at, got: {error.strerror}"
+            ) from error
 
 
 def check_room(resources: Mapping[str, float], replicas: int, *, cores: int, device: str) -> None:
