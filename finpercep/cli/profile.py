@@ -60,7 +60,8 @@ def profile(
     """Time every stage of a reward model against what this machine can do, and write a page about it.
 
     Stages: load, preprocess, encoder, decoder, modulate, head, copy back, each with its bytes, FLOPs and share of a
-    copy or a matrix product measured in the same run; of the whole the first call, p50, p95, p99 and peak memory.
+    copy or a matrix product measured in the same run; of the whole the first call, p50, p95, p99 (from --rounds 100
+    on) and peak memory.
 
     With --loop: the shares that the labeled parts of your own loop take of it.
     """
@@ -108,8 +109,9 @@ def _profile_model(
             stages_of(model, images, Ceilings(1, 1), 2)
     for row in found["timings"]:
         shape = f"{row['batch']} x {row['height']} x {row['width']}, {row['dtype']}"
-        times = {"p50": row["p50"], "p99": row["p99"], "first": row["first_call"]}
-        print(f"{shape}: " + ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in times.items()))
+        times = {"p50": row["p50"], "p95": row["p95"], "p99": row["p99"], "first": row["first_call"]}
+        shown = [f"{name} {1e3 * seconds:.1f} ms" for name, seconds in times.items() if seconds is not None]
+        print(f"{shape}: {', '.join(shown)}")
         print("  " + ", ".join(f"{s['name']} {s['part']:.0%}" for s in row["stages"]))
     return page
 

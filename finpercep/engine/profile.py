@@ -27,6 +27,8 @@ __all__ = ["STAGES", "Ceilings", "Stage", "Timing", "measure_ceilings", "profile
 
 STAGES = ("load", "preprocess", "encoder", "decoder", "modulate", "head", "copy back")
 COPY_BYTES = 1 << 27
+FOR_P99 = 100
+"""Calls below which there is no p99: that of fewer is about their slowest."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Timing:
-    """The whole for one batch, size and type: percentiles of seconds, images per second, first call, peak bytes."""
+    """The whole for one batch, size and type: percentiles of seconds, images per second, first call, peak bytes.
+
+    `p99` is None of fewer than `FOR_P99` calls.
+    """
 
     batch: int
     height: int
@@ -64,7 +69,7 @@ class Timing:
     first_call: float
     p50: float
     p95: float
-    p99: float
+    p99: float | None
     images_per_second: float
     peak_bytes: int | None
     stages: list[Stage] = field(default_factory=list)
@@ -168,7 +173,8 @@ def timing(
     first = time.perf_counter() - started
     with _peak(place.device) as peak:
         seconds = sorted(seconds_of(lambda: call(floats), place.device, rounds))
-    p50, p95, p99 = (percentile(seconds, p) for p in (0.5, 0.95, 0.99))
+    p50, p95 = (percentile(seconds, p) for p in (0.5, 0.95))
+    p99 = percentile(seconds, 0.99) if rounds >= FOR_P99 else None
     return Timing(
         batch, height, width, str(place.dtype)[6:], compile, first, p50, p95, p99, batch / p50, peak[0],
         stages_of(model, images, ceilings, min(rounds, 10)),

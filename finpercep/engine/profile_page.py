@@ -95,7 +95,7 @@ def _whole(timings: Sequence[Mapping[str, Any]]) -> str:
         (
             f"{t['batch']} × {t['height']} × {t['width']}, {t['dtype']}"
             + (f", {t['compile']}" if t["compile"] else ""),
-            *(f"{1e3 * t[name]:.1f}" for name in ("p50", "p95", "p99", "first_call")),
+            *("" if t[name] is None else f"{1e3 * t[name]:.1f}" for name in ("p50", "p95", "p99", "first_call")),
             f"{t['images_per_second']:.1f}",
             "" if t["peak_bytes"] is None else f"{t['peak_bytes'] / 1e6:.0f}",
         )
