@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from finpercep.models.precision import at_least_float32
+from finpercep.ops import transformed
 
 PREPROCESSING = "rgb01-replicate-v1"
 """Names what happens between pixels and encoder; part of the fingerprint. This one takes floats as they are."""
@@ -16,11 +17,12 @@ STORED_PREPROCESSING = "rgb8-replicate-v2"
 def as_stored(images: Tensor) -> Tensor:
     """What an 8-bit file of float images would hold: clamped to [0, 1] and rounded, in float32 or float64.
 
-    What no file holds moves no score. The gradient passes the rounding unchanged (straight-through), and is 0 where
-    the image is outside of [0, 1].
+    What no file holds moves no score. The gradient passes the rounding unchanged (straight-through), in forward mode
+    too, and is 0 where the image is outside of [0, 1].
     """
     clamped = images.to(at_least_float32(images.dtype)).clamp(0, 1)
-    if not torch.is_grad_enabled() or not images.requires_grad:
+    # Forward-mode derivatives and transforms of torch.func differentiate what does not say `requires_grad`.
+    if not (torch.is_grad_enabled() and images.requires_grad) and not transformed():
         return clamped.mul_(255).round_().div_(255)  # in place: fresh memory costs more than the arithmetic here
     rounded = clamped.detach().mul(255).round().div(255)
     return rounded + (clamped - clamped.detach())  # the difference is 0: the values are those of the file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from finpercep.models import RewardModel
 from finpercep.models.inputs import as_stored
@@ -38,6 +39,25 @@ def test_the_gradient_passes_the_rounding_and_ends_at_the_range() -> None:
     assert torch.equal(out, as_stored(x.detach()))
     (gradient,) = torch.autograd.grad((out * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), x)
     assert gradient.tolist() == [0.0, 2.0, 3.0, 0.0]
+
+
+def test_derivatives_in_forward_mode_are_those_in_reverse() -> None:
+    """Of a whole model, by dual tensors and by torch.func: the rounding stops neither."""
+    model = stored_model().double().requires_grad_(False)
+    torch.manual_seed(1)
+    x, direction = synthetic_photo(24, 32)[None].double(), torch.randn(1, 3, 24, 32, dtype=torch.float64)
+    given = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(given).score.sum(), given)
+    expected = (gradient * direction).sum()
+    assert expected.abs() > 1e-6
+    score, by_func = torch.func.jvp(lambda images: model(images).score, (x,), (direction,))
+    with forward_ad.dual_level():
+        by_duals = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction)).score).tangent
+    assert torch.equal(score, model(x).score)
+    for found in (by_func, by_duals):
+        torch.testing.assert_close(found.sum(), expected, rtol=1e-9, atol=0)
+    by_grad = torch.func.grad(lambda images: model(images).score.sum())(x)
+    torch.testing.assert_close(by_grad, gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_a_float_image_scores_as_its_file() -> None:
