@@ -60,7 +60,8 @@ class Augmented(nn.Module):
             new views with `forward(…, seed=step)`, since it would learn fixed ones.
 
     Raises:
-        ValueError: no view, a negative shift or noise, or scales that are not positive and in order.
+        ValueError: no view, a negative shift or noise, scales that are not positive and in order, or a reward that
+            takes "lr", which no view moves along.
     """
 
     def __init__(
@@ -83,6 +84,11 @@ class Augmented(nn.Module):
             raise ValueError(f"scale: expected (smallest, largest), both positive, got {scale}")
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise: expected 0 or more levels, got {noise}")
+        if "lr" in getattr(reward, "takes", ()):
+            raise ValueError(
+                f'reward: expected one that does not take "lr", which the views do not move along, '
+                f"got {type(reward).__name__}; augment the other part and mix the two"
+            )
         self.reward = reward
         if hasattr(reward, "has_map"):  # of another it is not known before it answers
             self.has_map = reward.has_map

@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from finpercep.data import RandomJPEG
 from finpercep.models import RewardOutput
-from finpercep.rewards import Augmented, augmented
+from finpercep.rewards import Augmented, LRConsistency, Mixture, augmented
 from tests.rewards.conftest import Brightness
 
 PLAIN = {"shift": 0, "scale": (1, 1), "noise": 0}
+
+
+class Prompted(Brightness):
+    takes = ("prompts",)
 
 
 class Curved(nn.Module):
@@ -26,11 +30,11 @@ class Curved(nn.Module):
 
 
 def test_without_changes_it_is_the_reward_itself(images):
-    inner = Brightness()
+    inner = Prompted()
     output = Augmented(inner, views=1, **PLAIN)(images)
     assert torch.equal(output.score, inner(images).score)
     assert torch.equal(output.map, images[:, :1])
-    assert Augmented(Brightness(with_map=False), **PLAIN)(images).map is None
+    assert Augmented(Prompted(with_map=False), **PLAIN)(images).map is None
 
 
 def test_is_the_mean_of_its_views_made_by_hand(images):
@@ -63,7 +67,7 @@ def test_a_change_is_made_last_by_the_seed_of_the_view(images):
 
 
 def test_views_stay_within_their_bounds(images):
-    reward = Augmented(Brightness(), views=200, shift=3, scale=(0.5, 1.5))
+    reward = Augmented(Prompted(), views=200, shift=3, scale=(0.5, 1.5))
     views = reward.draw(40, 60, 0)
     assert {view.top for view in views} == {view.left for view in views} == {0, 1, 2, 3}
     heights, widths = ([view.size[axis] for view in views] for axis in (0, 1))
@@ -73,7 +77,7 @@ def test_views_stay_within_their_bounds(images):
 
 
 def test_noise_has_the_given_size():
-    class Last(Brightness):
+    class Last(Prompted):
         def forward(self, images: Tensor, **context: object) -> RewardOutput:
             self.seen = images
             return super().forward(images)
@@ -119,7 +123,7 @@ def test_map_lies_on_the_image(scale):
     spot = torch.zeros(1, 3, 64, 48)
     spot[..., 20:30, 6:14] = 1
     for seed in range(4):
-        found = Augmented(Brightness(), views=1, shift=12, scale=scale, noise=0, seed=seed)(spot).map
+        found = Augmented(Prompted(), views=1, shift=12, scale=scale, noise=0, seed=seed)(spot).map
         assert found.shape == (1, 1, 64, 48)
         if scale == (1, 1):
             assert torch.equal(found, spot[:, :1])
@@ -131,34 +135,34 @@ def test_map_lies_on_the_image(scale):
 
 
 def test_passes_on_what_the_reward_takes(images):
-    inner = Brightness()
+    inner = Prompted()
     reward = Augmented(inner)
-    assert reward.takes == ("lr",)
+    assert reward.takes == ("prompts",)
     reward(images, lr=images, prompts=["", "", ""])
-    assert inner.given == ["lr"]
+    assert inner.given == ["prompts"]
     assert Augmented(Curved()).takes == ()
 
 
 def test_fingerprint_names_the_reward_and_every_option():
-    first = Augmented(Brightness())
+    first = Augmented(Prompted())
     options = [{"views": 3}, {"shift": 6}, {"scale": (0.9, 1.2)}, {"noise": 0.5}, {"seed": 1}]
-    prints = {Augmented(Brightness(), **option).fingerprint for option in options}
+    prints = {Augmented(Prompted(), **option).fingerprint for option in options}
     assert len(prints | {first.fingerprint, Augmented(Curved()).fingerprint}) == 7
-    assert first.fingerprint == Augmented(Brightness(), scale=(0.8, 1.2)).fingerprint
+    assert first.fingerprint == Augmented(Prompted(), scale=(0.8, 1.2)).fingerprint
 
 
 def test_errors(images):
     for options in ({"views": 0}, {"shift": -1}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}, {"noise": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            Augmented(Brightness(), **options)
+            Augmented(Prompted(), **options)
     with pytest.raises(ValueError, match="expected sides above shift = 10, got 20x10"):
-        Augmented(Brightness(), shift=10)(images)
+        Augmented(Prompted(), shift=10)(images)
 
 
 def test_integers_are_refused(images):
     """As floats they would be white nearly everywhere, once clamped."""
     with pytest.raises(TypeError, match=r"^images: expected float in \[0, 1\], got torch.uint8"):
-        Augmented(Brightness())((images * 255).to(torch.uint8))
+        Augmented(Prompted())((images * 255).to(torch.uint8))
 
 
 def test_noise_is_kept_for_the_next_call_and_the_oldest_goes(images):
@@ -196,3 +200,15 @@ def test_a_graph_keeps_its_noise_and_new_noise_is_refused_in_one(images, monkeyp
     for seed in range(9):
         reward._noise_of(view._replace(seed=seed), given)
     assert reward._noise_of(view, given) is noise
+
+
+def test_a_reward_that_takes_the_low_resolution_image_is_refused():
+    """The views are shifted and resized, the low-resolution image would not be."""
+    mixture = Mixture({"look": (Curved(), 1.0), "source": (LRConsistency(), 1.0)})
+    for reward in (LRConsistency(), mixture):
+        message = (
+            f'^reward: expected one that does not take "lr".*, got {type(reward).__name__}; augment the other part'
+        )
+        with pytest.raises(ValueError, match=message):
+            Augmented(reward)
+    Mixture({"look": (Augmented(Curved()), 1.0), "source": (LRConsistency(), 1.0)})
