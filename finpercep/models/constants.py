@@ -29,22 +29,22 @@ class KeepsConstants(nn.Module):
         """Register the buffer `name` (dotted: of a submodule), or take over a present one.
 
         Args:
-            make: gives its value; called under the CPU as default device, whenever the value is needed.
+            make: gives its value; called under the CPU as default device, whenever the value is needed. Whatever
+                torch's default type, the value has to be the same: name the type, float32.
         """
         owner, attribute = self._place(name)
         self._constants[name] = make
         if attribute not in owner._buffers:
             device = torch.empty(0).device  # the default one
             value = make() if device.type == "meta" else _value(make, device)  # there, only the shape
-            owner.register_buffer(attribute, value, persistent=False)
+            owner.register_buffer(attribute, _typed(value, torch.get_default_dtype()), persistent=False)
 
     def restore_constants(self, device: torch.device, dtype: torch.dtype) -> None:
         """Make all constants again, on `device`; the floating-point ones in `dtype`, or float32 for half precision."""
         for name, make in self._constants.items():
             owner, attribute = self._place(name)
             if device.type != "meta":
-                value = _value(make, device)
-                owner._buffers[attribute] = value.to(at_least_float32(dtype)) if value.is_floating_point() else value
+                owner._buffers[attribute] = _typed(_value(make, device), dtype)
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         path, _, attribute = name.rpartition(".")
@@ -67,3 +67,8 @@ def _restore_after_loading(module: nn.Module, _: Any = None) -> None:
 def _value(make: Callable[[], Tensor], device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return make().to(device)
+
+
+def _typed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The constant of a model whose parameters have this type."""
+    return value.to(at_least_float32(dtype)) if value.is_floating_point() else value

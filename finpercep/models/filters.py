@@ -20,14 +20,14 @@ ENERGY_CENTER = -4.5
 
 def _derivatives() -> Tensor:
     """(5,1,3,3): derivatives along x, y and both diagonals, and a Laplacian, each of unit absolute sum."""
-    x = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]])
-    laplacian = torch.tensor([[1.0, 1.0, 1.0], [1.0, -8.0, 1.0], [1.0, 1.0, 1.0]])
+    x = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float32)
+    diagonal = torch.tensor([[-2.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 2.0]], dtype=torch.float32)
+    laplacian = torch.tensor([[1.0, 1.0, 1.0], [1.0, -8.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float32)
     kernels = torch.stack([x, x.T, diagonal, diagonal.flip(1), laplacian])
     return (kernels / kernels.abs().sum((1, 2), keepdim=True))[:, None]
 
 
 def derivative_kernels() -> Tensor:
     """(15,3,3,3): each of five derivatives of each of three opponent colors, as convolutions of RGB."""
-    kernels = torch.tensor(OPPONENT)[:, None, :, None, None] * _derivatives()[None]
+    kernels = torch.tensor(OPPONENT, dtype=torch.float32)[:, None, :, None, None] * _derivatives()[None]
     return kernels.flatten(0, 1)

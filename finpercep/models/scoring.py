@@ -60,7 +60,7 @@ def worst_mean(degradation: Tensor | Sequence[Tensor], fraction: float = 0.01) -
         raise ValueError("degradation: expected a map, got None from a model without one")
     if not isinstance(degradation, Tensor):
         maps = [worst_mean(one[None], fraction) for one in degradation]
-        return torch.cat(maps) if maps else torch.empty(0)
+        return torch.cat(maps) if maps else torch.empty(0, dtype=torch.float32, device="cpu")
     if degradation.dim() != 4:
         raise ValueError(f"degradation: expected (B,1,H,W) or a list of (1,H,W), got {tuple(degradation.shape)}")
     pixels = degradation.flatten(1)
@@ -85,7 +85,7 @@ def score(model: Scorer, images: Any, *, batch_size: int, tile: int | None) -> R
             scores[i] = one_score
             if one_map is not None:
                 maps[i] = one_map
-    all_scores = torch.stack(scores) if scores else torch.empty(0)
+    all_scores = torch.stack(scores) if scores else torch.empty(0, dtype=torch.float32, device="cpu")
     if not model.has_map:
         return RewardOutput(all_scores, None)
     return RewardOutput(all_scores, _stack(maps) if stacked else maps)
@@ -162,7 +162,7 @@ def score_tiled(model: Scorer, image: Tensor, side: int) -> tuple[Tensor, Tensor
     stride = model.encoder.stride
     halo = -(-context_radius(model) // stride) * stride
     height, width = image.shape[-2:]
-    result = torch.empty(1, height, width) if model.has_map else None
+    result = torch.empty(1, height, width, dtype=torch.float32, device="cpu") if model.has_map else None
     pooled_sum: Tensor | float = 0.0
     cells = 0
     for rows, row_core in tile_spans(height, side, halo, stride):

@@ -179,7 +179,7 @@ def _part(tower: nn.Module, names: Sequence[str]) -> Any:
 
 
 def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(tuple(values)).view(3, 1, 1)
+    return torch.tensor(tuple(values), dtype=torch.float32).view(3, 1, 1)
 
 
 def _positions(count: int) -> Tensor:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 from finpercep.models import RewardModel
+from finpercep.models.filters import derivative_kernels
 from finpercep.models.inputs import as_stored
+from finpercep.models.vit_encoder import CLIP_MEAN, CLIP_STD, ViTEncoder
 from tests.conftest import synthetic_photo
+from tests.models.conftest import VIT
 
 STORED = "rgb8-replicate-v2"
 
@@ -106,3 +111,30 @@ def test_preprocessing_is_part_of_the_model(tmp_path) -> None:  # type: ignore[n
     (tmp_path / "config.json").write_text(config.replace(STORED, "rgb9"))
     with pytest.raises(ValueError, match="preprocessing: expected rgb01-replicate-v1 or rgb8-replicate-v2, got 'rgb9'"):
         RewardModel.from_pretrained(tmp_path)
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float64], ids=str)
+def another_default(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+def test_constants_have_the_values_of_float32_whatever_torchs_default(another_default: torch.dtype) -> None:
+    wide = torch.promote_types(another_default, torch.float32)
+    encoder = ViTEncoder(VIT["config"], VIT["taps"])
+    for found, values in ((encoder.mean, CLIP_MEAN), (encoder.std, CLIP_STD)):
+        assert torch.equal(found.flatten(), torch.tensor(values, dtype=torch.float32).to(wide))
+    luminance = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32)  # times 1/8, where the first filter starts
+    assert torch.equal(derivative_kernels()[0, :, 0, 0], -luminance / 8)
+    if another_default == wide:  # a model that is used as it was built
+        assert stored_model()(torch.rand(1, 3, 24, 32)).score.dtype == wide
+
+
+def test_maps_by_tiles_are_float32_on_the_cpu_whatever_torchs_defaults(another_default: torch.dtype) -> None:
+    model, image = stored_model().to(torch.float32), synthetic_photo(100, 70).float()
+    with torch.device("meta"):  # as default, it would leave them without values
+        found, nothing = model.score(image, tile=32), model.score([])
+    assert (found.map.dtype, nothing.score.dtype) == (torch.float32, torch.float32)
+    assert (found.map.device.type, nothing.score.device.type) == ("cpu", "cpu")
+    torch.testing.assert_close(found.map, model.score(image).map)
