@@ -22,7 +22,7 @@ from finpercep.models.output import RewardOutput
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_images
 from finpercep.rewards.load import load_reward
-from finpercep.rewards.protocol import Reward
+from finpercep.rewards.protocol import Reward, check_higher_better
 from finpercep.runs.devices import check_device, take_full_float32
 
 __all__ = ["Scorer"]
@@ -79,7 +79,8 @@ class Scorer:
         lanes: images side by side on a CPU; None is one for each thread of torch.
 
     Raises:
-        ValueError: an argument outside of these, or a name that names no reward.
+        ValueError: an argument outside of these, a name that names no reward, or a reward whose lower scores are
+            better.
     """
 
     lower_better = False
@@ -103,6 +104,7 @@ class Scorer:
             reward = load_reward(os.fspath(reward), device=str(device or "cpu"))
         if not callable(reward):
             raise ValueError(f"reward: expected a reward or its name, got {type(reward).__name__}")
+        check_higher_better(reward)
         place = torch.device(device) if device is not None else _device_of(reward)
         if place.type == "cuda" and place.index is None:
             place = torch.device("cuda", torch.cuda.current_device())

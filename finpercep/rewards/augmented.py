@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
-from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
 from finpercep.runs.devices import uploaded
 
 NOISES = 4
@@ -61,7 +61,7 @@ class Augmented(nn.Module):
 
     Raises:
         ValueError: no view, a negative shift or noise, scales that are not positive and in order, or a reward that
-            takes "lr", which no view moves along.
+            takes "lr", which no view moves along, or whose lower scores are better.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Augmented(nn.Module):
             raise ValueError(f"scale: expected (smallest, largest), both positive, got {scale}")
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise: expected 0 or more levels, got {noise}")
+        check_higher_better(reward)
         if "lr" in getattr(reward, "takes", ()):
             raise ValueError(
                 f'reward: expected one that does not take "lr", which the views do not move along, '

@@ -11,7 +11,7 @@ from torch import nn
 from finpercep.io.modules import imported
 from finpercep.models import load_base
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
-from finpercep.rewards.protocol import Reward
+from finpercep.rewards.protocol import Reward, check_higher_better
 from finpercep.rewards.remote import RemoteReward
 
 
@@ -50,8 +50,7 @@ def _own(module: str, name: str, device: str) -> Reward:
     if isinstance(reward, nn.Module):
         reward = reward.eval().requires_grad_(False).to(device)
     if _is_reward(reward):
-        if getattr(reward, "lower_better", False):
-            raise ValueError(f"{spec}: expected a reward whose higher scores are better, but lower ones are; negate it")
+        check_higher_better(reward, spec)
         return reward
     if callable(reward):
         _check_scoring(_signature(reward), spec)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finpercep import ops
 from finpercep.models import RewardOutput
-from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
 
 
 class Mixture(nn.Module):
@@ -38,11 +38,7 @@ class Mixture(nn.Module):
                 raise ValueError(f"parts[{name!r}]: expected a reward, got {reward!r}; load_reward makes one of a name")
             if not 0 < weight < math.inf:
                 raise ValueError(f"parts[{name!r}]: expected a positive weight, got {weight}")
-            if getattr(reward, "lower_better", False):
-                raise ValueError(
-                    f"parts[{name!r}]: expected a reward whose higher scores are better, but lower ones are; "
-                    'negate it, or load metrics of pyiqa with load_reward("pyiqa:NAME")'
-                )
+            check_higher_better(reward, f"parts[{name!r}]")
         self.weights = {name: float(weight) for name, (_, weight) in parts.items()}
         # Modules are held as such alone, so that .to(), .parameters() and a view in evaluation mode reach them.
         self.modules_of_parts = nn.ModuleList(part for part, _ in parts.values() if isinstance(part, nn.Module))

@@ -33,6 +33,19 @@ class WrongAnswerError(ValueError):
     """A reward that does not keep to the protocol: whatever the images, it is the reward that has to be mended."""
 
 
+def check_higher_better(reward: Any, name: str = "reward") -> None:
+    """Refuse a reward whose lower scores are better: what is around it would hide that.
+
+    Raises:
+        ValueError: it says `lower_better`; `name` is what the message begins with.
+    """
+    if getattr(reward, "lower_better", False):
+        raise ValueError(
+            f"{name}: expected a reward whose higher scores are better, but lower ones are; "
+            'negate it, or load metrics of pyiqa with load_reward("pyiqa:NAME")'
+        )
+
+
 def call_reward(reward: Reward, images: Tensor, context: Mapping[str, Any]) -> RewardOutput:
     """Call `reward` with what it takes of `context`.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput, worst_mean
-from finpercep.rewards.protocol import Reward, call_reward, combined_fingerprint
+from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
 
 MAXIMA = ("worst", "max", "soft")
 
@@ -29,7 +29,7 @@ class StageReward(nn.Module):
         temperature: of "soft", positive; towards 0 it becomes "max", for large values the mean.
 
     Raises:
-        ValueError: no reward, an unknown maximum, a weight below 0, both 0, or a temperature that is not above 0.
+        ValueError: no reward, one whose lower scores are better, an unknown maximum, a weight below 0, both 0, or a temperature that is not above 0.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class StageReward(nn.Module):
         super().__init__()
         if not callable(reward):
             raise ValueError(f"reward: expected a reward, got {reward!r}; load_reward makes one of a name")
+        check_higher_better(reward)
         if maximum not in MAXIMA:
             raise ValueError(f"maximum: expected one of {', '.join(MAXIMA)}, got {maximum!r}")
         if min(score_weight, map_weight) < 0 or not 0 < score_weight + map_weight < math.inf:

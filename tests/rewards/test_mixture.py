@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+from finpercep.engine import Scorer
 from finpercep.models import RewardOutput
 from finpercep.models.evaluation_view import evaluation_view
-from finpercep.rewards import LRConsistency, Mixture, StageReward
+from finpercep.rewards import Augmented, LRConsistency, Mixture, StageReward
 from tests.rewards.conftest import Brightness
 
 
@@ -111,3 +112,17 @@ def test_errors():
         Mixture({"a": (Brightness(), 1), "b": (Lower(), 1)})
     with pytest.raises(ValueError, match=r"expected those of \['a'\], got \['b'\]"):
         Mixture({"a": (Brightness(), 1)}).advantages({"b": torch.zeros(2)}, group_size=2)
+
+
+@pytest.mark.parametrize("around", [StageReward, Augmented, Scorer])
+def test_what_is_around_a_reward_does_not_hide_that_lower_scores_are_better(around):
+    """A metric as pyiqa makes it: climbed, it would make images worse."""
+
+    class Metric(torch.nn.Module):
+        lower_better, fingerprint = True, "metric"
+
+        def forward(self, images):
+            return RewardOutput(images.flatten(1).mean(1), None)
+
+    with pytest.raises(ValueError, match=r"^reward: expected a reward whose higher .*, but lower ones are; negate it"):
+        around(Metric())
