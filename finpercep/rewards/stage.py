@@ -12,6 +12,8 @@ from finpercep.models import RewardOutput, worst_mean
 from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
 
 MAXIMA = ("worst", "max", "soft")
+HOTTEST = 1e6
+"""Highest temperature: far above the values of a map; there float64 still has nine digits of their mean."""
 
 
 class StageReward(nn.Module):
@@ -26,10 +28,11 @@ class StageReward(nn.Module):
             gradient; "max": the single worst pixel; "soft": log-mean-exp at `temperature`, whose gradient reaches every
             pixel.
         fraction: of "worst", in (0, 1].
-        temperature: of "soft", positive; towards 0 it becomes "max", for large values the mean.
+        temperature: of "soft", above 0 and at most 1e6; towards 0 it becomes "max", for large values the mean.
 
     Raises:
-        ValueError: no reward, one whose lower scores are better, an unknown maximum, a weight below 0, both 0, or a temperature that is not above 0.
+        ValueError: no reward, one whose lower scores are better, an unknown maximum, a weight below 0,
+            both 0, or a temperature outside of that.
     """
 
     def __init__(
@@ -52,8 +55,8 @@ class StageReward(nn.Module):
             raise ValueError(
                 f"score_weight, map_weight: expected 0 or more, not both 0, got {score_weight} and {map_weight}"
             )
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected more than 0, got {temperature}")
+        if not 0 < temperature <= HOTTEST:
+            raise ValueError(f"temperature: expected more than 0 and at most {HOTTEST:g}, got {temperature}")
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction: expected more than 0 and at most 1, got {fraction}")
         self.reward = reward

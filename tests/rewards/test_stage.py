@@ -31,6 +31,12 @@ def test_max_and_soft(images):
     ) + 1e-6  # log-mean-exp is at most T·log N below the maximum
 
 
+def test_the_hottest_soft_maximum_is_the_mean(images):
+    mean = 1 - images[:, 0].flatten(1).mean(1)
+    soft = StageReward(Brightness(), 0, 1, maximum="soft", temperature=1e6)(images).score
+    torch.testing.assert_close(soft, mean, atol=1e-6, rtol=0)
+
+
 def test_soft_reaches_every_pixel_and_max_one(images):
     for maximum, reached in (("soft", 600), ("max", 3), ("worst", 6)):
         x = images.clone().requires_grad_()
@@ -67,6 +73,8 @@ def test_fingerprint_names_reward_and_weights():
         ({"score_weight": -1}, "expected 0 or more"),
         ({"map_weight": math.nan}, "expected 0 or more"),
         ({"temperature": 0}, "temperature: expected more than 0"),
+        ({"temperature": 1e14}, r"^temperature: expected more than 0 and at most 1e\+06, got 100000000000000.0"),
+        ({"temperature": math.inf}, "temperature: expected .*, got inf"),
         ({"fraction": 0}, "fraction"),
     ],
 )
