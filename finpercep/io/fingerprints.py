@@ -59,5 +59,6 @@ def weights_fingerprint(config: Any, weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         if tensor.is_floating_point() and tensor.dtype != torch.float32:  # a model in bf16 answers otherwise
             digest.update(str(tensor.dtype).encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        values = tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+        digest.update(values.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -60,8 +60,8 @@ class Augmented(nn.Module):
             new views with `forward(…, seed=step)`, since it would learn fixed ones.
 
     Raises:
-        ValueError: no view, a negative shift or noise, scales that are not positive and in order, or a reward that
-            takes "lr", which no view moves along, or whose lower scores are better.
+        ValueError: numbers that are not whole, no view, a negative shift or noise, scales that are not positive and in
+            order, or a reward that takes "lr", which no view moves along, or whose lower scores are better.
     """
 
     def __init__(
@@ -76,6 +76,9 @@ class Augmented(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for name, value in (("views", views), ("shift", shift), ("seed", seed)):
+            if value % 1 != 0:  # infinite ones and NaN too
+                raise ValueError(f"{name}: expected a whole number, got {value}")
         if views < 1:
             raise ValueError(f"views: expected 1 or more, got {views}")
         if shift < 0:
@@ -93,7 +96,9 @@ class Augmented(nn.Module):
         self.reward = reward
         if hasattr(reward, "has_map"):  # of another it is not known before it answers
             self.has_map = reward.has_map
-        self.views, self.shift, self.noise, self.change, self.seed = views, shift, noise, change, seed
+        # Python's own numbers: those of NumPy with the same values are the same reward.
+        self.views, self.shift, self.seed = int(views), int(shift), int(seed)
+        self.noise, self.change = float(noise), change
         self.scale = (float(scale[0]), float(scale[1]))
         self._noises: dict[Any, Tensor] = {}  # the oldest first
         self._captured: dict[Any, Tensor] = {}
@@ -106,7 +111,7 @@ class Augmented(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the reward inside and the views."""
-        settings: list[Any] = [self.views, self.shift, self.scale, float(self.noise), self.seed]
+        settings: list[Any] = [self.views, self.shift, self.scale, self.noise, self.seed]
         if self.change is not None:
             settings.append(self.change.fingerprint)
         return combined_fingerprint("augmented-v1", self.reward.fingerprint, settings)

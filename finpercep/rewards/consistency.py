@@ -34,7 +34,7 @@ class LRConsistency(nn.Module):
         super().__init__()
         if not tolerance > 0:
             raise ValueError(f"tolerance: expected more than 0, got {tolerance}")
-        self.tolerance = tolerance
+        self.tolerance = float(tolerance)  # an integer of that value is the same reward
 
     @property
     def fingerprint(self) -> str:

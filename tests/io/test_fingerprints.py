@@ -15,3 +15,8 @@ def test_the_type_of_weights_is_part_of_the_identity() -> None:
     }
     assert len(found) == 4
     assert weights_fingerprint({}, weights) == "49e161ec20be9255"  # as it has always been
+
+
+def test_all_digits_of_float64_count() -> None:
+    value = torch.tensor([1.0], dtype=torch.float64)
+    assert weights_fingerprint({}, {"a": value}) != weights_fingerprint({}, {"a": value + 1e-12})

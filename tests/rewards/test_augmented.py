@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,3 +213,12 @@ def test_a_reward_that_takes_the_low_resolution_image_is_refused():
         with pytest.raises(ValueError, match=message):
             Augmented(reward)
     Mixture({"look": (Augmented(Curved()), 1.0), "source": (LRConsistency(), 1.0)})
+
+
+def test_numbers_of_one_value_are_one_reward(images):
+    plain = Augmented(Curved(), views=2, shift=3, seed=5, noise=1)
+    same = Augmented(Curved(), views=np.int64(2), shift=np.int64(3), seed=5.0, noise=np.float32(1))
+    assert same.fingerprint == plain.fingerprint
+    assert torch.equal(same(images).score, plain(images).score)
+    with pytest.raises(ValueError, match=r"^shift: expected a whole number, got 2\.5"):
+        Augmented(Curved(), shift=2.5)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,3 +44,8 @@ def test_errors(images):
         LRConsistency()(images, lr=torch.zeros(3, 3, 40, 5))
     with pytest.raises(ValueError, match="tolerance"):
         LRConsistency(0)
+
+
+def test_numbers_of_one_value_are_one_reward():
+    assert LRConsistency(1).fingerprint == LRConsistency(1.0).fingerprint
+    assert LRConsistency(np.float32(0.5)).fingerprint == LRConsistency(0.5).fingerprint
