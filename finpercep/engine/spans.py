@@ -14,6 +14,9 @@ from torch.autograd import DeviceType
 
 __all__ = ["Profile", "SpanTime", "profiled", "span"]
 
+REST = "other"
+"""What no span covers, among the times."""
+
 _active: list[Profile] = []
 
 
@@ -42,9 +45,15 @@ class Profile:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Label what runs inside; a span in a span is called "outer/inner"."""
+        """Label what runs inside; a span in a span is called "outer/inner".
+
+        Raises:
+            ValueError: it would be called "other", as what no span covers is.
+        """
         outer = getattr(self._stack, "path", "")
         path = f"{outer}/{name}" if outer else name
+        if path == REST:
+            raise ValueError(f"name: expected another one than that of what no span covers, got {name!r}")
         self._stack.path = path
         self._names.add(name)
         _wait()
@@ -86,7 +95,7 @@ class Profile:
         whole = self.seconds or time.perf_counter() - self._started
         found = {name: SpanTime(len(each), sum(each), sum(each) / whole) for name, each in self._found.items()}
         rest = whole - self._covered
-        return {**found, "other": SpanTime(1, max(0.0, rest), max(0.0, rest) / whole)}
+        return {**found, REST: SpanTime(1, max(0.0, rest), max(0.0, rest) / whole)}
 
     def table(self) -> str:
         """The times as text."""

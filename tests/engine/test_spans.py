@@ -106,3 +106,12 @@ def test_labels_in_spans_and_spans_in_labels_are_not_counted_twice(tmp_path: Pat
     covered = times["update"].seconds + times["phase"].seconds
     assert times["other"].seconds == pytest.approx(p.seconds - covered, abs=0.005)
     assert times["phase"].seconds > times["reward"].seconds + 0.04
+
+
+def test_the_name_of_the_remainder_is_no_span() -> None:
+    with profiled() as p:
+        with pytest.raises(ValueError, match=r"^name: expected another one than .*, got 'other'"), span("other"):
+            pass
+        with p.span("reward"), p.span("other"):
+            pass
+    assert list(p.times()) == ["reward/other", "reward", "other"]
