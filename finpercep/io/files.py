@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,9 +24,31 @@ UNFINISHED = ".*.tmp"
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its name at the end, or is removed on any error.
 
+    Of a symbolic link it is the file behind it that is replaced. What is no file, a pipe or a device, is written as it
+    is: what went there before an error stays.
+
     Raises:
-        OSError: a full disk, no permission; names `path` and, of a full disk, what is free.
+        OSError: a full disk, no permission; names the file and, of a full disk, what is free.
     """
+    if _is_stream(path):
+        with _named(path), open(path, "wb") as file:
+            yield file
+        return
+    with _replacing(Path(os.path.realpath(path)) if path.is_symlink() else path) as file:
+        yield file
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is there and neither file nor folder. Links of /dev/fd lead to pipes that have no path to resolve."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
     # A hash: names may be as long as the file system allows, and differ anywhere. Threads may write the same file.
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     temporary = path.with_name(f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")

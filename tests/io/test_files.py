@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -70,3 +72,52 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
     path.write_bytes("é".encode("latin-1") + b"x")
     with pytest.raises(ValueError, match=r"index\.jsonl: expected UTF-8 text, got b'\\xe9'"):
         read_text(path)
+
+
+def test_a_pipe_is_written_through_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with atomic_write(path) as file:
+            file.write(b"through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_shell_gives_as_a_file_is_written_through() -> None:
+    """`>(cat)` is a link in /dev/fd to a pipe without a path of its own."""
+    reader, writer = os.pipe()
+    try:
+        with atomic_write(Path(f"/dev/fd/{writer}")) as file:
+            file.write(b"through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
+    link = tmp_path / "nothing"
+    link.symlink_to(os.devnull)
+    with atomic_write(link) as file:
+        file.write(b"gone")
+    assert link.is_symlink()
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_of_a_link_the_file_behind_it_is_replaced_whole(tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "a.json", tmp_path / "b.json"
+    target.parent.mkdir()
+    link.symlink_to(Path("there") / "a.json")
+    for value in (1, 2):  # the first time there is no file yet
+        write_json(link, value)
+        assert link.is_symlink()
+        assert json.loads(target.read_text()) == value
+    with pytest.raises(TypeError), atomic_write(link) as file:
+        file.write("no bytes")  # type: ignore[arg-type]
+    assert json.loads(target.read_text()) == 2
+    assert sorted(tmp_path.rglob("*")) == sorted([link, target.parent, target])
