@@ -4,7 +4,8 @@ What is read: PNG, JPEG (and MPO), WebP, TIFF, BMP, GIF, PPM, JPEG 2000, TGA, QO
 and HEIF where ``pillow_heif`` has registered it. Formats that start other programs (EPS) are never opened.
 
 - Embedded color profiles are converted to sRGB (see `color_profiles`); without one, values are taken as sRGB.
-- Transparency is composited on **white**.
+- Transparency is composited on **white**, except what Pillow does not give: the color key of gray PNGs of 2 or 4 bits
+  and of RGB PNGs of 16 bits, and the alpha of BMPs without a mask for it.
 - EXIF orientation is applied. Of an animation, the first frame is taken.
 - 16-bit values of gray files, arrays and tensors become 8-bit as ``round(v / 257)``; of color files Pillow gives the
   high byte, ``v // 256``. Float images must lie in [0, 1].

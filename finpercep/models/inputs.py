@@ -32,12 +32,13 @@ def check_images(images: Tensor, weights: Tensor) -> None:
     """Check a batch (B,3,H,W) without reading its values, which would stall a GPU.
 
     Args:
-        weights: a parameter of the model: its device is what images must have, and its type or float32.
+        weights: a parameter of the model: its device and its type are what images must have; of half precision, its
+            type or float32.
 
     Raises:
         ValueError: wrong rank or channels, no pixels, or another device than the model's.
         TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's
-            and float32.
+            and, of a model in half precision, than float32.
     """
     if not isinstance(images, Tensor):
         raise TypeError(

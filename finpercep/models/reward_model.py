@@ -97,7 +97,7 @@ class RewardModel(
         Raises:
             ValueError: wrong rank or channels, or another device than the model's.
             TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's
-                and float32.
+                and, of a model in half precision, than float32.
         """
         check_images(images, next(self.head.parameters()))
         pooled, degradation = self.pool_and_map(pad_to_multiple(images, self.encoder.stride))

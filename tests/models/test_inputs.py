@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from finpercep.models import RewardModel
 from finpercep.models.filters import derivative_kernels
-from finpercep.models.inputs import as_stored
+from finpercep.models.inputs import as_stored, check_images
 from finpercep.models.vit_encoder import CLIP_MEAN, CLIP_STD, ViTEncoder
 from tests.conftest import synthetic_photo
 from tests.models.conftest import VIT
@@ -44,6 +44,16 @@ def test_the_gradient_passes_the_rounding_and_ends_at_the_range() -> None:
     assert torch.equal(out, as_stored(x.detach()))
     (gradient,) = torch.autograd.grad((out * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum(), x)
     assert gradient.tolist() == [0.0, 2.0, 3.0, 0.0]
+
+
+def test_float32_is_taken_by_half_precision_and_not_by_double() -> None:
+    for dtype, others in ((torch.bfloat16, ()), (torch.float32, (torch.float64,)), (torch.float64, (torch.float32,))):
+        weights = torch.zeros(1, dtype=dtype)
+        for taken in {dtype, torch.promote_types(dtype, torch.float32)}:
+            check_images(torch.zeros(1, 3, 8, 8, dtype=taken), weights)
+        for other in others:
+            with pytest.raises(TypeError, match=f"^images: expected {dtype} like the model, got {other}$"):
+                check_images(torch.zeros(1, 3, 8, 8, dtype=other), weights)
 
 
 def test_derivatives_in_forward_mode_are_those_in_reverse() -> None:
