@@ -84,11 +84,13 @@ def check_name(path: Path, format: str) -> Path:
     """The path, with the suffix of the format where it has none.
 
     Raises:
-        ValueError: another format, or another suffix.
+        ValueError: another format, no name, or another suffix.
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     suffix = ".onnx" if format == "onnx" else ".pt2"
+    if path.name in ("", ".."):
+        raise ValueError(f"{path}: expected the name of a file, got a folder")
     if path.suffix not in ("", suffix):
         raise ValueError(f"{path}: expected a name that ends in {suffix} for the format {format}")
     return path.with_suffix(suffix)

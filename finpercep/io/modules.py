@@ -13,9 +13,11 @@ def imported(module: str, name: str) -> Any:
 
     Raises:
         ImportError: the module cannot be imported.
-        ValueError: it has no such name; the nearest one is suggested.
+        ValueError: no module is named, or it has no such name; the nearest one is suggested.
     """
     spec = f"{module}:{name}"
+    if not module or module.startswith("."):
+        raise ValueError(f"{spec}: expected the full name of a module before the colon, got {module!r}")
     try:
         found = importlib.import_module(module)
     except ImportError as error:

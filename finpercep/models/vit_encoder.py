@@ -32,6 +32,9 @@ MODEL_TYPES = (
 _LAYERS = ("encoder.layers", "encoder.layer", "model.layer", "layers", "layer")
 _FINAL_NORMS = ("post_layernorm", "layernorm", "norm")
 
+# Of a configuration: `transformers` builds a model of negative ones, and fails when it is called.
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "patch_size")
+
 
 class ViTEncoder(KeepsConstants):
     """Feature maps of a plain vision transformer after the given layers; one resolution, so one stride.
@@ -148,10 +151,22 @@ def _check(config: dict[str, Any], taps: Sequence[int]) -> int:
         raise ValueError(
             f"encoder: expected one of the model types {', '.join(MODEL_TYPES)}, got {config['model_type']!r}"
         )
+    for name in _SIZES:
+        if not _is_count(config.get(name, 1)):
+            raise ValueError(f"{name}: expected a positive integer, got {config[name]!r}")
     depth = config.get("num_hidden_layers", 12)
-    if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= depth:
+    if (
+        not taps
+        or not all(map(_is_count, taps))
+        or list(taps) != sorted(set(taps))
+        or not 1 <= taps[0] <= taps[-1] <= depth
+    ):
         raise ValueError(f"taps: expected increasing layer numbers from 1 to {depth}, got {tuple(taps)}")
     return int(depth)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _build_tower(config: dict[str, Any], attn_implementation: str) -> Any:

@@ -83,9 +83,14 @@ class FlowFactoryReward(_pointwise()):  # type: ignore[misc]
         """Scores of a list of tensors (3,H,W) in [0, 1], of any sizes, or of PIL images, each with its prompt.
 
         It names what it takes: of a function with `**`, Flow-Factory would gather every field of its samples.
+
+        Raises:
+            ValueError: no image, or another number of prompts.
         """
-        if image is None:
+        if image is None or not len(image):
             raise ValueError("image: expected a list of images, got none")
+        if prompt is not None and len(prompt) != len(image):
+            raise ValueError(f"prompt: expected {len(image)}, one for each image, got {len(prompt)}")
         prompts = [None] * len(image) if prompt is None else [[one] for one in prompt]
         scores = [
             _score(self.model, _batch(one, str(self.device)), {"prompts": text}).score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -130,3 +131,9 @@ def test_exports_at_once_leave_the_operator_in_place() -> None:
     thread.join()
     assert entered.is_set()
     assert head.ops is before
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_no_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)}: expected the name of a file, got a folder$"):
+        export_module.check_name(Path(name), "aoti")

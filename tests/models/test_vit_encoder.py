@@ -401,8 +401,8 @@ def test_missing_attention_packages_are_named(monkeypatch: pytest.MonkeyPatch) -
         ViTEncoder(config, [1], attn_implementation="flash")
 
 
-@pytest.mark.parametrize("taps", [[], [0, 2], [2, 1], [1, 1], [1, 4]])
-def test_bad_taps(taps: list[int]) -> None:
+@pytest.mark.parametrize("taps", [[], [0, 2], [2, 1], [1, 1], [1, 4], [1, 2.5, 3]])
+def test_bad_taps(taps: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"^taps: expected increasing layer numbers from 1 to 3, got \("):
         ViTEncoder(DINO, taps)
 
@@ -412,3 +412,10 @@ def test_bad_configurations() -> None:
         ViTEncoder({"hidden_size": 32}, [1])
     with pytest.raises(ValueError, match=r"^encoder: transformers cannot build 'clip_vision_model'"):
         ViTEncoder({"model_type": "clip_vision_model", "hidden_size": 30, "num_attention_heads": 4}, [1])
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "patch_size"])
+@pytest.mark.parametrize("value", [-1, 0, 2.5])
+def test_sizes_are_positive_integers(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: expected a positive integer, got {value}$"):
+        ViTEncoder({**DINO, name: value}, [1])

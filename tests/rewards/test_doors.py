@@ -44,6 +44,10 @@ def test_flow_factory(photos, expected):
     torch.testing.assert_close(out.rewards, expected, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="image: expected a list of images"):
         reward(prompt=["a"])
+    with pytest.raises(ValueError, match=r"^image: expected a list of images, got none$"):
+        reward(prompt=[], image=[])
+    with pytest.raises(ValueError, match=r"^prompt: expected 3, one for each image, got 2$"):
+        reward(prompt=["a", "b"], image=list(photos.float() / 255))
 
 
 def test_prompts_reach_flow_factorys_reward(photos, monkeypatch):
