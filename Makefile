@@ -38,7 +38,7 @@ docs: .venv/installed  ## build the site into site/; a broken link or an unknown
 bench: .venv/installed-bench  ## measure operators and scoring; table, and benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend in 9 minutes, with $(PYTHON) as it is
+gpu-check:  ## on a CUDA machine: build for its card, measure and check every backend in 8 minutes, with $(PYTHON) as it is
 	$(PYTHON) -m benchmarks.gpu
 
 pack: .venv/installed  ## training sets DATA="A B" as one folder OUT of at most LIMIT (40MB), to carry to another machine
