@@ -58,8 +58,8 @@ class EnergyStem(KeepsConstants):
                 level = F.avg_pool2d(level, 2)
             padded = repeat_edges(level, top=1, bottom=1, left=1, right=1)
             # At full resolution every second position is enough for an average, and a quarter of the memory traffic.
-            energy = F.conv2d(padded, self.kernels, stride=1 if scale else 2).abs_()
-            energy = F.threshold(energy, ENERGY_ZERO, 0.0, inplace=True)
+            derivatives = F.conv2d(padded, self.kernels, stride=1 if scale else 2)
+            energy = torch.hardshrink(derivatives, ENERGY_ZERO).abs_()
             if scale < 2:
                 energy = F.avg_pool2d(energy, 2)
             features.append(energy)
