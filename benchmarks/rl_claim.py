@@ -62,7 +62,7 @@ FIGURES = {
 EXPECTED = """Expected beforehand, from the paper: RM_0 alone raises its own score and no held-out measure, or makes
 them worse; the full reward from the start is held back by what it says early on, or oscillates; the curriculum ends
 highest on held-out measures, a little higher with refresh."""
-PAPER = """The paper's rows, of SUPIR on photos without a reference for three of its four measures:
+PAPER = """The paper's rows, of SUPIR, as a published summary has them; all measures but LPIPS need no reference:
 
 | | LPIPS (less is better) | MUSIQ | MANIQA | CLIP-IQA |
 |---|---:|---:|---:|---:|

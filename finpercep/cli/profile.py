@@ -158,8 +158,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _dtype(text: str) -> Any:
-    from finpercep.engine.dtypes import NAMED_DTYPES
-    from finpercep.engine.executor import DTYPES
+    from finpercep.engine.dtypes import DTYPES, NAMED_DTYPES
 
     if text not in NAMED_DTYPES:
         raise ValueError(f"--dtype: expected {', '.join(DTYPES)}, got {text}")

@@ -23,10 +23,9 @@ from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_float, score_tiled, tile_side
 from finpercep.rewards.protocol import Reward, call_reward, checked
 
-__all__ = ["COMPILE", "DTYPES", "Executor", "Outcome"]
+__all__ = ["COMPILE", "Executor", "Outcome"]
 
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TORCHS_STREAMS = 32
 """Streams of a device that torch has to give, in turns."""
 _handed_out: set[tuple[torch.device, int]] = set()

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finpercep.engine.dtypes import NAMED_DTYPES
-from finpercep.engine.executor import COMPILE, DTYPES, Executor, Outcome
+from finpercep.engine.dtypes import DTYPES, NAMED_DTYPES
+from finpercep.engine.executor import COMPILE, Executor, Outcome
 from finpercep.engine.lanes import Lanes
 from finpercep.engine.run import Item, Run
 from finpercep.models.clip_iqa import CLIPIQA

@@ -181,9 +181,8 @@ class Augmented(nn.Module):
                 replay, from memory that is gone.
         """
         device = images.device
-        stream = (
-            torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        )  # another one may be late
+        # Of each stream its own: on another one the copy may not have come yet.
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         key = (view.seed, view.size, images.dtype, device, stream)
         captures = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         found = self._captured.get(key, self._noises.get(key))

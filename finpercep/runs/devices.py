@@ -25,8 +25,8 @@ def check_device(device: str | torch.device) -> None:
 def take_full_float32(device: str | torch.device) -> None:
     """Of CUDA: float32 convolutions of this process keep float32, as matrix products do; torch's default is TF32.
 
-    In TF32 maps are off by up to 8e-3, and gradients to the pixels have a cosine of .87 to .97. For the whole process,
-    not around a call: a backward pass runs when the call is over. Whoever wants TF32 sets the flag anew afterwards.
+    For the whole process, not around a call: a backward pass runs when the call is over. Whoever wants TF32 sets the
+    flag anew afterwards.
     """
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.allow_tf32 = False

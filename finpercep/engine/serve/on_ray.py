@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from finpercep.engine.dtypes import NAMED_DTYPES
-from finpercep.engine.executor import DTYPES
+from finpercep.engine.dtypes import DTYPES, NAMED_DTYPES
 from finpercep.engine.scorer import Scorer
 from finpercep.engine.serve.service import Request, Service, digest
 from finpercep.engine.serve.settings import ServeSettings
