@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from torch import nn
 from finpercep.io.modules import imported
 from finpercep.models import load_base
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
+from finpercep.rewards.mixture import Mixture
 from finpercep.rewards.protocol import Reward, check_higher_better
 from finpercep.rewards.remote import RemoteReward
+
+PLUS = " + "
+"""Between the parts of a mixture: blanks around it, as names of folders may have a plus."""
+WEIGHT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*\*\s*", re.IGNORECASE)
 
 
 def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) -> Reward:
@@ -23,7 +29,8 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     - ``pyiqa:NAME``: a no-reference metric of pyiqa, see `PyIQAReward`;
     - ``module:name``: an object of a module that can be imported. A scoring function (first argument
       `images`) is taken as flow_grpo's, see `FunctionReward`. Any other function is called, with `device=` where it has
-      such an argument, and gives a reward or a scoring function.
+      such an argument, and gives a reward or a scoring function;
+    - ``finpercep-tiny + 0.5*pyiqa:musiq``: the `Mixture` of several, each with its weight (1 where none is named).
 
     Args:
         device: where the reward is to be.
@@ -31,8 +38,11 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
 
     Raises:
         ImportError: pyiqa, or the module, is missing.
-        ValueError: a name that names nothing; the nearest known one is suggested. An object with `lower_better`.
+        ValueError: a name that names nothing; the nearest known one is suggested. An object with `lower_better`. A
+            mixture with a part twice.
     """
+    if PLUS in str(spec) and not Path(spec).exists():
+        return _mixture(str(spec), device, **hub_options)
     kind, colon, rest = str(spec).partition(":")
     if kind in ("http", "https") and colon:
         return RemoteReward(str(spec), maps="auto")
@@ -41,6 +51,21 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     if colon and rest and not Path(spec).exists():
         return _own(kind, rest, device)
     return load_base(spec, **hub_options).requires_grad_(False).to(device)
+
+
+def _mixture(spec: str, device: str, **hub_options: Any) -> Mixture:
+    parts: dict[str, tuple[Reward, float]] = {}
+    for term in spec.split(PLUS):
+        found = WEIGHT.match(term)
+        name = term[found.end() if found else 0 :].strip()
+        if not name or name in parts:
+            raise ValueError(f"{spec}: expected each part once, got {name!r}{' twice' if name else ''}")
+        try:
+            weight = float(found[1]) if found else 1.0
+        except ValueError:
+            raise ValueError(f"{spec}: expected a number before *, got {found[1]!r}") from None
+        parts[name] = load_reward(name, device=device, **hub_options), weight
+    return Mixture(parts)
 
 
 def _own(module: str, name: str, device: str) -> Reward:

@@ -35,7 +35,7 @@ class StageConfig:
     Of a `Mixture` it is the mixture of its parts' R_k, each of which algorithms with groups normalize in its groups.
 
     Attributes:
-        reward: name, folder, hub id, pyiqa:NAME, http://… or module:name, see `load_reward`.
+        reward: name, folder, hub id, pyiqa:NAME, http://… or module:name, or several: `A + 0.5*B`; see `load_reward`.
         steps: of training.
         lr: learning rate at the stage's first step, from where it falls to 0 along a cosine.
         score_weight, map_weight: λ1 and λ2.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from finpercep.models import RewardModel, RewardOutput
-from finpercep.rewards import FunctionReward, call_reward, load_reward
+from finpercep.rewards import FunctionReward, LRConsistency, Mixture, call_reward, load_reward
 from finpercep.rewards.protocol import WrongAnswerError
 from tests.rewards.conftest import Brightness
 
@@ -80,6 +80,34 @@ def test_modules_of_ones_own_are_not_in_training(module, images):
     reward = load_reward("somebodys_rewards:Dropping")
     assert torch.equal(reward(images).score, reward(images).score)
     assert int(reward.layers[0].num_batches_tracked) == 0
+
+
+def test_a_mixture_by_name(module, images):
+    """Weights mean what they say, and what a part needs beside images reaches it."""
+    spec = "somebodys_rewards:ours + 2.5e-1*somebodys_rewards:multi + 2 * finpercep.rewards:LRConsistency"
+    mixture = load_reward(spec)
+    assert isinstance(mixture, Mixture)
+    names = ("somebodys_rewards:ours", "somebodys_rewards:multi", "finpercep.rewards:LRConsistency")
+    assert mixture.weights == dict(zip(names, (1.0, 0.25, 2.0), strict=True))
+    assert isinstance(mixture.parts[names[2]], LRConsistency)
+    low = torch.nn.functional.interpolate(images, scale_factor=0.5, mode="area")
+    expected = module.ours(images).score + 0.125 + 2 * LRConsistency()(images, lr=low).score
+    torch.testing.assert_close(mixture(images, lr=low).score, expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("finpercep-tiny + 2*finpercep-tiny", "expected each part once, got 'finpercep-tiny' twice"),
+        ("finpercep-tiny + ", "expected each part once, got ''"),
+        ("1.2.3*finpercep-tiny + finpercep-small", r"expected a number before \*, got '1.2.3'"),
+        ("0*finpercep-tiny + finpercep-small", r"parts\['finpercep-tiny'\]: expected a positive weight, got 0.0"),
+        ("finpercep-small + 0.5*finpercep-tinny", "finpercep-tinny: no such model"),
+    ],
+)
+def test_mixtures_that_are_none(spec, message):
+    with pytest.raises(ValueError, match=message):
+        load_reward(spec)
 
 
 def test_prompts_reach_a_function(images):
