@@ -141,6 +141,10 @@ class Run:
                 group[0].done.set_result(error)
                 return
             outcomes = []
+        except BaseException as error:  # SystemExit, say: it ends the pass, for whoever waits for any of them
+            for item in group:
+                item.done.set_exception(error)
+            raise
         if (
             not outcomes
         ):  # which of them it is only shows when each goes alone; outside of `except`, which holds tensors
@@ -158,6 +162,9 @@ class Run:
             item.done.set_result(outcome if self.then is None else self.then(image, outcome, item.index))
         except Exception as error:
             item.done.set_result(error)
+        except BaseException as error:
+            item.done.set_exception(error)
+            raise
         item.image = item.given = None  # an outcome that waits for its turn holds no image
 
 

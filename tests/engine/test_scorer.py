@@ -596,3 +596,17 @@ def test_what_comes_after_a_score_is_not_for_the_threads_that_score(small_model:
     assert isinstance(second, KeyError)
     assert [number for number, _ in (first, *rest)] == [0, 2, 3]
     assert all(name.startswith("finpercep") for _, name in (first, *rest))
+
+
+def test_a_reward_that_ends_the_program_leaves_nobody_waiting() -> None:
+    class Ends:
+        fingerprint = "x"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            raise SystemExit(3)
+
+    scorer = Scorer(Ends())  # type: ignore[arg-type]
+    answer = scorer.score_async([torch.rand(3, 16, 16) for _ in range(5)])  # some in one group, some in the next
+    with pytest.raises(SystemExit):
+        answer.result(20)
+    scorer.close()

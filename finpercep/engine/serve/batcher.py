@@ -132,9 +132,10 @@ class Batcher:
             taken = deque([first])  # a scorer that takes nothing any more answers this one, and so each in its turn
             try:
                 self._one_stream(taken)
-            except Exception as error:  # of the scorer itself: what it had taken is lost
+            except BaseException as error:  # of the scorer itself: what it had taken is lost
+                lost = error if isinstance(error, Exception) else RuntimeError(f"the reward raised {error!r}")
                 for job in taken:
-                    job.answer(error)
+                    job.answer(lost)
 
     def _one_stream(self, taken: deque[_Job]) -> None:
         """`taken`: what the scorer has and has not answered yet, in order; at first, what the stream begins with."""

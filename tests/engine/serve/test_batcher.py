@@ -175,7 +175,14 @@ def test_a_broken_scorer_is_an_error_of_all_that_it_took_and_of_none_after() -> 
     batcher.close()
 
 
-def test_a_scorer_that_takes_nothing_any_more_answers_with_its_error() -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("the device is broken"), "the device is broken"),
+        (SystemExit(3), "the reward raised SystemExit(3)"),
+    ],
+)
+def test_a_scorer_that_takes_nothing_any_more_answers_with_its_error(error: BaseException, message: str) -> None:
     """As on a device that is broken: whoever waits would wait forever, and no failure would be counted."""
 
     class Broken:
@@ -183,7 +190,7 @@ def test_a_scorer_that_takes_nothing_any_more_answers_with_its_error() -> None:
 
         def stream(self, images: Iterable[Any], *, then: Callable[..., Any]) -> Iterator[Any]:
             self.asked += 1
-            raise RuntimeError("the device is broken")
+            raise error
 
     scorer: Any = Broken()
     batcher = Batcher(scorer, most=10)
@@ -193,7 +200,7 @@ def test_a_scorer_that_takes_nothing_any_more_answers_with_its_error() -> None:
         return await asyncio.gather(*calls, return_exceptions=True)
 
     found = asyncio.run(ask())
-    assert [str(error) for error in found] == ["image 1: the device is broken"] * 3
+    assert [str(error) for error in found] == [f"image 1: {message}"] * 3
     assert batcher.waiting == 0
     batcher.close()
     assert scorer.asked <= 6  # once for each image at most: each attempt answers one
