@@ -65,7 +65,7 @@ def profile(
 
     With --loop: the shares that the labeled parts of your own loop take of it.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # without a GPU, torch's profiler says so as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler says when it starts; without a GPU, an error
     if loop is None:
         refuse_given(ctx, "steps", reason="with --loop")
         with one_line_errors(2, ValueError):

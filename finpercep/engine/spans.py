@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Profile:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.start()
+        self._started = time.perf_counter()
         self._found: dict[str, list[float]] = {}
         self._names: set[str] = set()
         self._covered = 0.0  # seconds of what stands in nothing else
@@ -50,6 +50,11 @@ class Profile:
         Raises:
             ValueError: it would be called "other", as what no span covers is.
         """
+        with self._timed(name), torch.profiler.record_function(name):
+            yield
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         outer = getattr(self._stack, "path", "")
         path = f"{outer}/{name}" if outer else name
         if path == REST:
@@ -59,8 +64,7 @@ class Profile:
         _wait()
         started = time.perf_counter()
         try:
-            with torch.profiler.record_function(name):
-                yield
+            yield
             _wait()
         finally:
             self._stack.path = outer
@@ -68,14 +72,15 @@ class Profile:
             self._found.setdefault(path, []).append(seconds)
             self._covered += 0.0 if outer else seconds
 
-    def start(self) -> None:
-        """Begin the whole: called by `profiled`."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The whole is what runs inside, up to an error: called by `profiled`."""
         self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        """End the whole: called by `profiled`."""
-        _wait()
-        self.seconds = time.perf_counter() - self._started
+        try:
+            yield
+            _wait()
+        finally:
+            self.seconds = time.perf_counter() - self._started
 
     def take(self, events: Any) -> None:
         """Add the `record_function` labels of a torch profile that are not spans already, each under what it is in."""
@@ -116,21 +121,24 @@ def profiled(*, trace: str | Path | None = None) -> Iterator[Profile]:
         trace: file for a trace of every operator, which https://ui.perfetto.dev and chrome://tracing show. It also
             gives the times of labels by `torch.profiler.record_function`, torch's own among them, under the span that
             they are in. It slows the loop and takes memory with every step: for a few steps.
+
+    Raises:
+        RuntimeError: a trace in a trace, of this or of torch's profiler: torch would end the outer one and the process.
     """
+    if trace is not None and torch.autograd._profiler_enabled():
+        raise RuntimeError(f"trace: expected no other trace around that of {trace}, got one; leave one of them out")
     profile = Profile()
     _active.append(profile)
     try:
         if trace is None:
-            yield profile
-            profile.stop()
+            with profile.running():
+                yield profile
             return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as events:
-            profile.start()  # torch's own start takes seconds
+        with torch.profiler.profile(activities=activities) as events, profile.running():  # torch's start takes seconds
             yield profile
-            profile.stop()
         profile.take(events.events())
         Path(trace).parent.mkdir(parents=True, exist_ok=True)
         events.export_chrome_trace(str(trace))
@@ -144,7 +152,10 @@ def span(name: str) -> Iterator[None]:
     if not _active:
         yield
         return
-    with _active[-1].span(name):
+    with ExitStack() as inside:
+        for profile in tuple(_active):  # whoever profiles a part takes it from nobody who profiles the whole
+            inside.enter_context(profile._timed(name))
+        inside.enter_context(torch.profiler.record_function(name))
         yield
 
 

@@ -115,3 +115,37 @@ def test_the_name_of_the_remainder_is_no_span() -> None:
         with p.span("reward"), p.span("other"):
             pass
     assert list(p.times()) == ["reward/other", "reward", "other"]
+
+
+def test_who_profiles_a_part_takes_nothing_from_who_profiles_the_whole(tmp_path: Path) -> None:
+    label = torch.profiler.record_function("inside")
+    with (
+        profiled(trace=tmp_path / "trace.json") as whole,
+        whole.span("step"),
+        profiled() as part,
+        span("reward"),
+        label,
+    ):
+        torch.rand(8).sum()
+    assert list(part.times()) == ["reward", "other"]
+    assert set(whole.times()) == {"step", "step/reward", "step/reward/inside", "other"}
+    assert [time.calls for time in whole.times().values()] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_the_whole_ends_with_an_error(tmp_path: Path, trace: bool) -> None:
+    with pytest.raises(KeyError), profiled(trace=tmp_path / "trace.json" if trace else None) as p, p.span("step"):
+        raise KeyError
+    seconds = p.seconds
+    time.sleep(0.05)  # of whatever comes after, in a notebook say
+    assert 0 < p.times()["step"].seconds <= p.seconds == seconds
+    assert p.times()["other"].seconds < seconds
+
+
+def test_a_trace_in_a_trace_is_refused(tmp_path: Path) -> None:
+    part = profiled(trace=tmp_path / "part.json")
+    refused = pytest.raises(RuntimeError, match=r"^trace: expected no other trace around that of .*part\.json, got one")
+    with profiled(trace=tmp_path / "whole.json") as whole, span("step"), refused:
+        part.__enter__()
+    assert (tmp_path / "whole.json").stat().st_size > 0
+    assert list(whole.times()) == ["step", "other"]
