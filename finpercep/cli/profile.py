@@ -95,6 +95,8 @@ def _profile_model(
     rounds: int,
     trace: bool,
 ) -> Path:
+    import copy
+
     import torch
 
     from finpercep.engine.profile import Ceilings, profile_model, stages_of
@@ -106,7 +108,7 @@ def _profile_model(
     if trace:  # apart, since it slows what it sees
         images = torch.randint(0, 256, (batches[0], 3, *sizes[0]), dtype=torch.uint8)
         with profiled(trace=out / "trace.json"):
-            stages_of(model, images, Ceilings(1, 1), 2)
+            stages_of(copy.deepcopy(model).to(dtypes[0]), images, Ceilings(1, 1), 2)
     for row in found["timings"]:
         shape = f"{row['batch']} x {row['height']} x {row['width']}, {row['dtype']}"
         times = {"p50": row["p50"], "p95": row["p95"], "p99": row["p99"], "first": row["first_call"]}

@@ -59,9 +59,9 @@ def write_report(found: Mapping[str, Any], folder: Path, *, trace: bool) -> Path
 <h2>The whole: score and map of a batch on the device</h2>{_whole(found["timings"])}
 <h2>Roofline</h2><p>What a stage computes per byte that it has to move, and how fast it did so. The lines are the
 ceilings measured in the same run.</p><img alt="roofline" src="data:image/png;base64,{picture}">
-<h2>Stages</h2><p>Each measured alone, from what the one before it gave. Bytes are those that must move: what goes in,
-what comes out, weights. The share is that of the nearer ceiling. "load" decodes a PNG.</p>{sections}
-{_trace_note() if trace else ""}</main>"""
+<h2>Stages</h2><p>Each measured alone, not compiled, from what the one before it gave. Bytes are those that must move:
+what goes in, what comes out, weights. The share is that of the nearer ceiling. "load" decodes a PNG.</p>{sections}
+{_trace_note(" of the first of these stages") if trace else ""}</main>"""
     return _write(folder, f"Profile of {found['model']}", body)
 
 
@@ -86,8 +86,8 @@ def _write(folder: Path, title: str, body: str) -> Path:
     return folder / "index.html"
 
 
-def _trace_note() -> str:
-    return "<h2>Trace</h2><p><code>trace.json</code> holds every operator: open it in ui.perfetto.dev.</p>"
+def _trace_note(of: str = "") -> str:
+    return f"<h2>Trace</h2><p><code>trace.json</code> holds every operator{of}: open it in ui.perfetto.dev.</p>"
 
 
 def _whole(timings: Sequence[Mapping[str, Any]]) -> str:

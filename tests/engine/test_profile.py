@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from typer.testing import CliRunner
 
 from finpercep.cli.main import app
 from finpercep.cli.profile import _dtype
-from finpercep.engine.profile import STAGES, Ceilings, measure_ceilings, percentile, seconds_of, stages_of, timing
+from finpercep.engine.profile import (
+    STAGES,
+    Ceilings,
+    Stage,
+    measure_ceilings,
+    percentile,
+    seconds_of,
+    stages_of,
+    timing,
+)
 from finpercep.models import RewardModel
 
 CPU = torch.device("cpu")
@@ -84,6 +94,22 @@ def test_page_figures_and_trace(model_folder: Path, tmp_path: Path) -> None:
     assert "p99" not in result.stdout
     events = json.loads((tmp_path / "out" / "trace.json").read_text())["traceEvents"]
     assert set(STAGES) <= {event.get("name") for event in events}
+
+
+def test_the_trace_is_of_the_type_that_was_asked_for(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'finpercep[demo]'")
+    seen: list[torch.dtype] = []
+
+    def stages(model: RewardModel, *given: Any) -> list[Stage]:
+        seen.append(next(model.head.parameters()).dtype)
+        return stages_of(model, *given)
+
+    monkeypatch.setattr("finpercep.engine.profile.stages_of", stages)
+    arguments = ["--model", str(model_folder), "--size", "32", "--batch", "1", "--rounds", "2", "--dtype", "bf16"]
+    assert CliRunner().invoke(app, ["profile", str(tmp_path), *arguments, "--device", "cpu"]).exit_code == 0
+    assert seen == [torch.bfloat16] * 2  # the figures, the trace
 
 
 def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
