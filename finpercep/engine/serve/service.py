@@ -35,6 +35,7 @@ __all__ = ["Answer", "Meter", "Request", "Service", "digest"]
 
 FAILURES = 8
 """Errors of our own in a row after which a service is not well: a device that broke does not come back by itself."""
+PROBE_SIDE = 256
 WAITS = (1, 30)  # seconds that a client is asked to stay away, at least and at most
 
 log = logging.getLogger("finpercep.serve")
@@ -89,7 +90,7 @@ class Service:
                 f"reward: expected one that takes images alone, got one that takes {', '.join(scorer.takes)}"
             )
         self.scorer, self.settings, self._token, self._meter = scorer, settings, token, meter
-        self._fingerprint = scorer.fingerprint
+        self._fingerprint, self._has_map = scorer.fingerprint, _has_map(scorer)
         self._batcher = Batcher(scorer, most=settings.queue_images)
         self._held = 0  # bytes of requests
         self._failures = 0
@@ -159,10 +160,6 @@ class Service:
             "pixels": settings.request_pixels,
         }
         return _json(200, {"fingerprint": self._fingerprint, "has_map": self._has_map, "limits": limits})
-
-    @property
-    def _has_map(self) -> bool:
-        return bool(getattr(self.scorer.executor.reward, "has_map", False))
 
     async def _score(self, request: Request) -> Answer:
         kind = request.query.get("maps")
@@ -234,6 +231,18 @@ class Service:
         if self._meter is not None:
             self._meter.images(len(images), self._batcher.waiting)
         return results
+
+
+def _has_map(scorer: Scorer) -> bool:
+    """What the reward says; of one that does not, as a mixture, what it answers to a gray image."""
+    said = getattr(scorer.executor.reward, "has_map", None)
+    if said is not None:
+        return bool(said)
+    try:
+        return scorer.score([torch.full((3, PROBE_SIDE, PROBE_SIDE), 0.5)]).map is not None
+    except Exception:  # it may refuse this image alone
+        log.warning("the reward did not score a gray image: it is taken to have no map", exc_info=True)
+        return False
 
 
 def _refused(number: int, reason: str) -> Refused:

@@ -20,6 +20,7 @@ from finpercep.engine.serve import service as service_module
 from finpercep.engine.serve.service import FAILURES, Answer, Request, Service, digest
 from finpercep.engine.serve.settings import ServeSettings
 from finpercep.io.images import ImageError
+from finpercep.rewards import Mixture, StageReward
 from tests.engine.serve.test_requests import FORM, RAW, form_of, png_of
 
 SETTINGS = ServeSettings(request_images=4, request_megapixels=1, request_mb=1, queue_images=4, queue_mb=2)
@@ -124,6 +125,27 @@ def test_a_model_without_a_map_gives_none(photo_array: np.ndarray) -> None:
     assert content(asked)["results"][0]["map"] is None
     assert content(about)["has_map"] is False
     service.close()
+
+
+def test_what_is_around_a_reward_has_its_map(small_model: RewardModel) -> None:
+    class Plain:
+        fingerprint = "plain-1"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            return RewardOutput(images.flatten(1).mean(1), None)
+
+    plain = Plain()
+    for reward, has_map in (
+        (StageReward(small_model), True),
+        (Mixture({"score": (plain, 0.5), "stage": (StageReward(small_model), 0.5)}), True),
+        (Scorer(small_model), True),
+        (Mixture({"score": (plain, 1.0)}), False),
+        (plain, False),
+    ):
+        service = Service(Scorer(reward), SETTINGS)
+        (about,) = ask(service, Request("GET", "/info", {}, {}, in_chunks(b"")))
+        assert content(about)["has_map"] is has_map, reward
+        service.close()
 
 
 def test_health_and_info(service: Service) -> None:
