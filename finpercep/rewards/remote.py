@@ -13,6 +13,7 @@ import random
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -53,6 +54,19 @@ class _Reply(NamedTuple):
     status: int
     headers: Any
     body: bytes
+
+
+_rewards: weakref.WeakSet[RemoteReward] = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    """In a forked process, as a worker of a `DataLoader` is: threads of the other one are not there to ask."""
+    for reward in list(_rewards):
+        reward._without_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class RemoteReward:
@@ -101,11 +115,11 @@ class RemoteReward:
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         self.url, self.transport = url.rstrip("/"), transport
-        self._place, self._token = place, token or os.environ.get(TOKEN) or None
+        self._place, self._token = place, (token or os.environ.get(TOKEN, "")).strip() or None
         self._most, self._timeout, self._patience = images_per_request, timeout, patience
-        self._pool = ThreadPoolExecutor(connections, "finpercep-remote")
-        self._waiting = ThreadPoolExecutor(connections, "finpercep-remote-score")
-        self._own = threading.local()
+        self._connections = connections
+        self._without_threads()
+        _rewards.add(self)
         about = self._json(self._insist("GET", "/info", {}, b""), "has_map", "limits")
         if maps == "auto":
             maps = "fp16" if about["has_map"] else None
@@ -116,6 +130,11 @@ class RemoteReward:
             raise ValueError(f"maps: expected None of {self.url}, whose reward has no map, got {maps!r}")
         self._most = min(self._most, int(about["limits"]["images"]))
         self._most_bytes, self._most_pixels = int(about["limits"]["bytes"]), int(about["limits"]["pixels"])
+
+    def _without_threads(self) -> None:
+        self._pool = ThreadPoolExecutor(self._connections, "finpercep-remote")
+        self._waiting = ThreadPoolExecutor(self._connections, "finpercep-remote-score")
+        self._own = threading.local()
 
     def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
         """Scores, and maps if asked for, of a batch (B,3,H,W), float in [0, 1] or uint8, on its device."""
@@ -135,7 +154,11 @@ class RemoteReward:
         """
         items, stacked = as_images(images)
         answers = [self._pool.submit(self._request, group) for group in self._groups(items)]
-        found = [one for answer in answers for one in answer.result()]
+        try:
+            found = [one for answer in answers for one in answer.result()]
+        finally:
+            for answer in answers:  # after an error the others would be asked for in vain, each with its own patience
+                answer.cancel()
         scores = torch.tensor([score for score, _ in found], dtype=torch.float32)
         if not self.has_map:
             return RewardOutput(scores, None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -184,13 +186,39 @@ def test_a_refusal_is_an_error_at_once(service: Service, make_photo: Photo) -> N
     assert asked == ["/info", "/score"]
 
 
+def test_after_an_error_nothing_more_is_asked(service: Service, make_photo: Photo) -> None:
+    asked: list[str] = []
+    too_large = Answer(413, {"Content-Type": "application/json"}, b'{"error": "pixels: expected fewer"}')
+    with carried(service, lambda path: asked.append(path) or (too_large if path == "/score" else None)) as place:  # type: ignore[func-returns-value]
+        reward = RemoteReward(place, connections=1, images_per_request=1)
+        with pytest.raises(ServiceError, match="got 413"):
+            reward(torch.stack([make_photo()] * 20))
+        reward.close()  # waits for what is still asked
+    assert asked.count("/score") <= 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_asks_with_threads_of_its_own(url: str, service: Service, photo: Tensor) -> None:
+    reward = RemoteReward(url)
+    expected = reward(photo[None]).score
+    fork = multiprocessing.get_context("fork")
+    results, answer = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: answer.send(reward(photo[None]).score.tolist()), daemon=True)
+    child.start()
+    assert results.poll(60)
+    assert results.recv() == expected.tolist()
+    child.join()
+    reward.close()
+
+
 def test_a_token_opens(small_model: RewardModel, photo: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(Scorer(small_model), SETTINGS, token=digest("secret"))
     with carried(service) as place:
         with pytest.raises(ServiceError, match="got 401: Authorization: expected Bearer and the token"):
             RemoteReward(place)
         assert RemoteReward(place, token="secret")(photo[None]).score.shape == (1,)
-        monkeypatch.setenv("FINPERCEP_TOKEN", "secret")
+        monkeypatch.setenv("FINPERCEP_TOKEN", "secret\n")  # as a file of secrets ends
         assert RemoteReward(place)(photo[None]).score.shape == (1,)
     service.close()
 
