@@ -103,6 +103,8 @@ def score(
 
     if engine is Engine.LOCAL:
         refuse_given(ctx, "workers", reason="with --engine ray")
+    else:
+        refuse_given(ctx, "threads", reason="with --engine local, as a worker has one core or GPU")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
     if maps is not None and maps.exists() and not maps.is_dir():
         print(f"--maps: expected a folder, got the file {maps}", file=sys.stderr)

@@ -76,7 +76,7 @@ class Scorer:
             On a CPU each image then goes through alone on one core; on a GPU every batch is padded to `batch_size`.
         batch_size: images of one size that go through together, at most.
         tile: of a `RewardModel`, see there.
-        lanes: images side by side on a CPU; None is one for each thread of torch.
+        lanes: images side by side on a CPU, of a `RewardModel` or a `CLIPIQA`; None is one for each thread of torch.
 
     Raises:
         ValueError: an argument outside of these, a name that names no reward, or a reward whose lower scores are

@@ -314,9 +314,12 @@ def test_file_names_that_are_no_text(how: str, run: Run, tmp_path: Path) -> None
         assert "schön [red].png" in result.stdout
 
 
-def test_workers_are_of_ray(run: Run) -> None:
+def test_workers_are_of_ray_and_threads_of_this_process(run: Run) -> None:
     result = run("x.png", "--workers", "2")
     assert (result.exit_code, result.stderr) == (2, "--workers: expected only with --engine ray\n")
+    result = run("x.png", "--engine", "ray", "--threads", "2")
+    assert result.exit_code == 2
+    assert result.stderr == "--threads: expected only with --engine local, as a worker has one core or GPU\n"
 
 
 def finpercep(*arguments: str) -> list[str]:

@@ -27,7 +27,7 @@ from finpercep.engine.executor import Outcome
 from finpercep.engine.run import Run
 from finpercep.io.images import ImageError
 from finpercep.io.pictures import as_picture, save_image
-from finpercep.rewards import load_reward
+from finpercep.rewards import StageReward, load_reward
 
 Photo = Callable[..., Tensor]
 
@@ -460,6 +460,11 @@ def test_what_trains_later_is_scored_as_in_evaluation(photo: Tensor) -> None:
 def test_refused(small_model: RewardModel, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Scorer(small_model, **options)
+
+
+def test_tiles_are_of_a_reward_model(small_model: RewardModel) -> None:
+    with pytest.raises(ValueError, match=r"^tile: expected none for a reward that is no RewardModel, got 512$"):
+        Scorer(StageReward(small_model), tile=512)
 
 
 @pytest.mark.compile
