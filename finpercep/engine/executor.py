@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from finpercep.engine.batches import halving, is_out_of_memory, most_images, padded_count, padded_to, unpadded_count
 from finpercep.engine.graphs import Graphs
+from finpercep.engine.streams import lent_streams
 from finpercep.models.evaluation_view import lasting_view
 from finpercep.models.output import RewardOutput
 from finpercep.models.precision import is_of, without_autocast
@@ -26,10 +26,6 @@ from finpercep.rewards.protocol import Reward, call_reward, checked
 __all__ = ["COMPILE", "Executor", "Outcome"]
 
 COMPILE = (None, "default", "reduce-overhead", "max-autotune")
-TORCHS_STREAMS = 32
-"""Streams of a device that torch has to give, in turns."""
-_handed_out: set[tuple[torch.device, int]] = set()
-_handing_out = threading.Lock()
 
 
 class Outcome(NamedTuple):
@@ -254,33 +250,6 @@ def compiled_as(compile: str | None, device: torch.device) -> tuple[str | None, 
     if device.type != "cuda" or compile not in modes:
         return compile, False
     return modes[compile], True
-
-
-def own_streams(device: torch.device, count: int, make: Callable[..., Any] = torch.cuda.Stream) -> list[Any]:
-    """Streams that no one else has from here, while there are such; `give_back` takes them back."""
-    found: list[Any] = []
-    for _ in range(2 * TORCHS_STREAMS):
-        stream = make(device)
-        with _handing_out:
-            if (device, stream.cuda_stream) not in _handed_out:
-                _handed_out.add((device, stream.cuda_stream))
-                found.append(stream)
-        if len(found) == count:
-            return found
-    return found + [make(device) for _ in range(count - len(found))]
-
-
-def lent_streams(owner: object, device: torch.device, count: int) -> list[torch.cuda.Stream]:
-    """`own_streams`, given back when their owner is gone."""
-    streams = own_streams(device, count)
-    weakref.finalize(owner, give_back, device, [stream.cuda_stream for stream in streams])
-    return streams
-
-
-def give_back(device: torch.device, streams: Sequence[int]) -> None:
-    """Streams, by their handles, that their owner uses no more."""
-    with _handing_out:
-        _handed_out.difference_update((device, stream) for stream in streams)
 
 
 @contextmanager

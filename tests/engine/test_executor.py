@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,29 +124,6 @@ def test_inductors_graphs_are_ours_on_a_gpu() -> None:
         (mode, False) for mode in executor_module.COMPILE
     ]
     assert "max-autotune-no-cudagraphs" in torch._inductor.list_mode_options()
-
-
-def test_streams_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch gives the same 32 out in turns; a copy on a stream that captures would become a part of the graph."""
-    monkeypatch.setattr(executor_module, "_handed_out", set())
-    device, turns = torch.device("cuda", 0), itertools.cycle(range(32))
-
-    class Turn:
-        def __init__(self, _: Any) -> None:
-            self.cuda_stream = next(turns)
-
-    def handles(count: int) -> list[int]:
-        return [stream.cuda_stream for stream in executor_module.own_streams(device, count, Turn)]
-
-    first = handles(4)
-    for _ in range(25):  # streams of others
-        next(turns)
-    second = handles(4)
-    assert len({*first, *second}) == 8
-    assert len({*first, *second, *(h for _ in range(6) for h in handles(4))}) == 32
-    assert len(handles(4)) == 4  # where all are given out, one more scorer shares
-    executor_module.give_back(device, second)
-    assert sorted(handles(4)) == sorted(second)
 
 
 def test_what_others_take_meanwhile_does_not_stay(small_model: RewardModel, notes: list[str], monkeypatch: Any) -> None:
