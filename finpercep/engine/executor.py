@@ -54,10 +54,9 @@ class Executor:
         self.reward = _placed(reward, device, dtype)
         self.dtype = next((p.dtype for p in _floats(self.reward)), torch.float32)
         self._view: Any = lasting_view(self.reward) if isinstance(self.reward, nn.Module) else self.reward
-        tiled = isinstance(self._view, RewardModel)
-        if tile is not None and not tiled:
+        if tile is not None and not isinstance(self._view, RewardModel):
             raise ValueError(f"tile: expected none for a reward that is no RewardModel, got {tile}")
-        self.side = tile_side(self._view, tile) if tiled else None
+        self.side = tile_side(self._view, tile) if isinstance(self._view, RewardModel) else None
         mode, own_graphs = compiled_as(compile, device)
         graphs = graphs or own_graphs
         streams = lent_streams(self, device, 3) if device.type == "cuda" else []
