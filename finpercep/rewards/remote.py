@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.client
 import io
-import json
-import logging
 import os
 import random
-import ssl
-import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +18,7 @@ from torch import Tensor
 
 from finpercep.models import RewardOutput
 from finpercep.models.scoring import as_images
+from finpercep.rewards.service_client import TOKEN, Client, ServiceError
 
 __all__ = ["MAPS", "PNG", "RAW", "SHAPE", "TOKEN", "RemoteReward", "ServiceError"]
 
@@ -32,28 +26,13 @@ PNG, RAW = "image/png", "application/octet-stream"
 LEAST_SIDE = 32
 """What a shorter side counts as against the limit of pixels: encoders pad to their stride, so it costs as much."""
 SHAPE = "X-Shape"
-TOKEN = "FINPERCEP_TOKEN"
-"""Environment variable that holds the token of a service."""
 MAPS = ("png", "fp16")
 SCORE = "-score"  # a stage reward of scores alone is another one than with the map
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts
-_AGAIN = (408, 429, 502, 503, 504)
-log = logging.getLogger("finpercep.remote")
 
 
 def counted_pixels(height: int, width: int) -> int:
     """What an image counts as against the limit of pixels of a request."""
     return max(height, LEAST_SIDE) * max(width, LEAST_SIDE)
-
-
-class ServiceError(RuntimeError):
-    """A service that gave no answer in time, refused a request, or serves another reward than before."""
-
-
-class _Reply(NamedTuple):
-    status: int
-    headers: Any
-    body: bytes
 
 
 _rewards: weakref.WeakSet[RemoteReward] = weakref.WeakSet()
@@ -106,7 +85,7 @@ class RemoteReward:
         timeout: float = 60.0,
         patience: float = 120.0,
     ) -> None:
-        place = _place(url)
+        self._client = Client(url, token=token, timeout=timeout, patience=patience)
         if maps not in (None, "auto", *MAPS):
             raise ValueError(f"maps: expected None, auto, {' or '.join(MAPS)}, got {maps!r}")
         if transport not in ("raw", "png"):
@@ -114,13 +93,11 @@ class RemoteReward:
         for name, value in (("connections", connections), ("images_per_request", images_per_request)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        self.url, self.transport = url.rstrip("/"), transport
-        self._place, self._token = place, (token or os.environ.get(TOKEN, "")).strip() or None
-        self._most, self._timeout, self._patience = images_per_request, timeout, patience
-        self._connections = connections
+        self.url, self.transport = self._client.url, transport
+        self._most, self._connections = images_per_request, connections
         self._without_threads()
         _rewards.add(self)
-        about = self._json(self._insist("GET", "/info", {}, b""), "has_map", "limits")
+        about = self._client.content(self._client.insist("GET", "/info", {}, b""), "has_map", "limits")
         if maps == "auto":
             maps = "fp16" if about["has_map"] else None
         self.maps = maps
@@ -134,7 +111,7 @@ class RemoteReward:
     def _without_threads(self) -> None:
         self._pool = ThreadPoolExecutor(self._connections, "finpercep-remote")
         self._waiting = ThreadPoolExecutor(self._connections, "finpercep-remote-score")
-        self._own = threading.local()
+        self._client.forget()
 
     def __call__(self, images: Tensor, **context: Any) -> RewardOutput:
         """Scores, and maps if asked for, of a batch (B,3,H,W), float in [0, 1] or uint8, on its device."""
@@ -196,7 +173,7 @@ class RemoteReward:
     def _request(self, images: Sequence[Tensor]) -> list[tuple[float, Tensor | None]]:
         batch = torch.stack([_eight_bit(image) for image in images]).cpu()
         path = "/score" if self.maps is None else f"/score?maps={self.maps}"
-        answer = self._json(self._insist("POST", path, *self._body(batch)), "results")
+        answer = self._client.content(self._client.insist("POST", path, *self._body(batch)), "results")
         results = answer["results"]
         served = self.fingerprint.removesuffix(SCORE)
         if answer["fingerprint"] != served:
@@ -214,97 +191,6 @@ class RemoteReward:
         lines = [f'--{boundary}\r\nContent-Disposition: form-data; name="image"\r\n\r\n'.encode(), b"\r\n"]
         body = b"".join(lines[0] + _png(image) + lines[1] for image in batch) + f"--{boundary}--\r\n".encode()
         return {"Content-Type": f"multipart/form-data; boundary={boundary}"}, body
-
-    def _insist(self, method: str, path: str, headers: dict[str, str], body: bytes) -> _Reply:
-        """The reply to a request, which is sent again as long as there is hope and patience."""
-        end, pause = time.monotonic() + self._patience, FIRST_WAIT
-        while True:
-            asked = None
-            try:
-                reply = self._send(method, path, headers, body)
-                if reply.status == 200:
-                    return reply
-                reason = _reason(reply)
-                if not _is_passing(reply):
-                    raise ServiceError(f"{self.url}: expected an answer, got {reply.status}: {reason}")
-                asked = reply.headers.get("Retry-After")
-            except (OSError, http.client.HTTPException) as error:
-                self._disconnect()
-                if isinstance(error, ssl.SSLCertVerificationError):
-                    raise ServiceError(f"{self.url}: expected a valid certificate, got {error}") from error
-                reason = str(error) or type(error).__name__
-            wait = float(asked) if asked and asked.isdecimal() else pause
-            wait = min(wait, LONGEST_WAIT) * random.uniform(0.5, 1.0)
-            if time.monotonic() + wait > end:
-                raise ServiceError(f"{self.url}: expected an answer within {self._patience:g} s, got {reason}")
-            if method == "GET" and pause == FIRST_WAIT:  # nobody need wait for a wrong address without knowing it
-                log.warning("%s: no answer yet (%s); trying for another %.0f s", self.url, reason, self._patience)
-            time.sleep(wait)
-            pause = min(2 * pause, LONGEST_WAIT)
-
-    def _send(self, method: str, path: str, headers: dict[str, str], body: bytes) -> _Reply:
-        connection = getattr(self._own, "connection", None)
-        if connection is None:
-            made = http.client.HTTPSConnection if self._place.scheme == "https" else http.client.HTTPConnection
-            assert self._place.hostname is not None
-            connection = made(self._place.hostname, self._place.port, timeout=self._timeout)
-            self._own.connection = connection
-        authorization = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        connection.request(method, self._place.path.rstrip("/") + path, body, {**headers, **authorization})
-        answer = connection.getresponse()
-        return _Reply(answer.status, answer.headers, answer.read())
-
-    def _disconnect(self) -> None:
-        connection = getattr(self._own, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._own.connection = None
-
-    def _json(self, reply: _Reply, *needed: str) -> dict[str, Any]:
-        """What a service answered.
-
-        Raises:
-            ServiceError: it is no JSON of a service, or lacks the fingerprint or what else is needed.
-        """
-        try:
-            found = json.loads(reply.body)
-            for name in ("fingerprint", *needed):
-                found[name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServiceError(f"{self.url}: expected a service of finpercep, got another answer") from error
-        return dict(found)
-
-
-def _place(url: str) -> SplitResult:
-    """The parts of a service's address.
-
-    Raises:
-        ValueError: another one than http://host:port, or with credentials.
-    """
-    try:
-        place = urlsplit(url)
-        known = place.port is None or place.port > 0  # ValueError: no number, or too large a one
-    except ValueError:
-        known = False
-    if not known or place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
-        raise ValueError(f"url: expected http://host:port, got {url}")
-    return place
-
-
-def _is_passing(reply: _Reply) -> bool:
-    """Whether another attempt may succeed: busy, or not an answer of the reward itself (whose process has died)."""
-    return reply.status in _AGAIN or (reply.status == 500 and not _is_ours(reply))
-
-
-def _is_ours(reply: _Reply) -> bool:
-    return str(reply.headers.get("Content-Type", "")).startswith("application/json")
-
-
-def _reason(reply: _Reply) -> str:
-    try:
-        return str(json.loads(reply.body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"status {reply.status}"
 
 
 def _eight_bit(image: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ from finpercep.engine.serve.service import Answer, Service, digest
 from finpercep.engine.serve.settings import ServeSettings
 from finpercep.io.images import ImageError
 from finpercep.io.pictures import as_picture, save_image
-from finpercep.rewards import RemoteReward, StageReward, call_reward, load_reward
-from finpercep.rewards import remote as remote_module
+from finpercep.rewards import RemoteReward, StageReward, call_reward, load_reward, service_client
 from finpercep.rewards.remote import ServiceError
 from tests.conftest import synthetic_photo
 from tests.engine.serve.carried import carried
@@ -57,8 +56,8 @@ def photo(make_photo: Photo) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote_module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(service_client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(service_client, "LONGEST_WAIT", 0.05)
 
 
 @pytest.mark.parametrize("maps", [None, "fp16"])
