@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
+from finpercep.models.inputs import as_stored
 from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
 from finpercep.runs.devices import uploaded
 
@@ -42,8 +43,9 @@ class Augmented(nn.Module):
     """The mean of a reward over random shifts, resizes and faint noise (expectation over transformation).
 
     A pattern that raises a score without a change that anyone sees often lives on one pixel grid and on single levels;
-    shifts, resizes and noise do not keep it, while what is seen stays. It costs `views` calls of the reward. Each
-    view, in this order: mirrored content is added at the borders, `shift` pixels in height and in width, randomly
+    shifts, resizes and noise do not keep it, while what is seen stays. It costs `views` calls of the reward. Views are
+    of what an 8-bit file of the image would hold (see `as_stored`): noise and resizes would carry what lies between its
+    levels past the reward's own rounding. Each view, in this order: mirrored content is added at the borders, `shift` pixels in height and in width, randomly
     before and after the image; the whole is resized (bicubic, anti-aliased) by one factor; Gaussian noise is added;
     `change` is made.
     All images of a batch get the same views, so their scores can be compared; so do those of other batches of that
@@ -114,7 +116,7 @@ class Augmented(nn.Module):
         settings: list[Any] = [self.views, self.shift, self.scale, self.noise, self.seed]
         if self.change is not None:
             settings.append(self.change.fingerprint)
-        return combined_fingerprint("augmented-v1", self.reward.fingerprint, settings)
+        return combined_fingerprint("augmented-v2", self.reward.fingerprint, settings)
 
     def draw(self, height: int, width: int, seed: int) -> list[View]:
         """The views of images of one size: the same for the same seed, on every machine.
@@ -137,7 +139,7 @@ class Augmented(nn.Module):
     def forward(self, images: Tensor, *, seed: int | None = None, **context: Any) -> RewardOutput:
         """Mean scores (B,) and mean maps (B,1,H,W), each map moved back onto the image; no map where a view has none.
 
-        Differentiable where the reward inside is.
+        Differentiable where the reward inside is; the gradient passes the rounding to 8 bits unchanged.
 
         Args:
             images: (B,3,H,W), float in [0, 1].
@@ -150,7 +152,7 @@ class Augmented(nn.Module):
         if not images.is_floating_point():
             raise TypeError(f"images: expected float in [0, 1], got {images.dtype}")
         height, width = images.shape[-2:]
-        images = images if images.dtype == torch.float64 else images.float()
+        images = as_stored(images)
         scores, maps = [], []
         for view in self.draw(height, width, self.seed if seed is None else seed):
             output = call_reward(self.reward, self._look(images, view), context)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
+from finpercep.models.inputs import as_stored
 from finpercep.rewards.protocol import combined_fingerprint
 
 STRETCH = 1.25
@@ -17,8 +18,9 @@ class LRConsistency(nn.Module):
     """exp(-mean|down(result) - LR| / tolerance): 1 for a result that is its low-resolution image when made small.
 
     A reward without a reference cannot see that a result has nothing to do with its source; this one sees only that.
-    Results are made small by anti-aliased bicubic resizing. Real low-resolution images were blurred, noised and
-    compressed in ways that are not known here, so no result reaches 1: compare results of one image.
+    Results are taken as an 8-bit file would hold them (see `as_stored`) and made small by anti-aliased bicubic
+    resizing. Real low-resolution images were blurred, noised and compressed in ways that are not known here, so no
+    result reaches 1: compare results of one image.
 
     Args:
         tolerance: mean difference, of values in [0, 1], at which the score is 1/e [open]: 0.02 is about five levels of
@@ -39,7 +41,7 @@ class LRConsistency(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify the formula and its tolerance."""
-        return combined_fingerprint("lr-consistency-v1", self.tolerance)
+        return combined_fingerprint("lr-consistency-v2", self.tolerance)
 
     def forward(self, images: Tensor, *, lr: Tensor | None = None) -> RewardOutput:
         """Scores (B,) in (0, 1] of results (B,3,H,W) against their low-resolution images `lr` (B,3,h,w); no map.
@@ -61,7 +63,6 @@ class LRConsistency(nn.Module):
         for name, values in (("images", images), ("lr", lr)):
             if not values.is_floating_point():
                 raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")
-        images = images if images.dtype == torch.float64 else images.float()
-        small = F.interpolate(images, lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        small = F.interpolate(as_stored(images), lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         difference = (small - lr.to(small)).abs().flatten(1).mean(1)
         return RewardOutput(torch.exp(-difference / self.tolerance), None)

@@ -106,7 +106,9 @@ def test_a_seed_decides(images):
     "changes",
     [PLAIN, {"shift": 4}, {"scale": (0.6, 0.9)}, {"scale": (1.2, 1.5)}, {"noise": 1.0}, {"shift": 4, "noise": 1.0}],
 )
-def test_gradient_is_that_of_finite_differences(changes):
+def test_gradient_is_that_of_finite_differences(changes, monkeypatch):
+    """But for the rounding to 8 bits, which the gradient passes unchanged."""
+    monkeypatch.setattr(augmented, "as_stored", lambda images: images)
     generator = torch.Generator().manual_seed(3)
     images = 0.2 + 0.6 * torch.rand(2, 3, 9, 7, dtype=torch.float64, generator=generator)
     reward = Augmented(Curved(), views=2, **{**PLAIN, **changes})
@@ -117,6 +119,20 @@ def test_gradient_is_that_of_finite_differences(changes):
         ahead, behind = (reward(images + step * way).score.sum() for step in (1e-5, -1e-5))
         assert ((ahead - behind) / 2e-5).item() == pytest.approx((x.grad * way).sum().item(), rel=1e-6)
     assert x.grad.abs().min() > 0
+
+
+def test_what_no_file_holds_moves_no_score(images):
+    """Noise and resizes would carry it past the rounding of the reward inside."""
+    generator = torch.Generator().manual_seed(2)
+    between = (images + 0.49 / 255 * (2 * torch.rand(images.shape, generator=generator) - 1)).requires_grad_()
+    stored = images.clone().requires_grad_()
+    for options in ({"shift": 4}, {"shift": 4, "change": RandomJPEG()}, PLAIN):
+        reward = Augmented(Curved(), **options)
+        found, expected = reward(between).score, reward(stored).score
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+        inside = ((between > 0) & (between < 1)).detach()
+        grads = (torch.autograd.grad(score.sum(), x)[0] for score, x in ((found, between), (expected, stored)))
+        torch.testing.assert_close(*(grad[inside] for grad in grads), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [(1, 1), (0.8, 1.2)])

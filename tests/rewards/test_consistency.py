@@ -19,6 +19,16 @@ def test_value(images):
     assert reward(images, lr=small).map is None
 
 
+def test_what_no_file_holds_moves_no_score(images):
+    small = F.interpolate(images, (10, 5), mode="bicubic", antialias=True).clamp(0, 1)
+    lr = (small + 2 / 255).clamp(0, 1)  # a result a little brighter would be nearer
+    reward = LRConsistency()
+    between = (images + 0.4 / 255).clamp(0, 1)
+    assert torch.equal(reward(between, lr=lr).score, reward(images, lr=lr).score)
+    brighter = (images + 1 / 255).clamp(0, 1)
+    assert (reward(brighter, lr=lr).score > reward(images, lr=lr).score + 0.05).all()
+
+
 def test_gradient_moves_the_result_towards_its_source(images):
     small = F.interpolate(images, (10, 5), mode="bicubic", antialias=True).clamp(0, 1)
     x = (images + 0.1).clamp(0, 1).requires_grad_()
