@@ -25,7 +25,7 @@ from finpercep.models.clip_files import (
     read_weights,
     vision_config,
 )
-from finpercep.models.inputs import PREPROCESSING, check_images
+from finpercep.models.inputs import PREPROCESSING, STORED_PREPROCESSING, as_stored, check_images, known_preprocessing
 from finpercep.models.output import RewardOutput
 from finpercep.models.precision import at_least_float32, without_autocast
 from finpercep.models.tiles import pad_to_multiple
@@ -46,8 +46,7 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         encoder: `config` and `attn_implementation` of `ViTEncoder`; the tap is its last layer.
         embedding: size of CLIP's joint space.
         prompts: good, bad.
-
-    Floats are taken as they are: an image between the levels of an 8-bit file may score a little other than its file.
+        preprocessing: as of `RewardModel`; `from_clip` scores what an 8-bit file would hold.
 
     Shape: images (B,3,H,W), float in [0, 1], any size -> `RewardOutput` with scores (B,) in [0, 1], higher = better,
         and without a map. Differentiable. Scores are float32, those of a float64 model float64.
@@ -57,11 +56,20 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
     has_map = False
 
     @torch.inference_mode(False)  # made under inference mode, a model could never be trained
-    def __init__(self, encoder: dict[str, Any], embedding: int, prompts: Sequence[str] = PROMPTS) -> None:
+    def __init__(
+        self,
+        encoder: dict[str, Any],
+        embedding: int,
+        prompts: Sequence[str] = PROMPTS,
+        preprocessing: str | None = None,
+    ) -> None:
         super().__init__()
         if len(prompts) != 2:
             raise ValueError(f"prompts: expected a good and a bad one, got {len(prompts)}")
+        self.preprocessing = known_preprocessing(preprocessing)
         self.config = {"encoder": without_attention(encoder), "embedding": embedding, "prompts": list(prompts)}
+        if self.preprocessing != PREPROCESSING:
+            self.config["preprocessing"] = self.preprocessing
         self.encoder = ViTEncoder(taps=[encoder["config"]["num_hidden_layers"]], **encoder)
         self.projection = nn.Linear(self.encoder.channels[-1], embedding, bias=False)
         self.text: Tensor
@@ -77,6 +85,8 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
             TypeError: not a tensor, not a floating-point tensor, or (without autocast) another dtype than the model's.
         """
         check_images(images, self.projection.weight)
+        if self.preprocessing == STORED_PREPROCESSING:
+            images = as_stored(images)
         class_token = self.encoder.tokens(pad_to_multiple(images, self.encoder.stride))[-1][:, 0]
         dtype = at_least_float32(class_token.dtype)  # times 100, half-precision cosines would be steps of 0.4
         with without_autocast(images.device):
@@ -88,7 +98,7 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
     @property
     def fingerprint(self) -> str:
         """16 hex digits that identify weights, prompts, configuration and preprocessing."""
-        return weights_fingerprint([PREPROCESSING, self.config], self.state_dict())
+        return weights_fingerprint([self.preprocessing, self.config], self.state_dict())
 
     @classmethod
     @torch.inference_mode(False)
@@ -123,7 +133,8 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
             raise ValueError(f"{folder}: expected a projection from {width} channels, got {tuple(projection.shape)}")
         if not all(tensor.dtype in FLOATS for tensor in rest.values()):
             raise ValueError(f"{folder}: expected a floating-point projection, got {projection.dtype}")
-        model = cls(with_attention({"config": config}, attn_implementation), len(projection), prompts)
+        encoder = with_attention({"config": config}, attn_implementation)
+        model = cls(encoder, len(projection), prompts, STORED_PREPROCESSING)
         load_vision_tower(model.encoder, folder)
         with torch.no_grad():
             model.projection.weight.copy_(projection)
@@ -154,7 +165,7 @@ class CLIPIQA(nn.Module, PyTorchModelHubMixin, library_name="finpercep", tags=["
         return load_model(
             cls,
             resolve(name_or_path, **options),
-            ("encoder", "embedding", "prompts"),
+            ("encoder", "embedding", "prompts", "preprocessing"),
             kind="a CLIP-IQA",
             shown=name_or_path,
             dtype=dtype,

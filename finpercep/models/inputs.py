@@ -14,6 +14,20 @@ STORED_PREPROCESSING = "rgb8-replicate-v2"
 """This one takes of float images what an 8-bit file of them would hold: see `as_stored`."""
 
 
+def known_preprocessing(name: str | None) -> str:
+    """The preprocessing of that name; None is the first one, which files without the key have.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in (None, PREPROCESSING, STORED_PREPROCESSING):
+        raise ValueError(
+            f"preprocessing: expected {PREPROCESSING} or {STORED_PREPROCESSING}, got {name!r}; "
+            "it may need a newer finpercep"
+        )
+    return name or PREPROCESSING
+
+
 def as_stored(images: Tensor) -> Tensor:
     """What an 8-bit file of float images would hold: clamped to [0, 1] and rounded, in float32 or float64.
 

@@ -21,7 +21,7 @@ from finpercep.models.encoders import build_encoder
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.from_preset import build_preset
 from finpercep.models.head import ScoreHead
-from finpercep.models.inputs import PREPROCESSING, STORED_PREPROCESSING, as_stored, check_images
+from finpercep.models.inputs import PREPROCESSING, STORED_PREPROCESSING, as_stored, check_images, known_preprocessing
 from finpercep.models.model_card import MODEL_CARD
 from finpercep.models.norms import fold_norms
 from finpercep.models.output import RewardOutput
@@ -62,12 +62,7 @@ class RewardModel(
         preprocessing: str | None = None,
     ) -> None:
         super().__init__()
-        if preprocessing not in (None, PREPROCESSING, STORED_PREPROCESSING):
-            raise ValueError(
-                f"preprocessing: expected {PREPROCESSING} or {STORED_PREPROCESSING}, got {preprocessing!r}; "
-                "it may need a newer finpercep"
-            )
-        self.preprocessing = preprocessing or PREPROCESSING
+        self.preprocessing = known_preprocessing(preprocessing)
         self.config: dict[str, Any] = {
             "encoder": without_attention(encoder),
             "decoder": decoder and {**decoder},

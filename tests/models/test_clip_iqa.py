@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finpercep.models.clip_iqa import CLIPIQA, PROMPTS
+from finpercep.models.inputs import PREPROCESSING, as_stored
 from finpercep.models.vit_encoder import CLIP_MEAN, CLIP_STD
 
 Photo = Callable[..., Tensor]
@@ -31,7 +33,7 @@ def plain(folder: Path, images: Tensor, prompts: tuple[str, str] = PROMPTS) -> T
 
     clip = CLIPModel.from_pretrained(folder).eval()
     tokens = CLIPTokenizer.from_pretrained(folder)(list(prompts), padding=True, return_tensors="pt")
-    pixels = (images - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    pixels = ((images * 255).round() / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     image = features(clip.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True))
     text = features(clip.get_text_features(**tokens))
     cosines = F.cosine_similarity(image[:, None], text[None], dim=-1)
@@ -83,10 +85,10 @@ def test_frozen_and_differentiable(model: CLIPIQA, make_photo: Photo) -> None:
 def test_scores_are_float32_from_the_class_token_on(model: CLIPIQA, make_photo: Photo) -> None:
     import copy
 
-    images = torch.stack([make_photo(56, 56, seed) for seed in range(4)])
+    images = as_stored(torch.stack([make_photo(56, 56, seed) for seed in range(4)]))
     for dtype in (torch.bfloat16, torch.float16):
         low = copy.deepcopy(model).to(dtype)
-        token = low.encoder.tokens(images.to(dtype))[-1][:, 0].double()
+        token = low.encoder.tokens(as_stored(images.to(dtype)))[-1][:, 0].double()
         state = {name: value.double() for name, value in low.state_dict().items()}
         cosines = F.normalize(token @ state["projection.weight"].T, dim=-1) @ state["text"].T
         expected = (state["logit_scale"].exp() * cosines).softmax(-1)[:, 0]
@@ -112,6 +114,25 @@ def test_round_trip_without_the_text_tower(model: CLIPIQA, make_photo: Photo, tm
     assert not any(name.startswith("text_") for name in again.state_dict())
     tensors = sum(v.numel() for v in again.state_dict().values())
     assert (tmp_path / "model.safetensors").stat().st_size < 4 * tensors + 65_536  # nothing else is in the file
+
+
+def test_what_no_file_holds_moves_no_score(clip_l14: Path, model: CLIPIQA, make_photo: Photo, tmp_path: Path) -> None:
+    """Of models made from now on; a folder that does not say so keeps the score that it had."""
+    stored = as_stored(make_photo(56, 56)[None])
+    between = (stored + 0.4 / 255).clamp(0, 1)
+    assert torch.equal(model(between).score, model(stored).score)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["preprocessing"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    former = CLIPIQA.from_pretrained(tmp_path)
+    assert former.preprocessing == PREPROCESSING
+    assert former.fingerprint != model.fingerprint
+    assert torch.equal(former(stored).score, model(stored).score)
+    assert not torch.equal(former(between).score, former(stored).score)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"preprocessing": "rgb9"}))
+    with pytest.raises(ValueError, match=r"preprocessing: expected rgb01-replicate-v1 or .*, got 'rgb9'; it may need"):
+        CLIPIQA.from_pretrained(tmp_path)
 
 
 def test_what_is_pushed_to_the_hub_loads(clip_l14: Path, pushed: Path) -> None:
