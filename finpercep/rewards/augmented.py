@@ -45,9 +45,9 @@ class Augmented(nn.Module):
     A pattern that raises a score without a change that anyone sees often lives on one pixel grid and on single levels;
     shifts, resizes and noise do not keep it, while what is seen stays. It costs `views` calls of the reward. Views are
     of what an 8-bit file of the image would hold (see `as_stored`): noise and resizes would carry what lies between its
-    levels past the reward's own rounding. Each view, in this order: mirrored content is added at the borders, `shift` pixels in height and in width, randomly
-    before and after the image; the whole is resized (bicubic, anti-aliased) by one factor; Gaussian noise is added;
-    `change` is made.
+    levels past the reward's own rounding. Each view, in this order: mirrored content is added at the borders, `shift`
+    pixels in height and in width, randomly before and after the image; the whole is resized (bicubic, anti-aliased) by
+    one factor; Gaussian noise is added; `change` is made.
     All images of a batch get the same views, so their scores can be compared; so do those of other batches of that
     size. Athalye et al., "Synthesizing Robust Adversarial Examples" (ICML 2018).
 

@@ -63,6 +63,7 @@ class LRConsistency(nn.Module):
         for name, values in (("images", images), ("lr", lr)):
             if not values.is_floating_point():
                 raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")
-        small = F.interpolate(as_stored(images), lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        images = as_stored(images)
+        small = F.interpolate(images, lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         difference = (small - lr.to(small)).abs().flatten(1).mean(1)
         return RewardOutput(torch.exp(-difference / self.tolerance), None)

@@ -33,7 +33,8 @@ def plain(folder: Path, images: Tensor, prompts: tuple[str, str] = PROMPTS) -> T
 
     clip = CLIPModel.from_pretrained(folder).eval()
     tokens = CLIPTokenizer.from_pretrained(folder)(list(prompts), padding=True, return_tensors="pt")
-    pixels = ((images * 255).round() / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    pixels = (images * 255).round() / 255
+    pixels = (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     image = features(clip.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True))
     text = features(clip.get_text_features(**tokens))
     cosines = F.cosine_similarity(image[:, None], text[None], dim=-1)
