@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from finpercep.io.images import to_tensor
 from finpercep.models import RewardOutput
 from finpercep.rewards.load import load_reward
-from finpercep.rewards.protocol import Reward, call_reward
+from finpercep.rewards.protocol import Reward, call_reward, check_higher_better
 
 
-def flow_grpo(device: str = "cpu", *, reward: str | Reward = "finpercep-tiny") -> Callable[..., Any]:
+def flow_grpo(device: str = "cpu", *, reward: str | Path | Reward = "finpercep-tiny") -> Callable[..., Any]:
     """A reward function of flow_grpo's kind: put ``"finpercep": flow_grpo`` into `score_functions` in its rewards.py.
 
     Args:
@@ -25,9 +26,16 @@ def flow_grpo(device: str = "cpu", *, reward: str | Reward = "finpercep-tiny") -
     Returns:
         `score(images, prompts, metadata) -> (scores (B,), info)`, where images are a tensor (B,3,H,W) in [0, 1] or a
         uint8 array (B,H,W,3).
+
+    Raises:
+        ValueError: see `load_reward`; no reward, or one whose lower scores are better.
     """
-    loaded = load_reward(reward, device=device) if isinstance(reward, str) else reward
-    known = loaded.fingerprint if isinstance(reward, str) else None  # a hash of all weights; a reward given may change
+    loaded = load_reward(reward, device=device) if isinstance(reward, (str, Path)) else reward
+    if not callable(loaded):
+        raise ValueError(f"reward: expected a reward or its name, got {type(loaded).__name__}")
+    check_higher_better(loaded)
+    # A hash of all weights; a reward given may change.
+    known = loaded.fingerprint if isinstance(reward, (str, Path)) else None
 
     def score(images: Any, prompts: Sequence[str], metadata: Sequence[Any]) -> tuple[Tensor, dict[str, Any]]:
         output = _score(loaded, _batch(images, device), {"prompts": prompts, "metadata": metadata})
@@ -85,7 +93,7 @@ class FlowFactoryReward(_pointwise()):  # type: ignore[misc]
         It names what it takes: of a function with `**`, Flow-Factory would gather every field of its samples.
 
         Raises:
-            ValueError: no image, or another number of prompts.
+            ValueError: no image, another number of prompts, or batches in place of images.
         """
         if image is None or not len(image):
             raise ValueError("image: expected a list of images, got none")
@@ -96,6 +104,8 @@ class FlowFactoryReward(_pointwise()):  # type: ignore[misc]
             _score(self.model, _batch(one, str(self.device)), {"prompts": text}).score
             for one, text in zip(image, prompts, strict=True)
         ]
+        if any(len(one) != 1 for one in scores):
+            raise ValueError(f"image: expected images (3,H,W), got a batch of {max(map(len, scores))} as one")
         return FlowFactoryOutput(torch.cat(scores), {"fingerprint": self.fingerprint})
 
 

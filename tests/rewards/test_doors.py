@@ -5,6 +5,7 @@ import inspect
 import sys
 import types
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from finpercep.models import RewardModel
 from finpercep.rewards import doors, load_reward
 from tests.conftest import synthetic_photo
+from tests.rewards.conftest import Brightness
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,19 @@ def test_flow_grpo(photos, expected):
     assert torch.as_tensor(scores).float().shape == (3,)  # what its trainer does with them
 
 
+def test_flow_grpo_takes_what_load_reward_takes_and_a_reward(photos, expected):
+    images = photos.float() / 255
+    scores, info = doors.flow_grpo(reward=Path("finpercep-tiny"))(images, [""] * 3, [{}] * 3)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert info["fingerprint"] == load_reward("finpercep-tiny").fingerprint
+    with pytest.raises(ValueError, match=r"^reward: expected a reward or its name, got int$"):
+        doors.flow_grpo(reward=3)
+    bright = Brightness()
+    bright.lower_better = True
+    with pytest.raises(ValueError, match=r"^reward: expected a reward whose higher .*, but lower ones are; negate it"):
+        doors.flow_grpo(reward=bright)
+
+
 def test_flow_factory(photos, expected):
     reward = doors.FlowFactoryReward(types.SimpleNamespace(device=torch.device("cpu")), None)
     assert reward.required_fields == ("image",)
@@ -48,6 +63,8 @@ def test_flow_factory(photos, expected):
         reward(prompt=[], image=[])
     with pytest.raises(ValueError, match=r"^prompt: expected 3, one for each image, got 2$"):
         reward(prompt=["a", "b"], image=list(photos.float() / 255))
+    with pytest.raises(ValueError, match=r"^image: expected images \(3,H,W\), got a batch of 3 as one$"):
+        reward(prompt=["a"], image=[photos.float() / 255])
 
 
 def test_prompts_reach_flow_factorys_reward(photos, monkeypatch):
