@@ -33,18 +33,20 @@ _COLUMNS = {
     "start": ("start", 3),
     "end": ("end", 3),
     "stored": ("8-bit", 3),
-    "jpeg75": ("JPEG 75", 3),
+    "jpeg75": ("JPEG", 3),
     "resized": ("x 0.7", 3),
     "jpeg_change": ("change", 3),
     "psnr": ("PSNR", 1),
+    "psnr_start": ("dB start", 1),
+    "psnr_end": ("dB end", 1),
     "severity_start": ("M_gt start", 3),
     "severity_end": ("M_gt end", 3),
 }
 CLIMB_LEGEND = (
     "passed: share with a step above the photo's score, of results that start at or below it; step: median of these "
-    "first steps. photo, start, end: scores; 8-bit, JPEG 75, x 0.7: scores of the end as a file, and of that file "
-    "recompressed or shrunk; change: mean |8-bit - JPEG 75|. PSNR: of the file against the start. M_gt: its mean "
-    "against the photo."
+    "first steps. photo, start, end: scores; 8-bit, JPEG, x 0.7: scores of the end as a file, and of that file "
+    "recompressed at quality 75 or shrunk; change: mean |8-bit - JPEG|. PSNR: of the file against the start. dB, M_gt: "
+    "PSNR and mean M_gt against the photo, of the start and of the file at the end."
 )
 
 
@@ -57,6 +59,7 @@ class Climb:
         stored, jpeg75, resized: scores of the climbed image's 8-bit file, and of that file after JPEG at quality 75 and
             after a resize of both sides by 0.7.
         psnr: of the 8-bit file against the start, in dB; infinite where they are equal.
+        psnr_start, psnr_end: of the start and of the 8-bit file against the photo, likewise.
         severity_start, severity_end: mean M_gt against the photo, in [0, 1], of the start and of the 8-bit file.
         passed: the first step whose score is above the photo's, 0 for a result that starts there; None: no step.
     """
@@ -70,6 +73,8 @@ class Climb:
     jpeg75: float
     resized: float
     psnr: float
+    psnr_start: float
+    psnr_end: float
     severity_start: float
     severity_end: float
     passed: int | None
@@ -125,7 +130,6 @@ def climb_test(
     stored = as_stored(climbed)
     small = as_stored(resize(stored, (_part(stored.shape[-2]), _part(stored.shape[-1]))))
     goal = _score(reward, photo, device)
-    error = float((stored - image).double().square().mean())
     pair = torch.stack([image, stored])
     severity = fault_target(photo[None], pair, bank or FilterBank(), aligned=scene.aligned).mean((1, 2, 3)).tolist()
     return Climb(
@@ -137,7 +141,9 @@ def climb_test(
         stored=_score(reward, stored, device),
         jpeg75=_score(reward, jpeg(stored, QUALITY), device),
         resized=_score(reward, small, device),
-        psnr=-10 * math.log10(error) if error else math.inf,
+        psnr=_psnr(stored, image),
+        psnr_start=_psnr(image, photo),
+        psnr_end=_psnr(stored, photo),
         severity_start=severity[0],
         severity_end=severity[1],
         passed=next((step for step, score in enumerate(scores) if score > goal), None),
@@ -191,7 +197,8 @@ def climb_summary(climbs: Sequence[Climb]) -> dict[str, float | None]:
     """
     below = [one for one in climbs if one.start <= one.photo]
     steps = [one.passed for one in below if one.passed is not None]
-    names = ("photo", "start", "end", "stored", "jpeg75", "resized", "psnr", "severity_start", "severity_end")
+    scores, distances = ("photo", "start", "end", "stored", "jpeg75", "resized"), ("psnr", "psnr_start", "psnr_end")
+    names = (*scores, *distances, "severity_start", "severity_end")
     return {
         "climbs": len(climbs),
         "below": len(below),
@@ -209,7 +216,7 @@ def climb_figures(climbs: Sequence[Climb]) -> dict[str, Any]:
     return {
         "summary": climb_summary(climbs),
         "sources": {source: climb_summary([one for one in climbs if one.source == source]) for source in sources},
-        "results": [row | {"psnr": row["psnr"] if math.isfinite(row["psnr"]) else None} for row in rows],
+        "results": [{name: None if value == math.inf else value for name, value in row.items()} for row in rows],
     }
 
 
@@ -236,6 +243,11 @@ def _cells(summary: dict[str, Any]) -> list[str]:
 @torch.no_grad()
 def _score(reward: Reward, image: Tensor, device: str) -> float:
     return reward(image[None].to(device)).score.item()
+
+
+def _psnr(image: Tensor, other: Tensor) -> float:
+    error = float((image - other).double().square().mean())
+    return -10 * math.log10(error) if error else math.inf
 
 
 def _part(side: int) -> int:

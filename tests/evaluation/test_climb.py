@@ -93,6 +93,8 @@ def test_figures_of_a_climb():
     assert one.jpeg75 == pytest.approx(jpeg(stored, 75).mean().item(), abs=1e-6)
     assert one.resized == pytest.approx(one.stored, abs=1e-3)
     assert one.psnr == pytest.approx(20 * math.log10(255 / 13), abs=1e-3)
+    assert one.psnr_start == pytest.approx(20 * math.log10(255 / 8), abs=1e-3)
+    assert one.psnr_end == pytest.approx(20 * math.log10(255 / 5), abs=1e-3)
     targets = fault_target(photo[None], torch.stack([image, stored]), FilterBank()).mean((1, 2, 3))
     assert (one.severity_start, one.severity_end) == pytest.approx(tuple(targets.tolist()))
     assert one.severity_end < one.severity_start  # 5 levels above the photo rather than 8 below it
@@ -113,7 +115,7 @@ def test_each_source_goes_on_where_the_last_one_ended():
 
 
 def made(passed: int | None, start: float = 0.1, jpeg75: float = 0.4, psnr: float = 40.0, source: str = "a") -> Climb:
-    return Climb("s", source, 0.5, start, 0.62, 0.6, jpeg75, 0.3, psnr, 0.2, 0.3, passed)
+    return Climb("s", source, 0.5, start, 0.62, 0.6, jpeg75, 0.3, psnr, 20.0, 21.5, 0.2, 0.3, passed)
 
 
 def test_summary():
@@ -125,6 +127,7 @@ def test_summary():
     assert summary["median_step"] == 6.5
     assert summary["jpeg_change"] == pytest.approx((0.2 + 0.1 + 0.2 + 0.2) / 4)
     assert summary["psnr"] == pytest.approx(40)
+    assert (summary["psnr_start"], summary["psnr_end"]) == pytest.approx((20, 21.5))
     assert summary["start"] == pytest.approx(1.1 / 4)
     assert (summary["end"], summary["resized"]) == pytest.approx((0.62, 0.3))
     assert climb_summary([made(None)])["median_step"] is None
@@ -146,9 +149,9 @@ def test_table():
     title, head, a, b, both = (line.split() for line in buffer.getvalue().splitlines())
     assert " ".join(title) == "climb test: 50 Adam steps of 0.001; 3 results, 3 not above their photo"
     assert head[:4] == ["source", "passed", "step", "photo"]
-    scores = ["0.500", "0.100", "0.620", "0.600"]
-    assert a == ["a", "(2)", "1.000", "6.5", *scores, "0.550", "0.300", "0.150", "40.0", "0.200", "0.300"]
-    assert b == ["b", "(1)", "0.000", *scores, "0.400", "0.300", "0.200", "40.0", "0.200", "0.300"]
+    scores, distances = ["0.500", "0.100", "0.620", "0.600"], ["40.0", "20.0", "21.5", "0.200", "0.300"]
+    assert a == ["a", "(2)", "1.000", "6.5", *scores, "0.550", "0.300", "0.150", *distances]
+    assert b == ["b", "(1)", "0.000", *scores, "0.400", "0.300", "0.200", *distances]
     assert both[:4] == ["all", "(3)", "0.667", "6.5"]
 
 
