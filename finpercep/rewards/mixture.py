@@ -86,12 +86,15 @@ class Mixture(nn.Module):
 
         Raises:
             TypeError: `scores` is no mapping.
-            ValueError: it does not have exactly the parts of this mixture.
+            ValueError: it does not have exactly the parts of this mixture, or not as many scores of each.
         """
         if not isinstance(scores, Mapping):
             raise TypeError(f"scores: expected them by part, see `outputs`, got {type(scores).__name__}")
         if scores.keys() != self.parts.keys():
             raise ValueError(f"scores: expected those of {sorted(self.parts)}, got {sorted(scores)}")
+        counts = {name: len(values) for name, values in scores.items()}
+        if len({*counts.values()}) > 1:
+            raise ValueError(f"scores: expected as many of every part, got {counts}")
         total, stats = None, {}
         for name, values in scores.items():
             advantages, stats[name] = ops.group_advantage(values, **grouping)

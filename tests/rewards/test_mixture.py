@@ -82,6 +82,22 @@ def test_each_reward_is_normalized_before_they_are_added():
     assert total[2] < total[0]
 
 
+def test_what_one_reward_cannot_tell_leaves_the_others_word():
+    """Groups that are dead to a part, its values that are no numbers, and groups of one."""
+    mixture = Mixture({"a": (Brightness(), 1.0), "b": (Brightness(), 2.0)})
+    a = torch.tensor([0.1, 0.2, torch.nan, 0.5, 0.5, 0.5, 1, 2, 3], dtype=torch.float64)
+    b = torch.tensor([1, 1, 1, 1, 2, 3, torch.nan, torch.nan, torch.nan], dtype=torch.float64)
+    total, stats = mixture.advantages({"a": a, "b": b}, group_size=3, eps=1e-12)
+    three = 1.5**0.5
+    expected = torch.tensor([-1, 1, 0, -2 * three, 0, 2 * three, -three, 0, three])
+    torch.testing.assert_close(total.float(), expected, atol=1e-5, rtol=0)
+    assert [int(stats["a"].zero_variance), int(stats["b"].zero_variance)] == [1, 1]
+    assert [int(stats["a"].non_finite), int(stats["b"].non_finite), int(stats["b"].single)] == [1, 3, 1]
+    alone, stats = mixture.advantages({"a": a, "b": b}, group_size=1)
+    assert torch.equal(alone, torch.zeros_like(alone))
+    assert int(stats["a"].single) == 9
+
+
 def test_fingerprint_changes_with_a_weight():
     one, two = (Mixture({"a": (Brightness(), w)}).fingerprint for w in (1.0, 2.0))
     assert one != two
@@ -112,6 +128,9 @@ def test_errors():
         Mixture({"a": (Brightness(), 1), "b": (Lower(), 1)})
     with pytest.raises(ValueError, match=r"expected those of \['a'\], got \['b'\]"):
         Mixture({"a": (Brightness(), 1)}).advantages({"b": torch.zeros(2)}, group_size=2)
+    both = Mixture({"a": (Brightness(), 1), "b": (Brightness(), 1)})
+    with pytest.raises(ValueError, match=r"^scores: expected as many of every part, got {'a': 4, 'b': 2}$"):
+        both.advantages({"a": torch.zeros(4), "b": torch.zeros(2)}, group_size=2)
 
 
 @pytest.mark.parametrize("around", [StageReward, Augmented, Scorer])
