@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from finpercep.data import Scene
+from finpercep.evaluation.trials import Trial
 from finpercep.models import RewardModel, RewardOutput
+from finpercep.training import calibration
 from finpercep.training.calibration import MapCalibration, apply_calibration, fit_calibration
 
 
@@ -28,6 +31,13 @@ class Cautious(nn.Module):
         bright, red = images[:, 1:2] > 0.5, images[:, :1] - images[:, 1:2] > 0.2
         logits = torch.where(bright, -2.0, torch.where(red, -1.0, -5.0))
         return RewardOutput(torch.zeros(len(images)), logits.sigmoid())
+
+
+class Graded(Cautious):
+    """Logits that rise by 12 with the brightness, from -9."""
+
+    def forward(self, images: Tensor) -> RewardOutput:
+        return RewardOutput(torch.zeros(len(images)), (12 * images[:, :1] - 9).sigmoid())
 
 
 def scenes(folder: Path, reddish_rows: int) -> Iterator[Scene]:
@@ -52,6 +62,29 @@ def test_clean_photos_hold_the_border_up(tmp_path: Path) -> None:
     given = list(scenes(tmp_path, reddish_rows=5))
     assert fit_calibration(Cautious(), given, clean=0.2).border == -2
     assert fit_calibration(Cautious(), given, clean=0.05).border > -1
+    assert fit_calibration(Cautious(), list(scenes(tmp_path, reddish_rows=6)), clean=0.125).border == -2  # just so much
+    assert fit_calibration(Cautious(), list(scenes(tmp_path, reddish_rows=1))).border > -1  # a 48th is too much
+
+
+def test_the_slope_is_that_of_the_map_that_follows_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M_gt is the map at a slope of 2 from a border of -2, from which on pixels were replaced."""
+    logits = torch.full((8, 8), -9.0)
+    logits[2:5, 1:7] = torch.tensor([-3.9, -2.9, -1.9, -0.9, 0.1, 1.1])
+    image, target, mask = (logits + 9).expand(3, 8, 8) / 12, torch.sigmoid(2 * (logits + 2)), (logits > -2).float()
+    trial = Trial("a", ["b"], torch.zeros(3, 8, 8), [image], [image], [target], [mask])
+    monkeypatch.setattr(calibration, "iterate_trials", lambda scenes: iter([trial]))
+    found = fit_calibration(Graded(), [])
+    assert (found.border, found.slope, found.iou) == (-2, 2, 1)
+    assert found.cc == pytest.approx(1)
+    assert found.clean == pytest.approx(1 / (1 + math.exp(14)), rel=1e-4)
+
+
+def test_a_map_of_nothing_but_0_and_1(tmp_path: Path) -> None:
+    class Sure(Cautious):
+        def forward(self, images: Tensor) -> RewardOutput:
+            return RewardOutput(torch.zeros(len(images)), (images[:, :1] > 0.5).float())
+
+    assert fit_calibration(Sure(), list(scenes(tmp_path, reddish_rows=0))).iou == 1
 
 
 def test_a_model_in_training_is_seen_as_in_evaluation_and_stays_as_it_is(tmp_path: Path) -> None:

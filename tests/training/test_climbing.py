@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from finpercep.data.features.filter_bank import FilterBank
 from finpercep.models import RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbers
-from finpercep.training.climbing import ClimbConfig, _logit, climb_by, climbed_target, draw_climbs
+from finpercep.training.climbing import ClimbConfig, _direction, _logit, climb_by, climbed_target, draw_climbs
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,9 @@ def test_target_keeps_old_faults_and_adds_new_ones(images):
     assert (target >= old).all()
     assert target[..., 40:56, 40:56].mean() > 0.2
     assert torch.equal(climbed_target(images, images, old, FilterBank()), old)
+    gray = torch.full((1, 3, 8, 8), 0.4)
+    found = climbed_target(gray, gray + 0.1, torch.zeros(1, 1, 8, 8), None, scale=0.2)
+    torch.testing.assert_close(found, torch.full((1, 1, 8, 8), 0.5))
 
 
 @pytest.fixture
@@ -78,6 +83,22 @@ def test_climbers_go_on_from_where_they_are(model, step):
     assert max(seen[6:]) > 1.6 * seen[0]  # after three rounds, not one
     with torch.no_grad():
         assert model(climbers.pool[1]).score.mean() > model(climbers.pool[0]).score.mean() + 0.02
+
+
+def test_a_pool_begins_with_images_of_all_kinds(model, step):
+    """Four climbers of one triplet: its photo, its implanted photo, its result, and the photo again."""
+    images, target, weight = step
+    climbers = Climbers(ClimbConfig(climbed=1.0), 1, Ranks(torch.device("cpu")))
+    climbers.climb(model, images, target, weight, torch.Generator().manual_seed(0))
+    assert torch.equal(climbers.pool[0], images[[0, 1, 2, 0]])
+    assert torch.equal(climbers.pool[2], target[[0, 1, 2, 0]])
+
+
+def test_the_share_is_rounded_and_is_an_image_at_least():
+    assert Climbers(ClimbConfig(climbed=0.25), 7, Ranks(torch.device("cpu"))).count == 2  # of 1.75
+    assert Climbers(ClimbConfig(), 7, Ranks(torch.device("cpu"))).count == 0
+    with pytest.raises(ValueError, match=r"^climbed: expected a share of the 7 triplets that is an image, got 0.05$"):
+        Climbers(ClimbConfig(climbed=0.05), 7, Ranks(torch.device("cpu")))
 
 
 def test_climbers_start_anew(model, step):
@@ -106,6 +127,21 @@ def test_a_saturated_score_is_climbed_by_its_logit():
     logit = torch.tensor([15.0, -20.0, -60.0], requires_grad=True)
     _logit(logit.sigmoid()).sum().backward()
     assert logit.grad.tolist() == pytest.approx([1, 1, 1], rel=0.2)
+
+
+def test_smooth_steps_are_blurred_and_as_long_for_each_image():
+    """A point's gradient spreads by its Gaussian; a gradient of 0 moves nothing."""
+    gradient = torch.zeros(3, 3, 17, 17)
+    gradient[0, :, 8, 8], gradient[1, :, 8, 8] = 2.0, -1e-6
+    found = _direction(gradient, 1.5)
+    assert found[:, 0, 8, 8].tolist() == [1, -1, 0]
+    assert found[0, 0, 8, 10].item() == pytest.approx(math.exp(-4 / (2 * 1.5**2)), abs=1e-5)
+    assert found[0, 0, 12, 8].item() == pytest.approx(math.exp(-16 / (2 * 1.5**2)), abs=1e-5)
+    assert not found[2].any()
+    assert torch.equal(_direction(gradient, 0.0), gradient.sign())
+    sigmas = [draw_climbs(ClimbConfig(climb_smooth=1.0), 1, torch.Generator().manual_seed(i)).sigma for i in range(50)]
+    assert 0.7 <= min(sigmas) < 1.2
+    assert 3.5 < max(sigmas) <= 4
 
 
 @pytest.mark.parametrize(

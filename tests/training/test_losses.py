@@ -60,6 +60,23 @@ def test_rank_loss(gt, syn, sr, expected):
     assert rank_loss(*scores, margin_sr=0.1, margin_syn=0.1).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_each_margin_is_of_its_own_pair():
+    """m1 = 0.3 of implanted photo and result, which are 0.1 apart; m2 = 0.05 of photo and implanted photo, 0.02."""
+    scores, faults = [torch.tensor([value]) for value in (0.72, 0.7, 0.6)], torch.ones(1, 1, 1, 1)
+    assert rank_loss(*scores, margin_sr=0.3, margin_syn=0.05).item() == pytest.approx(0.2 + 0.03)
+    found = order_loss(scores, 0.5 * faults, faults, LossWeights(margin_sr=0.3, margin_syn=0.05))
+    assert found.item() == pytest.approx(0.2 + 0.03)
+
+
+def test_a_pair_differs_by_more_than_two_levels_at_one_pixel():
+    """Of 8 bits, which two roundings may make."""
+    target_syn, target_sr = torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)
+    target_syn[0, 0, 5, 3], target_syn[1, 0, 5, 3] = 3 / 255, 2 / 255
+    target_sr[0, 0, 5, 3], target_sr[2, 0, 0, 7] = 5 / 255, 3 / 255
+    worse_sr, worse_syn = distinct_pairs(target_syn, target_sr)
+    assert (worse_sr.tolist(), worse_syn.tolist()) == ([False, False, True], [True, False, False])
+
+
 def test_ties_have_no_order_to_learn():
     scores = [
         torch.tensor(values, requires_grad=True) for values in ([0.5, 0.5, 0.9], [0.5, 0.5, 0.85], [0.5, 0.5, 0.2])
@@ -99,6 +116,8 @@ def test_total_loss_weights():
     terms = {"map": torch.tensor(1.0), "rank": torch.tensor(10.0), "align": torch.tensor(100.0)}
     assert total_loss(terms, LossWeights()).item() == pytest.approx(1 + 8 + 60)
     assert total_loss({"rank": torch.tensor(10.0)}, LossWeights()).item() == pytest.approx(8)
+    ours = {"entropy": torch.tensor(1.0), "level": torch.tensor(10.0), "climb": torch.tensor(100.0)}
+    assert total_loss(ours, LossWeights()).item() == pytest.approx(0.3 + 10 + 100)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
@@ -121,7 +140,7 @@ def test_entropy_loss_and_its_gradient_where_the_map_is_nearly_zero():
     far = torch.tensor([-20.0], requires_grad=True)
     entropy_loss(raise_odds(far.sigmoid(), 4.5), torch.ones(1)).backward()
     assert far.grad.item() == pytest.approx(-1, abs=1e-3)
-    assert entropy_loss(raise_odds(torch.ones(1), 2.7), torch.ones(1)).isfinite()  # of rounding, 1 may be a little more
+    assert entropy_loss(torch.tensor([1 + 2**-23]), torch.ones(1)) == 0  # rounding may make 1 a little more
 
 
 def test_losses_of_triplets():
@@ -135,9 +154,13 @@ def test_losses_of_triplets():
     found = map_losses(predicted, target, weight, weights)
     assert found["map"] == map_loss(torch.full_like(predicted, 0.75), target, weight)
     assert found["entropy"] == entropy_loss(torch.full_like(predicted, 0.75), target, weight)
-    scores = [torch.tensor(values) for values in ([0.9, 0.8], [0.85, 0.75], [0.8, 0.7])]
+    scores = [torch.tensor(values) for values in ([0.9, 0.8], [0.85, 0.75], [0.8, 0.67])]
     # Photo and implanted photo of the first are alike: only the second has that order to learn.
-    assert order_loss(scores, target_syn, target_sr, weights).item() == pytest.approx((0.05 + 0.05) / 2 + 0.05)
+    assert order_loss(scores, target_syn, target_sr, weights).item() == pytest.approx((0.05 + 0.02) / 2 + 0.05)
+    usual = map_losses(predicted, target, triplet_targets(target_syn, target_sr, LossWeights())[1], LossWeights())
+    raised = 4.5 / 5.5  # even odds, 4.5 times as high
+    expected = (3 * raised + (raised - 0.4) + 0.3 * (raised - 0.2) + 0.3 * (raised - 0.8)) / 6
+    assert usual["map"].item() == pytest.approx(expected)
 
 
 def test_level_loss():

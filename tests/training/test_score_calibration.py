@@ -62,6 +62,16 @@ def test_at_least_the_share(tmp_path: Path) -> None:
     after = sorted(calibrated(gray / 255, found) for gray in photos)
     assert after[1] == pytest.approx(0.8, abs=1e-6)
     assert sum(score >= 0.8 - 1e-6 for score in after) == 11
+    ten = fit_score_calibration(Brightness(), scenes(tmp_path, photos[:10], [60] * 10))
+    after = sorted(calibrated(gray / 255, ten) for gray in photos[:10])
+    assert after[1] == pytest.approx(0.8, abs=1e-6)  # nine of ten, though (1 - 0.9)·10 is a little below 1
+
+
+def test_scores_of_0_and_1_have_logits(tmp_path: Path) -> None:
+    found = fit_score_calibration(Brightness(), scenes(tmp_path, [255, 255], [0, 100]))
+    assert 0 < found.slope < 8
+    assert found.photos == pytest.approx(0.8, abs=1e-6)
+    assert found.results == pytest.approx(50 / 255, abs=1e-3)
 
 
 def test_what_cannot_be_fitted(tmp_path: Path) -> None:
