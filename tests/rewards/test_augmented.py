@@ -1,5 +1,6 @@
 """The mean over views by value: what a view is, its gradient, its map, and that a seed decides."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -165,15 +166,33 @@ def test_fingerprint_names_the_reward_and_every_option():
     options = [{"views": 3}, {"shift": 6}, {"scale": (0.9, 1.2)}, {"noise": 0.5}, {"seed": 1}]
     prints = {Augmented(Prompted(), **option).fingerprint for option in options}
     assert len(prints | {first.fingerprint, Augmented(Curved()).fingerprint}) == 7
-    assert first.fingerprint == Augmented(Prompted(), scale=(0.8, 1.2)).fingerprint
+    usual = {"views": 4, "shift": 7, "scale": (0.8, 1.2), "noise": 1.0, "change": None, "seed": 0}
+    assert first.fingerprint == Augmented(Prompted(), **usual).fingerprint
 
 
 def test_errors(images):
-    for options in ({"views": 0}, {"shift": -1}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}, {"noise": -1}):
+    endless = ({"scale": (1, math.inf)}, {"noise": math.inf})
+    for options in ({"views": 0}, {"shift": -1}, {"scale": (1.2, 0.8)}, {"scale": (0, 1)}, {"noise": -1}, *endless):
         with pytest.raises(ValueError, match=next(iter(options))):
             Augmented(Prompted(), **options)
     with pytest.raises(ValueError, match="expected sides above shift = 10, got 20x10"):
         Augmented(Prompted(), shift=10)(images)
+
+
+def test_half_precision_is_seen_in_single(images):
+    """Faint noise is less than half a step of bfloat16."""
+    reward = Augmented(Curved(), shift=4)
+    assert torch.equal(reward(images.bfloat16()).score, reward(images.bfloat16().float()).score)
+
+
+def test_no_map_where_a_view_has_none(images):
+    class Once(Prompted):
+        def forward(self, images: Tensor, **context: object) -> RewardOutput:
+            output = super().forward(images)
+            self.with_map = False
+            return output
+
+    assert Augmented(Once(), views=2)(images).map is None
 
 
 def test_integers_are_refused(images):
@@ -193,6 +212,8 @@ def test_noise_is_kept_for_the_next_call_and_the_oldest_goes(images):
     assert len(reward._noises) == 8
     assert not kept.keys() & reward._noises.keys()
     assert torch.equal(reward(images).score, first)
+    for other in (images[..., :8], images.double()):  # another size, another type: noise of its own
+        assert torch.equal(reward(other).score, Augmented(Curved(), views=2, shift=0)(other).score)
 
 
 class OnCUDA(Tensor):

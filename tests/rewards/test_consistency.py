@@ -17,6 +17,13 @@ def test_value(images):
     off = reward(images.double(), lr=(small + 0.01).double()).score
     torch.testing.assert_close(off, torch.full((3,), math.exp(-0.5), dtype=torch.float64), atol=1e-5, rtol=0)
     assert reward(images, lr=small).map is None
+    assert reward(images, lr=small.double()).score.dtype == torch.float32
+    edge = (torch.arange(20) > 8).float().view(1, 1, 20, 1).expand(1, 3, 20, 10)
+    whole = F.interpolate(edge, (10, 5), mode="bicubic", antialias=True)
+    assert whole.min() < 0  # it overshoots, as no image does
+    assert reward(edge, lr=whole.clamp(0, 1)).score.tolist() == pytest.approx([1])
+    assert torch.equal(LRConsistency()(images, lr=small + 0.01).score, reward(images, lr=small + 0.01).score)
+    assert torch.equal(reward(images.half(), lr=small).score, reward(images.half().float(), lr=small).score)
 
 
 def test_what_no_file_holds_moves_no_score(images):
@@ -52,6 +59,11 @@ def test_errors(images):
         LRConsistency()(images, lr=torch.zeros(2, 3, 5, 5))
     with pytest.raises(ValueError, match="not larger"):
         LRConsistency()(images, lr=torch.zeros(3, 3, 40, 5))
+    small = torch.zeros(3, 3, 10, 5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"^lr: expected floats in \[0, 1\], got torch.uint8$"):
+        LRConsistency()(images, lr=small)
+    with pytest.raises(ValueError, match=r"^images: expected floats in \[0, 1\], got torch.uint8$"):
+        LRConsistency()((images * 255).to(torch.uint8), lr=small.float())
     with pytest.raises(ValueError, match="tolerance"):
         LRConsistency(0)
 

@@ -131,6 +131,8 @@ def test_errors():
     both = Mixture({"a": (Brightness(), 1), "b": (Brightness(), 1)})
     with pytest.raises(ValueError, match=r"^scores: expected as many of every part, got {'a': 4, 'b': 2}$"):
         both.advantages({"a": torch.zeros(4), "b": torch.zeros(2)}, group_size=2)
+    with pytest.raises(ValueError, match=r"expected those of \['a', 'b'\], got \['a'\]"):  # not the sum of one
+        Mixture({"a": (Brightness(), 1), "b": (Brightness(), 1)}).advantages({"a": torch.zeros(2)}, group_size=2)
 
 
 @pytest.mark.parametrize("around", [StageReward, Augmented, Scorer])

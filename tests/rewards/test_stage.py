@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from finpercep.models import RewardOutput
 from finpercep.rewards import StageReward
 from tests.rewards.conftest import Brightness
 
@@ -29,6 +30,19 @@ def test_max_and_soft(images):
     assert (close - hard).abs().max() <= 1e-4 * math.log(
         200
     ) + 1e-6  # log-mean-exp is at most T·log N below the maximum
+
+
+@pytest.mark.parametrize("maximum", ["worst", "max", "soft"])
+def test_maps_in_half_precision_are_reduced_in_single(maximum):
+    """1 - 1/1024 is a number of float32; in bfloat16 it would be 1."""
+
+    class Half(Brightness):
+        def forward(self, images, **context):
+            faults = torch.full_like(images[:, :1], 2**-10, dtype=torch.bfloat16)
+            return RewardOutput(torch.zeros(len(images)), faults)
+
+    found = StageReward(Half(), 0, 1, maximum=maximum)(torch.zeros(2, 3, 8, 8)).score
+    torch.testing.assert_close(found, torch.full((2,), 1 - 2**-10), atol=1e-6, rtol=0)
 
 
 def test_the_hottest_soft_maximum_is_the_mean(images):
@@ -63,6 +77,11 @@ def test_fingerprint_names_reward_and_weights():
     assert len(prints) == 2
     assert StageReward(Brightness(), 0.5, 0.1).fingerprint in prints
     assert StageReward(Brightness(), 1, 0).fingerprint == StageReward(Brightness(), 1.0, 0.0).fingerprint
+    options = {"maximum": "worst", "fraction": 0.01, "temperature": 0.05}
+    first = StageReward(Brightness(), 0.5, 0.5, **options).fingerprint
+    assert StageReward(Brightness()).fingerprint == first
+    others = [{"maximum": "soft"}, {"fraction": 0.02}, {"temperature": 0.1}]
+    assert len({first, *(StageReward(Brightness(), **options | other).fingerprint for other in others)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -76,6 +95,7 @@ def test_fingerprint_names_reward_and_weights():
         ({"temperature": 1e14}, r"^temperature: expected more than 0 and at most 1e\+06, got 100000000000000.0"),
         ({"temperature": math.inf}, "temperature: expected .*, got inf"),
         ({"fraction": 0}, "fraction"),
+        ({"fraction": 1.5}, "fraction: expected more than 0 and at most 1, got 1.5"),
     ],
 )
 def test_errors(options, message):
