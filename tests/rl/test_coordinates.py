@@ -91,6 +91,8 @@ def test_euler_is_flow_match_euler(shift):
 def test_schedulers_that_do_not_fit():
     with pytest.raises(ValueError, match="clip_sample and thresholding off"):
         coordinates.scheduler_steps(diffusers.DDIMScheduler(), 5)
+    with pytest.raises(ValueError, match="clip_sample and thresholding off"):
+        coordinates.scheduler_steps(diffusers.DDIMScheduler(clip_sample=False, thresholding=True), 5)
     zero = diffusers.DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ValueError, match="at zero signal"):
         coordinates.scheduler_steps(zero, 5)

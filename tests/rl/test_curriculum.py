@@ -35,6 +35,10 @@ def test_blend():
     moment = curriculum.at(2)
     assert isinstance(moment.reward, Mixture)
     assert (moment.blend, curriculum.at(5).blend, curriculum.at(0).before) == (0.25, 1.0, None)
+    mixture = Mixture({"a": (Given([1.0]), 2.0), "b": (Given([10.0]), 0.5)})
+    curriculum = Curriculum([Stage(mixture, 2), stages[1]], CurriculumConfig("blend", blend_steps=4))
+    parts = curriculum.at(2).reward  # three quarters of each part of the former, a quarter of the new one
+    assert parts.weights == {"before_a": 1.5, "before_b": 0.375, "stage": 0.25}
 
 
 def test_rewarm():
@@ -58,6 +62,14 @@ def test_a_stage_ends_when_its_reward_is_flat():
     other.load_state(curriculum.state())
     assert other.begins == [0, 30, 40]
     assert other.measured == curriculum.measured
+
+
+def test_a_measurement_where_a_stage_ends_anyway_is_of_the_old_stage():
+    """It ends by its steps, and the next one, whose reward has not been measured, goes on."""
+    curriculum = Curriculum([Stage(Red(), 10)] * 3, CurriculumConfig("auto", patience=1))
+    assert [curriculum.note(done, [1.0, 1.0]) for done in (0, 10)] == [False, False]
+    assert curriculum.evidence.flat
+    assert curriculum.begins == [0, 10, 20]
 
 
 def test_other_versions_of_a_reward_are_not_compared_with():
@@ -102,6 +114,11 @@ def test_paired():
     assert paired([0.0, 0.0], [1.0, 1.0]).rose
     assert paired([1.0, 1.0], [0.0, 0.0]).fell
     assert not paired([0.0], [1.0]).rose
+    mostly = paired([0.0, 0.0, 0.0], [1.0, 0.0, 1.0])  # 2/3, which is two of its standard errors of 1/3
+    assert (mostly.mean, mostly.error) == pytest.approx((2 / 3, 1 / 3))
+    assert not paired([0.0, 0.0, 0.0], [1.0, 0.0, 0.9]).rose
+    assert not paired([1.0, 1.0, 1.0], [0.0, 1.0, 0.1]).fell
+    assert evidence([[0.0] * 3, [1.0, 0.0, 0.9]], 1, 0.0).flat
 
 
 def test_nothing_to_do():
@@ -109,6 +126,8 @@ def test_nothing_to_do():
         Curriculum([])
     with pytest.raises(ValueError, match="at least 1 step in a stage, got 0"):
         Stage(Red(), 0)
+    with pytest.raises(ValueError, match=r"flat: expected 0 to below 1, got 1.0"):
+        CurriculumConfig(flat=1.0)
     with pytest.raises(ValueError, match="switch: expected one of hard, blend, auto, got 'soft'"):
         CurriculumConfig("soft")
 

@@ -76,17 +76,22 @@ def test_before_training_the_loss_is_log_two():
     algorithm = DPO(Toy(), CONFIG)
     terms = algorithm.loss(algorithm.collect(batch(), Red(), 0))
     assert float(terms["loss"].detach()) == pytest.approx(0.6931471805599453)
+    assert float(terms["implicit_acc"]) == 0  # no pair is ordered yet
 
 
 def test_pairs():
     """Best and worst of each image; ties are dropped."""
     algorithm = DPO(Toy(), CONFIG)
+    red = algorithm.collect(batch(), Red(), 0).tensors
+    win, lose = (torch.sigmoid(red[name])[:, 0].mean((1, 2)) for name in ("win", "lose"))
+    assert (win > lose).all()
     everything = algorithm.collect(batch(), Given([0.3, 0.9, 0.1, 0.2, 0.7, 0.8]), 0).tensors
     some = algorithm.collect(batch(), Given([0.5, 0.5, 0.5, 0.2, 0.7, 0.8]), 0)
     assert some.batch.ids.tolist() == [8]
     assert torch.equal(some.tensors["win"][0], everything["win"][1])
     assert torch.equal(some.tensors["lose"][0], everything["lose"][1])
     assert float(some.figures["zero_std_ratio"]) == 0.5
+    assert float(some.figures["reward_gap"]) == pytest.approx((0 + 0.6) / 2)
     turned = algorithm.collect(batch(), Given([0.3, 0.1, 0.9, 0.2, 0.7, 0.8]), 0).tensors
     assert torch.equal(turned["win"][0], everything["lose"][0])
     with pytest.raises(ValueError, match="all 2 images have equal rewards for all their results"):
@@ -127,6 +132,10 @@ def test_a_pair_put_together_by_the_map():
 def test_rounding_is_no_preference():
     scores = [0.5, 0.5 + 2**-52, 0.5, 0.2, 0.7, 0.8]  # the images are float64
     assert DPO(Toy(), CONFIG).collect(batch(), Given(scores), 0).batch.ids.tolist() == [8]
+    for level in (-0.5, 0.0):  # nor are equal scores below 0, or of 0
+        found = DPO(Toy(), CONFIG).collect(batch(), Given([level] * 3 + [-0.2, -0.7, -0.8]), 0)
+        assert found.batch.ids.tolist() == [8]
+        assert float(found.figures["zero_std_ratio"]) == 0.5
 
 
 def test_a_blend_ranks_by_rewards_that_are_normalized_in_their_group():
@@ -145,6 +154,17 @@ def test_draws_are_those_of_the_image():
     for name in ("s", "epsilon", "win"):
         torch.testing.assert_close(both[name][1:], alone[name])
     assert both["s"][0] != both["s"][1]
+    later = algorithm.collect(batch(2), Red(), 5).tensors
+    assert not set(later["s"].tolist()) & set(both["s"].tolist())
+
+
+def test_no_level_lies_above_the_sampler_s_first():
+    generator = Toy()
+    even = generator.steps
+    generator.steps = lambda count: Steps(tuple(s / 2 for s in even(count).s), even(count).timesteps)
+    many = Batch(torch.rand(100, 3, 4, 4, dtype=torch.float64), torch.arange(100))
+    s = DPO(generator, replace(CONFIG, levels="uniform"))._noise(many, torch.zeros(100, 3, 8, 8), 0)["s"]
+    assert 0.45 < float(s.max()) <= 0.5
 
 
 def test_given_pairs():

@@ -36,6 +36,14 @@ def test_seeds_are_those_of_a_single_process() -> None:
     assert [draw.initial_seed() % 2**32 for draw in Groups(4).generators(IDS, 5, "noise")] == [s % 2**32 for s in every]
 
 
+def test_values_of_all_processes_come_together() -> None:
+    """The second of two processes, with two results of each of three images."""
+    joined = Groups(4, SimpleNamespace(size=2, rank=1, joined=lambda own, rows, total: (rows.tolist(), total)))
+    assert joined.whole(torch.zeros(6)) == ([2, 3, 6, 7, 10, 11], 12)
+    own = torch.arange(8.0)
+    assert Groups(4).whole(own) is own
+
+
 def test_groups_that_cannot_be_divided() -> None:
     with pytest.raises(
         ValueError, match=r"^algorithm.group_size: expected a multiple of the 3 processes that divide.*got 8$"

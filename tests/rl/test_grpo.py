@@ -12,9 +12,11 @@ from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.experience import DeadGroups
-from finpercep.rl.grpo import GRPO, GRPOConfig, RatioError
+from finpercep.rl.grpo import GRPO, GRPOConfig, RatioError, _check_ratio
 from finpercep.rl.nft import NFT, NFTConfig
-from finpercep.rl.scores import group_advantages, group_scores
+from finpercep.rl.rollout import sample_generators
+from finpercep.rl.scores import as_file, group_advantages, group_scores, result_advantages, scores_and_map
+from finpercep.rl.spatial import spatial_advantages
 from tests.rl.toy import Given, Green, Red, Toy, batch, check_gradient
 
 CONFIG = GRPOConfig(steps=4, group_size=3, clip=0.05, beta=0.3, micro_batch=5)
@@ -152,6 +154,18 @@ def test_a_ratio_that_is_not_one_is_explained():
     (look,) = experience.looks
     with pytest.raises(RatioError, match=r"ratio: expected 1 before the first update.*dropout"):
         look()
+    later = replace(experience, fresh=False, looks=[])
+    algorithm.loss(later)
+    assert later.looks == []  # once updated it may be anything
+    for low, high in ((1.0, 1 + 2e-5), (1 - 2e-5, 1.0)):
+        with pytest.raises(RatioError, match="ratio: expected 1"):
+            _check_ratio(torch.tensor(low).double(), torch.tensor(high).double(), 1e-5)
+    near = GRPO(Toy(), CONFIG)
+    experience = near.collect(batch(), Red(), 0)
+    near.generator.move(1e-4)  # far less than what the ratio is clipped at
+    near.loss(experience)
+    with pytest.raises(RatioError, match="ratio: expected 1"):
+        experience.looks[0]()
 
 
 def test_window_and_noise():
@@ -161,10 +175,50 @@ def test_window_and_noise():
     assert rows["s"].tolist() == [0.75] * 6
     assert rows["s_next"].tolist() == [0.5] * 6
     assert (rows["x"][0] - rows["x"][1]).abs().max() > 0.1
-    alone = algorithm.collect(batch()[:1], Red(), 0).tensors
-    torch.testing.assert_close(rows["next"][:3], alone["next"])
+    alone = algorithm.collect(batch()[1:], Red(), 0).tensors
+    torch.testing.assert_close(rows["next"][3:], alone["next"])
     again = algorithm.collect(batch(), Red(), 1).tensors
     assert (rows["x"] - again["x"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["flow", "cps", "dance"])
+def test_each_kind_takes_the_steps_that_it_scores(kind):
+    """x' = mean + spread·ε, by the published formulas, with ε of the row's generator; and its log-probability."""
+    generator = Toy()
+    algorithm = GRPO(generator, replace(CONFIG, kind=kind, window=(1, 2)))
+    rows = algorithm.collect(batch(), Red(), 4).tensors
+    x, s, s_next, level = rows["x"], 0.75, 0.5, 0.7
+    condition = generator.condition(batch().repeat(3))
+    v, dt = generator.velocity(x, torch.full((6,), s), condition), s_next - s
+    if kind == "cps":
+        spread = s_next * math.sin(level * math.pi / 2)
+        mean = (x - s * v) * (1 - s_next) + (x + (1 - s) * v) * math.sqrt(s_next**2 - spread**2)
+    else:
+        std = level * math.sqrt(s / (1 - s)) if kind == "flow" else level
+        mean = x * (1 + std**2 / (2 * s) * dt) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
+        spread = std * math.sqrt(-dt)
+    noise = []
+    for draw in sample_generators(batch().repeat(3).ids, 0, "noise", 4):
+        torch.randn(3, 6, 6, generator=draw)  # where it begins
+        noise.append(torch.randn(3, 6, 6, generator=draw).double())
+    torch.testing.assert_close(rows["next"], (mean + spread * torch.stack(noise)).detach())
+    square = (rows["next"] - mean).square()
+    density = -square if kind == "cps" else -square / (2 * spread**2) - math.log(spread * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(rows["old_log_prob"], density.mean((1, 2, 3)).detach())
+
+
+def test_old_log_probabilities_are_those_of_the_micro_batches_that_train(monkeypatch):
+    """The sampler sees all six results at once, four times; then their 18 rows come five by five."""
+    algorithm, seen = GRPO(Toy(), CONFIG), []
+    velocity = algorithm.generator.velocity
+    monkeypatch.setattr(algorithm.generator, "velocity", lambda x, *rest: seen.append(len(x)) or velocity(x, *rest))
+    algorithm.collect(batch(), Red(), 0)
+    assert seen == [6] * 4 + [5, 5, 5, 3]
+
+
+def test_flow_grpos_defaults():
+    config = GRPOConfig()
+    assert (config.noise_level, config.kind, config.clip, config.advantage_clip) == (0.7, "flow", 1e-4, 5.0)
 
 
 def test_the_reward_falls_on_the_right_samples():
@@ -281,7 +335,50 @@ def test_the_ratio_may_be_off_by_less_than_its_limit():
         look()
 
 
+def test_one_part_of_a_mixture_may_be_dead():
+    """Equal values of one part everywhere: the others still rank."""
+    reward = Mixture({"a": (Given([0.1, 0.3, 0.5, 0.9]), 1.0), "b": (Given([2.0] * 4), 1.0)})
+    found = GRPO(Toy(), replace(CONFIG, group_size=2)).collect(batch(), reward, 0)
+    assert [round(a) for a in found.tensors["advantage"].tolist()] == [-1] * 3 + [1] * 3 + [-1] * 3 + [1] * 3
+
+
+def test_the_map_of_a_mixture_is_that_of_its_last_part():
+    class Blue(Red):
+        def __call__(self, images):
+            return RewardOutput(super().__call__(images).score, images[:, 2:3])
+
+    given = batch()
+    parts = {"green": (Green(), 1.0), "blue": (Blue(), 1.0), "red": (Red(), 1.0)}
+    scores, faults = scores_and_map(Mixture(parts), given.photo, given)
+    torch.testing.assert_close(faults, as_file(given.photo)[:, 2:3])
+    torch.testing.assert_close(scores["avg"], 3 * scores["red"])
+
+
+def test_what_is_scored_is_within_its_range():
+    assert as_file(torch.tensor([1.2, -0.1, 0.5])).tolist() == pytest.approx([1, 0, 128 / 255])
+
+
+def test_maps_are_averaged_to_the_grid_of_the_latents():
+    """Of 6 x 6 pixels at 3 x 2 positions; what lies beyond the limit of advantages is cut."""
+    algorithm = GRPO(Toy(), replace(CONFIG, group_size=3))
+    given = batch().repeat(3)
+    options = {"map_weight": 4.0, "keep_dead": False, "at_once": 0}
+    results = given.photo + 0.1 * torch.arange(6).view(6, 1, 1, 1)
+    found, rows, _ = result_advantages(Green(), results, given, (3, 2), algorithm.groups, clip=1.5, **options)
+    images = as_file(results)
+    scalar, _ = group_advantages(Green(), {"avg": images[:, 0].mean((1, 2))}, given.ids, 1.5)
+    coarse = images[:, 1].unflatten(1, (3, 2)).unflatten(3, (2, 3)).mean((2, 4))[:, None]
+    expected = spatial_advantages(scalar, coarse, 3, (3, 2), 4.0)
+    assert expected.abs().max() > 1.6
+    torch.testing.assert_close(found, expected.clamp(-1.5, 1.5))
+    assert rows.tolist() == list(range(6))
+
+
 def test_options():
+    with pytest.raises(ValueError, match=r"noise_level: expected at most 1 for cps, got 1\.5"):
+        GRPOConfig(kind="cps", noise_level=1.5)
+    with pytest.raises(ValueError, match=r"beta: expected 0 or more, got -0\.1"):
+        GRPOConfig(beta=-0.1)
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
         GRPOConfig(group_size=1)
     with pytest.raises(ValueError, match="window: expected steps within 0 to 4, without the last one"):

@@ -39,6 +39,8 @@ def test_edges():
     images = torch.zeros(2, 3, 6, 8)
     images[0, :, :, 4:] = 0.5
     assert edge_density(images).tolist() == pytest.approx([2 / 8, 0.0])
+    assert edge_density(0.5 * images).tolist() == pytest.approx([2 / 8, 0.0])  # 0.125 is above a tenth
+    assert edge_density(0.3 * images).tolist() == [0.0, 0.0]  # and 0.075 below
 
 
 def test_high_frequencies():
@@ -48,17 +50,27 @@ def test_high_frequencies():
     images = images[:, None, None].expand(3, 3, 16, 16)
     assert high_frequencies(images).tolist() == pytest.approx([0, 1, 0.01 / (0.01 + 0.02)], abs=1e-5)
     assert high_frequencies(torch.full((1, 3, 4, 4), 0.3)).tolist() == pytest.approx([0.0], abs=1e-4)
+    third, quarter = (torch.cos(2 * torch.pi * count * waves / 16) for count in (5, 4))
+    across = 0.5 + 0.1 * torch.stack([third, quarter])[:, None, None].expand(2, 3, 16, 16)
+    assert high_frequencies(across).tolist() == pytest.approx([1, 0], abs=1e-4)  # 5/16 is above a quarter, 4/16 not
+    both = 0.5 + 0.2 * slow[:, None] + 0.1 * grid  # the one along columns, the other along rows
+    expected = [0.01 / (0.01 + 0.02)]
+    assert high_frequencies(both.expand(1, 3, 16, 16)).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_color_entropy():
     images = torch.zeros(2, 3, 4, 4)
     images[1, 0, :2], images[1, 2, :, :2] = 0.9, 0.9  # four colors, equally often
     assert color_entropy(images).tolist() == pytest.approx([0.0, 2.0])
+    images[0, :, :, :2], images[1] = 0.3, 0.3
+    images[0, :, :, 2:], images[1, :, :, 2:] = 0.4, 0.26  # eighths: 2 and 3; 2 and 2
+    assert color_entropy(images).tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_recompressed(make_photo):
     photo = make_photo(32, 32)[None]
     assert 0.001 < float((recompressed(photo, 40) - photo).abs().mean()) < 0.1
+    assert torch.equal(recompressed(photo), recompressed(photo, 75))
 
 
 def test_velocities_against_the_reference():
@@ -101,6 +113,8 @@ def test_a_figure_that_is_not_finite_is_named(bad):
     with pytest.raises(FloatingPointError, match=rf"^judge: .* each held-out photo, got {bad} of number 1 at step 7$"):
         check_finite(found, 7)
     check_finite({"psnr": found["psnr"]}, 7)
+    with pytest.raises(FloatingPointError, match=r"at step 7; the run can go on without it in monitors.metrics$"):
+        check_finite(found, 7, ["judge"])
 
 
 def values(reward, psnr):
@@ -118,6 +132,31 @@ def test_alarm():
     other = Alarm(2)
     other.load_state(alarm.state())
     assert other.note("a", values([0.4, 0.5], [27.0, 17.0])) != []
+
+
+def test_each_measure_has_its_sign():
+    """Severity is worse the higher it is; others are taken by the sign that they are given with."""
+    alarm = Alarm(1, {"niqe": 1, "st-lpips": -1})
+    first = {"reward_avg": [0.1, 0.2], "judge": [0.6, 0.5], "ssim": [0.5, 0.6], "severity": [0.2, 0.3]}
+    worse = {"reward_avg": [0.3, 0.4], "judge": [0.5, 0.4], "ssim": [0.4, 0.5], "severity": [0.3, 0.4]}
+    first |= {"niqe": [-4.0, -5.0], "st-lpips": [0.1, 0.2], "unknown": [1.0, 2.0]}
+    worse |= {"niqe": [-5.0, -6.0], "st-lpips": [0.2, 0.3], "unknown": [0.0, 1.0]}
+    both = [{name: torch.tensor(values) for name, values in found.items()} for found in (first, worse)]
+    assert alarm.note("a", both[0]) == []
+    said = [text.partition(" and ")[2].split()[0] for text in alarm.note("a", both[1])]
+    assert sorted(said) == ["judge", "niqe", "severity", "ssim", "st-lpips"]
+    better = Alarm(1, {"niqe": 1, "st-lpips": -1})
+    better.note("a", both[1])
+    assert better.note("a", {**both[0], "reward_avg": torch.tensor([0.4, 0.5])}) == []
+
+
+def test_what_is_forgotten_or_long_ago_is_not_compared_with():
+    alarm = Alarm(1)
+    alarm.note("a", values([0.1, 0.2], [30.0, 20.0]))
+    alarm.forget("psnr")
+    assert alarm.note("a", values([0.3, 0.4], [28.0, 18.1])) == []
+    assert alarm.note("a", values([0.3, 0.4], [27.0, 17.0])) == []  # since the last one it has not risen
+    assert len(alarm.measured) == 2
 
 
 @pytest.mark.parametrize(

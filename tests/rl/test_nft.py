@@ -90,6 +90,20 @@ def test_by_hand():
     assert float(terms["old_deviate"]) == 1.0
 
 
+def test_a_branch_without_error_by_hand():
+    """As below with v = -1: x̂0⁺ = 1 has no error, and divides by none; x̂0⁻ = -1 has L⁻ = 2."""
+
+    class Right(Toy):
+        def velocity(self, x, s, condition):
+            return torch.full_like(x, -1.0)
+
+    like = torch.ones(1, 3, 6, 6, dtype=torch.float64)
+    rows = {"x0": like, "x": 0.5 * like, "s": like[:, 0, 0, 0] / 2, "old": like, "share": 0.9 * like[:, 0, 0, 0]}
+    terms = NFT(Right(), NFTConfig(mix=1.0, advantage_clip=5.0)).loss(Experience(batch(1), rows))
+    assert float(terms["loss"]) == pytest.approx(5 * 0.1 * 2)
+    assert float(terms["old_deviate"]) == 4.0
+
+
 def test_spatial_credit_by_hand():
     """As above, with r = 0.9 at the first position and 0.2 at the second."""
     like = torch.ones(1, 3, 1, 2, dtype=torch.float64)
@@ -137,6 +151,18 @@ def test_draws_are_those_of_the_image_and_sample():
     both, alone = (algorithm.collect(given, Red(), 4).tensors for given in (batch(2), batch(2)[1:]))
     for name in ("s", "x", "x0"):
         torch.testing.assert_close(both[name][3:], alone[name])
+
+
+def test_results_are_noised_anew_in_each_step():
+    algorithm = NFT(Toy(), CONFIG)
+    levels, noises = set(), []
+    for step in range(8):
+        rows = algorithm.collect(batch(), Red(), step).tensors
+        levels |= set(rows["s"].tolist())
+        s = rows["s"].view(-1, 1, 1, 1)
+        noises.append((rows["x"] - (1 - s) * rows["x0"]) / s)
+    assert sorted(levels) == pytest.approx([1 / 3, 2 / 3, 1])  # those of the sampler, its first too, and not the end
+    assert (noises[0] - noises[1]).abs().flatten(1).mean(1).min() > 0.5
 
 
 def test_dead_groups_are_left_out():

@@ -28,6 +28,15 @@ def test_crops_match(photo_set):
     assert torch.equal(single.photo[0], batch.photo[1])
 
 
+def test_crops_are_mirrored_and_transposed(photo_set):
+    """Whole images: four orientations, and no other."""
+    crops = Crops(load_pairs([photo_set], "train", 4)[:1], 64, degraded=0.0)
+    photo = load_image(photo_set / "train" / "p0" / "gt.png")
+    seen = {tuple((255 * image).round().flatten().tolist()) for image in crops.batch(0, 40).photo}
+    turned = (photo, photo.flip(-1), photo.transpose(-1, -2), photo.flip(-1).transpose(-1, -2))
+    assert seen == {tuple(image.float().flatten().tolist()) for image in turned}
+
+
 def test_degradation_on_the_fly(photo_set):
     pairs = load_pairs([photo_set], "train", 4)
     own, made, mixed = (Crops(pairs, 32, degraded=share).batch(0, 8) for share in (0.0, 1.0, 0.5))
@@ -80,6 +89,11 @@ def test_photos_alone(photo_set, tmp_path):
     assert pair.lr.shape == (3, 8, 8)
     again = load_pairs([f"photos:{photos}"], "train", 4)[0]
     assert torch.equal(again.lr, pair.lr)
+    shutil.copy(pair.files[0], tmp_path / "other.png")
+    other = load_pairs([f"photos:{tmp_path}"], "train", 4, apart=photos) + load_pairs([f"photos:{tmp_path}"], "val", 4)
+    copied = next(one for one in other if one.files[0].name == "other.png")
+    assert torch.equal(copied.photo, pair.photo)
+    assert not torch.equal(copied.lr, pair.lr)
     assert (pair.lr.float().mean() - pair.photo.float().mean()).abs() < 30
     for pair in val:
         pair.files[0].unlink()
@@ -163,6 +177,30 @@ def test_a_data_set(tmp_path):
         load_pairs([tmp_path / "all"], "val", 4)
 
 
+class Touch:
+    """What makes a folder where it is read by pickle."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+def test_photos_lose_what_is_no_multiple_of_the_scale_at_their_end(tmp_path):
+    photo = torch.arange(33 * 34).view(1, 33, 34).expand(3, 33, 34) / (33 * 34)
+    save_image(as_picture(photo), tmp_path / "a.png")
+    pair = next(one for split in ("train", "val") for one in _found(f"photos:{tmp_path}", split))
+    assert torch.equal(pair.photo, load_image(tmp_path / "a.png")[:, :32, :32])
+
+
+def _found(root, split):
+    try:
+        return load_pairs([root], split, 4)
+    except ValueError:
+        return []
+
+
 def test_latents_and_texts_computed_beforehand(tmp_path):
     """A folder as DiT4SR's training has it: whole images, each with its own tensors."""
     draw = torch.Generator().manual_seed(0)
@@ -195,6 +233,10 @@ def test_latents_and_texts_computed_beforehand(tmp_path):
         load_pairs([tmp_path], "train", 4)
     with pytest.raises(ValueError, match=r"side: expected 32 x 32 as .*, whose latents are given, got 16"):
         Crops(pairs, 16)
+    torch.save(Touch(tmp_path / "touched"), tmp_path / "latent_lr" / "0.pt")
+    with pytest.raises(ValueError, match=r"0\.pt: expected a tensor"):
+        Crops(pairs, 32).batch(0, 8)
+    assert not (tmp_path / "touched").exists()  # no code in it is run
     (tmp_path / "latent_lr" / "0.pt").write_bytes(b"no tensor")
     with pytest.raises(ValueError, match=r"0\.pt: expected a tensor"):
         Crops(pairs, 32).batch(0, 8)

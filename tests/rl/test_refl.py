@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,44 @@ def test_draws_are_those_of_the_image(exact_images):
     for name in ("policy_loss", "pretrain_loss"):
         torch.testing.assert_close(both[name], (alone[0][name] + alone[1][name]) / 2)
     assert abs(float(alone[0]["pretrain_loss"] - alone[1]["pretrain_loss"])) > 1e-3
+    seeds = [seed for step in (4, 5) for seed in algorithm.collect(given, Red(), step).tensors["seed"].tolist()]
+    assert len(set(seeds)) == 4
+
+
+def test_above_the_target_a_reward_is_good_enough(exact_images):
+    algorithm = ReFL(Toy(), ReFLConfig(target=-1.0, pretrain=False))
+    terms = algorithm.loss(algorithm.collect(batch(), Red(), 0))
+    assert (float(terms["loss"].detach()), float(terms["policy_loss"].detach())) == (0, 0)
+
+
+def test_a_map_without_faults_takes_the_same_off_everywhere(exact_images):
+    """0/mean(0) counts as 0: the gradient at γ = 0.3 is 0.7 of that at 0."""
+
+    class Clean(Red):
+        def __call__(self, images):
+            return RewardOutput(super().__call__(images).score, torch.zeros_like(images[:, :1]))
+
+    found = []
+    for weight in (0.0, 0.3):
+        generator = Toy()
+        algorithm = ReFL(generator, ReFLConfig(map_weight=weight, weighting="identity", pretrain=False))
+        algorithm.loss(algorithm.collect(batch(), Clean(), 0))["loss"].backward()
+        found.append([p.grad for p in generator.parameters()])
+    for plain, weighted in zip(*found, strict=True):
+        torch.testing.assert_close(weighted, 0.7 * plain)
+
+
+def test_a_reward_that_is_not_finite_is_looked_at():
+    class Bad(Red):
+        def __call__(self, images):
+            output = super().__call__(images)
+            return output._replace(score=output.score * torch.tensor([1.0, math.nan]))
+
+    algorithm = ReFL(Toy(), ReFLConfig())
+    experience = algorithm.collect(batch(), Bad(), 0)
+    algorithm.loss(experience)
+    with pytest.raises(FloatingPointError, match="expected finite scores, got nan for image 8"):
+        experience.looks[0]()
 
 
 def test_late_steps_alone_are_drawn():

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.targets import fault_target
+from finpercep.models import RewardOutput
 from finpercep.rl.photos import Crops, load_pairs
 from finpercep.rl.refresh import Refresh, RefreshConfig, implant
+from finpercep.rl.rollout import results
 from tests.rl.test_trainer import config  # noqa: F401
 from tests.rl.toy import Red
 
@@ -39,6 +42,8 @@ def test_implanted(make_photo):
     assert ((faults.syn == result) | (faults.syn == photo)).all()
     assert 0.01 < swapped.float().mean() < 0.9
     assert faults.target_syn[0, 0][~swapped[0]].mean() < faults.target_syn[0, 0][swapped[0]].mean()
+    torch.testing.assert_close(faults.target_result, fault_target(photo, result, FilterBank()))
+    torch.testing.assert_close(faults.target_syn, fault_target(photo, faults.syn, FilterBank()))
     again = implant(photo, result, FilterBank(), 0)
     assert torch.equal(again.syn, faults.syn)
     assert not torch.equal(implant(photo, result, FilterBank(), 1).syn, faults.syn)
@@ -78,6 +83,47 @@ def test_state(made):
     refresh.load_state(state)
     assert refresh.models["small"].fingerprint == expected
     assert refresh.versions == {"small": 1}
+
+
+def test_faults_are_the_generator_s_or_built_in_and_others_in_each_update(made, monkeypatch):
+    refresh, generator = made
+    real, numbers = refresh._faults, []
+    monkeypatch.setattr(refresh, "_faults", lambda *given: numbers.append(given[2]) or real(*given))
+    for _ in range(2):
+        refresh.run("small", generator, CPU)
+    assert numbers == list(range(6))
+    found = []
+    for share in (0.0, 1.0):
+        object.__setattr__(refresh.config, "synthetic", share)
+        found.append([real(generator, CPU, number) for number in range(2)])
+    own, built_in = found
+    assert torch.equal(own[0].photo, built_in[0].photo)
+    assert not torch.equal(own[0].result, built_in[0].result)
+    given = refresh.crops.batch(0, 2)
+    expected = results(generator, given, 2, 0, "refresh", 0)
+    torch.testing.assert_close(own[0].result, (255 * expected.clamp(0, 1)).round() / 255)
+    regions = [(faults.syn != faults.photo).any(1) for faults in own]
+    assert not torch.equal(*regions)
+
+
+def test_measures_by_hand(made):
+    """Scores of photos, implanted photos and results, and a map of a half everywhere."""
+    refresh, _ = made
+    scores = {"photo": [0.9, 0.5, 0.3], "syn": [0.5, 0.6, 0.2], "result": [0.4, 0.3, 0.25]}
+
+    def model(images):
+        (name,) = (name for name in scores if torch.equal(images, getattr(refresh.fixed, name)))
+        return RewardOutput(torch.tensor(scores[name]), torch.full_like(images[:, :1], 0.5))
+
+    assert refresh.measure(model, CPU) == pytest.approx(
+        {
+            "photo": 1.7 / 3,
+            "result": 0.95 / 3,
+            "photo_above_fault": 2 / 3,
+            "fault_above_result": 2 / 3,
+            "map_error": float((0.5 - refresh.fixed.target_syn).abs().mean()),
+        }
+    )
 
 
 def test_when(made):

@@ -10,7 +10,7 @@ import torch
 
 from finpercep.rl.batch import Batch
 from finpercep.rl.grpo import GRPO, GRPOConfig
-from finpercep.rl.trust import guarded, norm_hinge
+from finpercep.rl.trust import guarded, kept, limited_loss, norm_hinge, spread
 from tests.rl.test_grpo import flow_grpo_step
 from tests.rl.toy import Red, Toy, batch, check_gradient
 
@@ -69,6 +69,28 @@ def test_what_guard_leaves():
 
     first, second = guarded(log_prob(new), log_prob(old), (new - old).square().mean(1), sigma)
     torch.testing.assert_close(first - second, (noise * (new - old)).mean(1))
+
+
+def test_a_step_without_noise_has_no_limit():
+    """σ = 0: the ratio is 1 and nothing is divided by it. Of kind "flow" √(-dt) is left out of std, of others not."""
+    one, gap, sigma = torch.ones(1), torch.full((1,), 0.5), torch.zeros(1)
+    first, second = guarded(one, one, gap, sigma)
+    assert (first.item(), second.item()) == (0.25, 0.0)
+    assert kept(one + 1, one, one, gap, sigma, 1.0).item() == 1
+    assert kept(one + 1, one, one, gap, sigma, 0.2).item() == 0
+    std, s, s_next = torch.tensor([0.6]), torch.tensor([0.75]), torch.tensor([0.5])
+    found = [spread(kind, std, s, s_next).item() for kind in ("flow", "cps", "dance")]
+    assert found == pytest.approx([0.3, 0.6, 0.6])
+
+
+def test_dppo_does_not_clip():
+    """Ratios of 1.5 and 0.5 near where they were sampled: -1·1.5 and 1·0.5, however narrow the clip."""
+    log_prob, advantage = torch.tensor([1.5, 0.5]).log(), torch.tensor([1.0, -1.0])
+    given = log_prob, torch.zeros(2), advantage, torch.zeros(2), torch.ones(2)
+    loss, _ = limited_loss("dppo", *given, clip=0.1, bound=0.1, kl=None, beta=0.0)
+    assert loss.item() == pytest.approx((-1.5 + 0.5) / 2)
+    loss, _ = limited_loss("clip", *given, clip=0.1, bound=0.1, kl=None, beta=0.0)
+    assert loss.item() == pytest.approx((-1.1 + 0.9) / 2)
 
 
 def test_dppo():
@@ -142,6 +164,7 @@ def test_norm_and_photo_terms():
     assert float(hinge) > 0
     torch.testing.assert_close(terms["norm_loss"], hinge.detach())
     assert len(set(rows["seed"].tolist())) == len(experience)
+    assert set(rows["seed"].tolist()).isdisjoint(algorithm.collect(batch(), Red(), 1).tensors["seed"].tolist())
     expected = plain[0].loss(plain[1])["loss"] + 2.0 * hinge + 0.5 * terms["photo_loss"]
     torch.testing.assert_close(terms["loss"], expected)
     again = torch.stack([algorithm.loss(part)["photo_loss"] for part in experience.parts(1)]).mean()
