@@ -290,6 +290,14 @@ def test_worst_mean_of_no_fraction(fraction: float) -> None:
             worst_mean(maps, fraction)
 
 
+def test_worst_mean_is_of_a_rounded_number_of_pixels_and_of_one_at_least() -> None:
+    """A hundredth of 150 pixels is two, of 4 it is one."""
+    maps = torch.zeros(1, 1, 10, 15)
+    maps[0, 0, 3, 4], maps[0, 0, 8, 1], maps[0, 0, 0, 0] = 0.9, 0.7, 0.5
+    assert worst_mean(maps).item() == pytest.approx(0.8)
+    assert worst_mean(maps[..., 3:5, 3:5]).item() == pytest.approx(0.9)
+
+
 def test_worst_mean_is_float32_of_half_precision_and_float64_of_double() -> None:
     maps = torch.rand(2, 1, 300, 200, generator=torch.Generator().manual_seed(0))
     for given, result in (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from finpercep.models import RewardModel
+from finpercep.models import RewardModel, RewardOutput
 from finpercep.rewards import doors, load_reward
 from tests.conftest import synthetic_photo
 from tests.rewards.conftest import Brightness
@@ -36,6 +36,46 @@ def test_flow_grpo(photos, expected):
     torch.testing.assert_close(arrays, expected, atol=1e-6, rtol=0)
     assert info["fingerprint"] == load_reward("finpercep-tiny").fingerprint
     assert torch.as_tensor(scores).float().shape == (3,)  # what its trainer does with them
+    given = (photos.double() / 255).requires_grad_()
+    seen = []
+    reward = types.SimpleNamespace(fingerprint="first")
+    called = doors.flow_grpo("cpu", reward=Asked(reward, seen))
+    scores, info = called(given, [""] * 3, [{}] * 3)
+    assert [one.dtype for one in seen] == [torch.float32]
+    assert not scores.requires_grad
+    reward.fingerprint = "trained"  # of a reward that is given, it is asked for each time
+    assert (info["fingerprint"], called(given, [""] * 3, [{}] * 3)[1]["fingerprint"]) == ("first", "trained")
+
+
+class Asked:
+    """Brightness, with the fingerprint of something that changes."""
+
+    def __init__(self, of, seen):
+        self.of, self.seen = of, seen
+
+    @property
+    def fingerprint(self):
+        return self.of.fingerprint
+
+    def __call__(self, images):
+        self.seen.append(images)
+        return RewardOutput(images.mean((1, 2, 3)), None)
+
+
+def test_flow_factorys_device_is_that_of_its_settings():
+    elsewhere = types.SimpleNamespace(device=torch.device("cuda", 3))
+    reward = doors.FlowFactoryReward(types.SimpleNamespace(device="cpu"), elsewhere)
+    assert reward.device == next(reward.model.parameters()).device == torch.device("cpu")
+    assert reward.to("meta").device == next(reward.model.parameters()).device == torch.device("meta")
+
+
+def test_verl_omnis_reward_is_loaded_once(photos, monkeypatch):
+    loaded, seen = [], []
+    make = types.SimpleNamespace(fingerprint="x")
+    monkeypatch.setattr(doors, "load_reward", lambda name, **_: loaded.append(name) or Asked(make, seen))
+    for _ in range(3):
+        doors.compute_score("sr", photos[0], reward="one of its own")
+    assert (loaded, len(seen)) == (["one of its own"], 3)
 
 
 def test_flow_grpo_takes_what_load_reward_takes_and_a_reward(photos, expected):

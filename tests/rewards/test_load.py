@@ -10,7 +10,7 @@ from torch import nn
 
 from finpercep.models import RewardModel, RewardOutput
 from finpercep.rewards import FunctionReward, LRConsistency, Mixture, call_reward, load_reward
-from finpercep.rewards.protocol import WrongAnswerError
+from finpercep.rewards.protocol import WrongAnswerError, combined_fingerprint
 from tests.rewards.conftest import Brightness
 
 
@@ -153,6 +153,12 @@ def test_errors(module, images, tmp_path):
         FunctionReward(lambda *_: "good", "f")(images)
 
 
+def test_a_fingerprint_is_of_contents_and_not_of_their_order():
+    one, other = combined_fingerprint("x", {"a": 1, "b": [2.0]}), combined_fingerprint("x", {"b": [2.0], "a": 1})
+    assert one == other != combined_fingerprint("x", {"a": 1, "b": [2.5]})
+    assert len(one) == 16
+
+
 def test_a_reward_of_the_wrong_shape_is_named(images):
     class Wrong(Brightness):
         def forward(self, images, **context):
@@ -217,6 +223,11 @@ def test_pyiqa_metric(monkeypatch, images):
     torch.testing.assert_close(out.score, -images.flatten(1).mean(1))
     out.score.sum().backward()
     assert (x.grad < 0).all()
+    prints = set()
+    for release in ("1", "2"):  # another release of the package may measure otherwise
+        monkeypatch.setattr("importlib.metadata.version", lambda name, release=release: release)
+        prints |= {load_reward("pyiqa:niqe").fingerprint, load_reward("pyiqa:piqe").fingerprint}
+    assert len(prints) == 4
 
     def offline(name, **options):
         raise OSError("[Errno 101] Network is unreachable:\n  musiq.pth")

@@ -62,6 +62,10 @@ def test_without_a_map_it_is_the_score(images):
     out = StageReward(Brightness(with_map=False), 0.3, 0.7)(images)
     torch.testing.assert_close(out.score, images.flatten(1).mean(1))
     assert out.map is None
+    model = Brightness()
+    assert not StageReward(model).without_map  # it does not say, and may have one
+    model.has_map = False
+    assert StageReward(model).without_map
 
 
 def test_context_goes_through(images):
