@@ -42,6 +42,19 @@ def test_levels_are_taken_away_and_no_more(scene):
     other = (scene + 0.1)[None]
     aligned = aligned_photo(scene, other, shift=0, levels=0.04)
     torch.testing.assert_close(other - aligned, torch.full_like(other, 0.06))
+    usual = aligned_photo(scene, other, shift=0)
+    torch.testing.assert_close(other - usual, torch.full_like(other, 0.1 - 4 / 255))
+
+
+def test_each_of_several_versions_has_its_own_photo(scene):
+    """Shifts of half a pixel and of a whole one, alone and together; what is moved by two stays apart."""
+    versions = torch.stack([moved(scene, pixels) for pixels in (0.5, 1.0, 2.0)])
+    both = fault_target(scene[None], versions, None, aligned=False)
+    for version, target in zip(versions, both, strict=True):
+        assert torch.equal(fault_target(scene[None], version[None], None, aligned=False)[0], target)
+    inner = both[..., 8:-8, 8:-8].mean((1, 2, 3))
+    assert inner[1] < 1e-4
+    assert inner[0] < 0.02 < 0.1 < inner[2]
 
 
 def test_it_is_made_where_the_photo_is():

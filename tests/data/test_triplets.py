@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -67,6 +70,64 @@ def test_syn_lies_between_photo_and_distorted(scenes):
         assert t.target_syn.mean() <= t.target_sr.mean() + 1e-6
         assert t.target_sr.min() >= 0
         assert t.target_sr.max() <= 1
+        assert min(image.min() for image in t[:3]) >= 0
+        assert max(image.max() for image in t[:3]) <= 1
+    edges = Triplets(scenes, TripletConfig(crop=48, feathered=1, **AS_IT_IS))[0]
+    between = ((edges.syn - edges.gt).abs() > 0.01).any(0) & ((edges.syn - edges.sr).abs() > 0.01).any(0)
+    assert between.any()
+
+
+def test_crops_are_turned_in_all_ways_and_alike():
+    """Eight orientations of a picture that is as large as the crop; of another image the same ones."""
+    image = torch.arange(3 * 16 * 16).view(3, 16, 16).remainder(251).to(torch.uint8)
+    every = {tuple(t.flatten().tolist()) for t in (*_turned(image), *_turned(image.flip(2)))}
+    seen = set()
+    for number in range(80):
+        prepare, side = triplets._frame(image, TripletConfig(crop=16, resized=0.0), stream(0, number, 1), name="a")
+        assert side == 16
+        torch.testing.assert_close(prepare(255 - image), 1 - prepare(image))
+        seen.add(tuple((255 * prepare(image)).round().to(torch.uint8).flatten().tolist()))
+    assert len(every) == 8
+    assert seen == every
+
+
+def _turned(image):
+    return [image.rot90(turns, (1, 2)) for turns in range(4)]
+
+
+def test_all_three_images_go_through_jpeg_at_one_quality(scenes, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(triplets, "jpeg", lambda image, quality: drawn.append(quality) or image)
+    made = Triplets(scenes, TripletConfig(crop=48, **AS_IT_IS | {"compressed": 1.0}, jpeg_range=(90, 92)))
+    for index in range(12):
+        made[index]
+    assert len(drawn) == 36
+    assert all(len(set(drawn[i : i + 3])) == 1 for i in range(0, 36, 3))
+    assert set(drawn) == {90, 91}  # the end is left out
+
+
+def test_a_stored_sample_keeps_each_image_and_its_own_target():
+    """Flat images of four grays and flat targets; nothing is drawn but place, orientation and, for images, color."""
+    levels = {"gt": 128, "syn": 130, "sr": 132, "target_syn": 51, "target_sr": 102}
+    sizes = {name: (1 if "target" in name else 3, 40, 40) for name in levels}
+    stored = {name: torch.full(sizes[name], level, dtype=torch.uint8) for name, level in levels.items()}
+    config = TripletConfig(crop=32, gray=0.0, resized=0.0, **AS_IT_IS)
+    for resized in (0.0, 1.0):
+        given = dataclasses.replace(config, resized=resized)
+        made = triplets.stored_triplet(SimpleNamespace(**stored, row={"photo": "a"}), given, stream(0, 1, 1))
+        assert [image.shape for image in made] == [(3, 32, 32)] * 3 + [(1, 32, 32)] * 2
+        assert made.gt.mean() < made.syn.mean() < made.sr.mean()
+        torch.testing.assert_close(made.target_syn, torch.full((1, 32, 32), 0.2))
+        torch.testing.assert_close(made.target_sr, torch.full((1, 32, 32), 0.4))
+
+
+def test_pairs_that_a_camera_took_twice_are_aligned(scenes):
+    settings = {"synthetic": 0.0, "features": "none", "defocused": 0.0, **AS_IT_IS}
+    apart = [dataclasses.replace(scene, aligned=False) for scene in scenes]
+    plain, taken = (Triplets(given, TripletConfig(crop=48, **settings))[3] for given in (scenes, apart))
+    assert torch.equal(plain.sr, taken.sr)
+    torch.testing.assert_close(taken.target_sr, fault_target(plain.gt[None], plain.sr[None], None, aligned=False)[0])
+    assert taken.target_sr.mean() < 0.9 * plain.target_sr.mean()
 
 
 def test_a_softened_triplet_keeps_its_target_and_loses_fine_detail(scenes):
@@ -140,9 +201,11 @@ def test_every_epoch_sees_every_scene(scenes, monkeypatch):
     triplets, seen = Triplets(scenes, TripletConfig(crop=48)), []
     pair = Triplets._pair
     monkeypatch.setattr(Triplets, "_pair", lambda self, s, g: seen.append(s.id) or pair(self, s, g))
-    for index in range(6):
+    for index in range(18):
         triplets[index]
-    assert sorted(seen[:3]) == sorted(seen[3:]) == sorted(s.id for s in scenes)
+    epochs = [seen[start : start + 3] for start in range(0, 18, 3)]
+    assert all(sorted(epoch) == sorted(s.id for s in scenes) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1  # each in an order of its own
 
 
 def test_photos_alone_train_on_synthetic_sources(tmp_path):
@@ -176,6 +239,15 @@ def test_a_camera_softens_the_photo_before_anything_is_made_of_it(scenes):
     assert torch.equal(fault[1], taken.target_sr)  # M_gt is of what is seen
 
 
+def test_a_camera_sees_a_real_result_as_it_sees_the_photo(scenes):
+    soft = {"camera_blur": (2.0, 2.0), "camera_grain": (0.5, 0.5), "defocused": 0.0, "gray": 0.0, **AS_IT_IS}
+    plain, taken = (
+        Triplets(scenes, TripletConfig(crop=48, synthetic=0.0, camera=share, **soft))[4] for share in (1e-9, 1.0)
+    )
+    for a, b in zip(plain[:3], taken[:3], strict=True):
+        assert b.diff(dim=-1).abs().mean() < 0.8 * a.diff(dim=-1).abs().mean()
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_quilted_triplets(scenes, share, monkeypatch):
     drawn = []
@@ -191,6 +263,8 @@ def test_grain_of_the_result_alone_is_part_of_the_fault(scenes):
     plain, noisy = (Triplets(scenes, config)._pair(scenes[0], stream(0, 1, 1)) for config in settings)
     assert torch.equal(plain[0], noisy[0])
     assert 5 / 255 < (noisy[1] - plain[1]).std() < 9 / 255
+    assert noisy[1].min() >= 0
+    assert noisy[1].max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.data.degradations import diff_jpeg
 from finpercep.data.degradations.apply import degrade
 from finpercep.data.degradations.blur_kernels import KINDS, KernelParameters, blur_kernels, filter_each, reflect
 from finpercep.data.degradations.config import DegradationConfig
@@ -51,6 +52,8 @@ def test_generalized_and_plateau_kernels_follow_their_formulas():
         assert k[10, 13] / k[10, 10] == pytest.approx(value((9 / 4) ** 0.7), rel=1e-5)
         assert k[12, 10] / k[10, 10] == pytest.approx(value((4 / 2.25) ** 0.7), rel=1e-5)
     assert torch.allclose(kernel("generalized_iso", beta=1.0), kernel("iso"))
+    for kind in ("iso", "generalized_iso", "plateau_iso"):  # round, whatever sigma_y is
+        assert torch.allclose(kernel(kind, beta=0.7), kernel(kind, sigma_y=9.0, beta=0.7).T)
 
 
 def test_factors_of_zero_are_refused():
@@ -260,6 +263,15 @@ def test_jpeg_is_differentiable_on_wish():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_soft_rounding_by_hand():
+    """2.3 -> 2 + 0.3^3, with the slope 3·0.3^2; the value is near a whole number, and steps have a gradient."""
+    x = torch.tensor([2.3, -1.4, 5.0], dtype=torch.float64, requires_grad=True)
+    found = diff_jpeg._soft_round(x)
+    assert found.tolist() == pytest.approx([2.027, -1.064, 5.0])
+    found.sum().backward()
+    assert x.grad.tolist() == pytest.approx([0.27, 0.48, 0.0], abs=1e-12)
+
+
 def test_degrade_is_a_function_of_each_seed():
     photos = torch.stack([synthetic_photo(64, 96, seed=s) for s in range(5)])
     low, drawn = degrade(photos, [1, 2, 3, 4, 5])
@@ -294,6 +306,31 @@ def test_drawn_parameters_follow_the_options():
     assert sorted(set(p.first.kernel.size.tolist())) == list(range(7, 22, 2))
     beta = p.first.kernel.beta[(p.first.kernel.kind == 2) | (p.first.kernel.kind == 3)]
     assert (beta < 1).float().mean().item() == pytest.approx(0.5, abs=0.07)
+    # The second order has weaker blur and noise, and noise of its own.
+    for widths in (p.second.kernel.sigma_x, p.second.kernel.sigma_y):
+        assert 1.45 < widths.max() <= 1.5
+    assert 24.5 < p.second.strength[p.second.gaussian].max() <= 25
+    assert 0.3 * 64 - 1 <= p.second.height.min() < 0.32 * 64
+    assert not (p.first.key == p.second.key).any()
+    assert -math.pi <= p.first.kernel.rotation.min() < -3
+    assert 3 < p.first.kernel.rotation.max() < math.pi
+    # Real-ESRGAN cuts frequencies from pi/3 on, in kernels of 13 and more from pi/5; of the final filter from pi/3.
+    small = p.first.kernel.size < 13
+    lowest = [float(omega.min()) for omega in (p.first.kernel.omega[small], p.first.kernel.omega[~small], p.sinc.omega)]
+    assert lowest == pytest.approx([math.pi / 3, math.pi / 5, math.pi / 3], abs=0.02)
+    assert (p.sinc.kind == KINDS.index("sinc")).float().mean().item() == pytest.approx(0.8, abs=0.025)
+    assert p.sinc_before_jpeg.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_other_options_are_drawn_from_too():
+    config = DegradationConfig(jpeg_range=(50, 60), jpeg_range2=(70, 75), final_sinc_prob=0.0, second_blur_prob=0.0)
+    p = draw_parameters(list(range(200)), config, height=4, width=4, scale=4)
+    assert 50 <= p.first.quality.min() < 51 < 59 < p.first.quality.max() <= 60
+    assert 70 <= p.second.quality.min() < 71 < 74 < p.second.quality.max() <= 75
+    assert (p.sinc.kind == KINDS.index("none")).all()
+    assert (p.second.kernel.kind == KINDS.index("none")).all()
+    for order in (p.first, p.second):  # no side vanishes
+        assert order.height.min() == order.width.min() == 1
 
 
 def test_ranges_on_one_side_of_one_are_drawn_from_one_on():
@@ -326,6 +363,15 @@ def test_options_are_found_in_basicsr_files():
         DegradationConfig(sinc_prob=1.5)
     with pytest.raises(ValueError, match="kernel_list: expected kinds"):
         DegradationConfig(kernel_list=("iso", "magic"), kernel_prob=(0.5, 0.5))
+    for weights in ((0.5, -0.5), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="kernel_prob2: expected weights of 0 or more, not all 0"):
+            DegradationConfig(kernel_list2=("iso", "aniso"), kernel_prob2=weights)
+    for side in (20, 5):
+        with pytest.raises(ValueError, match=f"blur_kernel_size2: expected an odd side of 7 or more, got {side}"):
+            DegradationConfig(blur_kernel_size2=side)
+    for ways in ((1.0, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0)):
+        with pytest.raises(ValueError, match=r"resize_prob: expected three weights \(up, down, keep\), got"):
+            DegradationConfig(resize_prob=ways)
 
 
 def test_bad_input_to_degrade():

@@ -183,6 +183,7 @@ def test_degrade_refuses_other_types_and_ranges_by_name():
     for dtype in (torch.uint8, torch.bfloat16, torch.float16):
         with pytest.raises(TypeError, match=f"images: expected a float32 or float64 .*{str(dtype)[6:]}"):
             degrade(images.to(dtype), [0])
-    for wrong in (images * 2 - 1, images * 255):
+    degrade((images - 0.0005).clamp_min(-0.0005), [0])  # rounding
+    for wrong in (images * 2 - 1, images * 255, images.clamp_min(0.5) + 0.51, images.clamp_max(0.5) - 0.01):
         with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\]"):
             degrade(wrong, [0])

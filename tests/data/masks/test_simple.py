@@ -43,11 +43,13 @@ def test_region_swap_takes_every_kind_of_mask():
     expected = torch.where(region, distorted, photo)
     for mask in (region, region.float(), region.double(), region.to(torch.uint8) * 255):
         assert torch.equal(region_swap(photo, distorted, mask), expected)
-    for mask in (region, region.float()):
+    for mask in (region, region.float(), region.to(torch.uint8) * 255):
         torch.testing.assert_close(region_swap(photo / 255, distorted / 255, mask), expected / 255)
     assert region_swap(photo, distorted, torch.full((1, 4, 4), 0.5))[0, 0, 0] == 128  # 127.8
     with pytest.raises(ValueError, match=r"mask: expected bool, uint8 or floats, got torch.int64"):
         region_swap(photo, distorted, region.long())
+    with pytest.raises(ValueError, match=r"^photo, distorted: expected both floats or both uint8, got torch.uint8, "):
+        region_swap(photo, distorted / 255, region)
 
 
 @pytest.mark.parametrize("feather", [False, True])
