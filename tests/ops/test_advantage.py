@@ -65,6 +65,13 @@ def test_scale(backend, labelled):
     batch, _ = group_advantage(rewards, scale="batch", eps=0.0, backend=backend, **groups)
     spread = rewards.std(correction=0).item()
     assert batch.tolist() == pytest.approx([-1 / spread, 1 / spread, -2 / spread, 2 / spread], rel=1e-6)
+    sample, _ = group_advantage(rewards, scale="batch", eps=0.5, correction=1, backend=backend, **groups)
+    spread = rewards.std(correction=1).item() + 0.5
+    assert sample.tolist() == pytest.approx([-1 / spread, 1 / spread, -2 / spread, 2 / spread], rel=1e-6)
+    rewards[1] = NAN  # 0, 10 and 14 are left
+    some, _ = group_advantage(rewards, scale="batch", eps=0.0, backend=backend, **groups)
+    spread = torch.tensor([0.0, 10.0, 14.0]).std(correction=0).item()
+    assert some.tolist() == pytest.approx([0, 0, -2 / spread, 2 / spread], rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -82,6 +89,16 @@ def test_scale_batch_counts_groups_that_do_not_vary(backend, labelled, size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_a_deviation_whose_square_vanishes_divides_by_nothing(backend, labelled, scale):
+    """1e-50 is 0 in float32: without eps, infinite advantages."""
+    groups = {"group_ids": torch.tensor([3, 3])} if labelled else {"group_size": 2}
+    advantages, _ = group_advantage(torch.tensor([0.0, 1e-25]), scale=scale, eps=0.0, backend=backend, **groups)
+    assert advantages.tolist() == pytest.approx([-5e-26, 5e-26], rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
     # 0.1 is not representable: its rounded mean differs from it, and (r - mean) / eps would not be 0.
@@ -91,6 +108,9 @@ def test_equal_rewards_give_exactly_zero(backend, labelled, scale):
     assert (advantages[:24] == 0).all()
     assert (advantages[24:] != 0).any()
     assert counts(stats) == [2, 1, 0, 0]
+    zeros, stats = group_advantage(0 * rewards, scale=scale, backend=backend, **groups)
+    assert not zeros.any()
+    assert counts(stats) == [2, 2, 0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -231,6 +251,7 @@ def test_empty_and_no_gradient(backend):
         (torch.zeros(4), {"group_size": 0}, "group_size: expected a divisor"),
         (torch.zeros(4), {"group_ids": torch.zeros(4)}, "group_ids: expected int64"),
         (torch.zeros(4), {"group_ids": torch.zeros(3, dtype=torch.int64)}, "group_ids: expected shape"),
+        (torch.zeros(4), {"group_ids": torch.zeros(4, dtype=torch.int64, device="meta")}, "group_ids: .* on meta"),
         (torch.zeros(4), {"group_size": 2, "scale": "std"}, "scale: expected one of group, batch, none"),
         (torch.zeros(4), {"group_size": 2, "eps": -1.0}, "eps: expected"),
         (torch.zeros(4), {"group_size": 2, "correction": 2}, "correction: expected 0"),

@@ -58,23 +58,58 @@ def assert_near(ours: list[Tensor], expected: list[Tensor], tolerance: float) ->
         torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance * size)
 
 
-def test_values_by_hand() -> None:
+@pytest.mark.parametrize("function", [degradation_target, degradation_target_reference])
+def test_values_by_hand(function) -> None:
     reference = torch.zeros(1, 3, 1, 4)
     distorted = torch.zeros(1, 3, 1, 4)
     distorted[0, :, 0, 1] = 0.3
     distorted[0, 0, 0, 2] = 0.6
     near = {"rtol": 1e-6, "atol": 1e-7}
-    raw = degradation_target(reference, distorted, normalize="none")
+    raw = function(reference, distorted, normalize="none")
     torch.testing.assert_close(raw.flatten(), torch.tensor([0, 0.3, 0.2, 0]), **near)
-    minmax = degradation_target(reference, distorted, normalize="minmax")
+    minmax = function(reference, distorted, normalize="minmax")
     torch.testing.assert_close(minmax.flatten(), torch.tensor([0, 1, 2 / 3, 0]), **near)
-    scaled = degradation_target(reference, distorted, normalize="scale", scale=0.25)
+    scaled = function(reference, distorted, normalize="scale", scale=0.25)
     torch.testing.assert_close(scaled.flatten(), torch.tensor([0, 1, 0.8, 0]), **near)
-    floored = degradation_target(reference, distorted, normalize="minmax", floor=0.6)
+    floored = function(reference, distorted, normalize="minmax", floor=0.6)
     torch.testing.assert_close(floored.flatten(), torch.tensor([0, 0.5, 1 / 3, 0]), **near)
     # four sorted values 0, 0, .2, .3: ranks 1 and 2 of percentile 0.6 are 0 and .2
-    percentile = degradation_target(reference, distorted, normalize="percentile", percentile=0.6)
+    percentile = function(reference, distorted, normalize="percentile", percentile=0.6)
     torch.testing.assert_close(percentile.flatten(), torch.tensor([0.0, 1, 1, 0]), **near)
+
+
+@pytest.mark.parametrize("function", [degradation_target, degradation_target_reference])
+def test_defaults_by_hand(function) -> None:
+    """Severity: 0.08 counts as all of it; of a difference of pixels, beside features, a quarter."""
+    close, near = {"rtol": 1e-5, "atol": 1e-6}, torch.zeros(1, 3, 1, 4)
+    near[..., 1], near[..., 2], near[..., 3] = 0.02, 0.04, 0.16
+    alike = torch.ones(1, 2, 1, 1)
+    found = function(torch.zeros_like(near), near)
+    torch.testing.assert_close(found.flatten(), torch.tensor([0, 0.25, 0.5, 1.0]), **close)
+    found = function(torch.zeros_like(near), near, alike, alike)
+    torch.testing.assert_close(found.flatten(), torch.tensor([0, 0.0625, 0.125, 0.5]), **close)
+    # A range of a gray level is half of the floor of two; of 401 pixels one in 200 may saturate: the two largest.
+    level = torch.tensor([0.0, 1 / 255]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    found = function(torch.zeros_like(level), level, normalize="minmax")
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 0.5]), **close)
+    ramp = (torch.arange(401) / 400).view(1, 1, 1, 401).expand(1, 3, 1, 401)
+    found = function(torch.zeros_like(ramp), ramp, normalize="percentile").flatten()
+    assert int((found >= 1).sum()) == int((found <= 0).sum()) == 3
+    torch.testing.assert_close(found[200:203], torch.tensor([198.0, 199.0, 200.0]) / 396, **close)
+
+
+def test_faint_and_missing_features() -> None:
+    """The angle counts whatever the length, down to where squares vanish; nothing against something is 1."""
+    image = torch.full((1, 3, 1, 3), 0.5)
+    f, g = torch.zeros(2, 1, 2, 1, 3).unbind()
+    f[0, 0], g[0, 1] = torch.tensor([1e-4, 0.0, 0.0]), torch.tensor([1e-4, 3.0, 0.0])
+    for function in (degradation_target, degradation_target_reference):
+        found = function(image, image, f, g, alpha=0.0, normalize="none")
+        torch.testing.assert_close(found.flatten(), torch.tensor([1.0, 1.0, 0.0]), rtol=1e-6, atol=1e-7)
+    f = torch.randn(1, 7, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = image[..., :1, :1].expand(1, 3, 64, 64)
+    for function in (degradation_target, degradation_target_reference):  # parallel: 1 - cos is never below 0
+        assert function(image, image, f, 3 * f, alpha=0.0, normalize="none").min() == 0
 
 
 def test_features_by_hand() -> None:
@@ -256,7 +291,14 @@ def test_errors_name_the_argument() -> None:
         (ValueError, "reference_features", (image, other, f[:1], g[:1]), {}),
         (ValueError, "distorted_features", (image, other, f, g[..., :2]), {}),
         (ValueError, "normalize", (image, other), {"normalize": "max"}),
+        (ValueError, "distorted", (image, other.to("meta")), {}),
+        (ValueError, "reference_features", (image, other, f.to("meta"), g.to("meta")), {}),
+        (ValueError, "reference_features", (image, other, f[:, :0], g[:, :0]), {}),
+        (ValueError, "reference_features", (image, other, f[0], g[0]), {}),
+        (TypeError, "reference_features", (image, other, f.long(), g.long()), {}),
         (ValueError, "alpha", (image, other), {"alpha": 1.5}),
+        (ValueError, "alpha", (image, other), {"alpha": -0.5}),
+        (ValueError, "percentile", (image, other), {"percentile": 0.5}),
         (ValueError, "floor", (image, other), {"floor": 0.0}),
         (ValueError, "scale", (image, other), {"scale": -1.0}),
         (ValueError, "percentile", (image, other), {"percentile": 99}),

@@ -95,6 +95,15 @@ def test_kl_term_and_its_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_go_to_what_is_trained_alone(backend):
+    log_prob, old, advantages = (torch.tensor([0.1, -0.2], requires_grad=True) for _ in range(3))
+    grpo_loss(log_prob, old, advantages, **CLIP, backend=backend)[0].backward()
+    assert log_prob.grad.tolist() == pytest.approx([-0.05, 0.1])
+    assert old.grad is None
+    assert advantages.grad is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("index", [0, 17, 40])
 def test_nan_is_not_hidden(backend, index):
     log_prob = torch.zeros(41)
@@ -134,7 +143,10 @@ def test_gradcheck_of_the_reference():
         ({"advantages": torch.zeros(4, 1)}, r"advantages: expected shape \(4,\) or \(N,\), got \(4, 1\)"),
         ({"advantages": torch.zeros(4, dtype=torch.int64)}, "advantages: expected a floating-point"),
         ({"kl": torch.zeros(2)}, r"kl: expected shape \(4,\), got \(2,\)"),
+        ({"kl": torch.zeros(4, device="meta")}, "kl: expected device cpu as log_prob, got meta"),
         ({"beta": 0.1}, "kl: expected a tensor because beta is 0.1"),
+        ({"beta": -0.1}, "kl: expected a tensor because beta is -0.1"),
+        ({"clip_high": 0.0}, "clip_high: expected a number > 0, got 0"),
         ({"clip_low": 0.0}, "clip_low: expected"),
         ({"clip_low": 1.5}, "clip_low: expected"),
         ({"clip_high": -0.1}, "clip_high: expected"),

@@ -63,6 +63,22 @@ def test_values_by_hand() -> None:
         torch.testing.assert_close(pooled, torch.tensor([values]).mean(1))
 
 
+@pytest.mark.parametrize("shape_grid", [*SHAPES, ((1, 5, 4, 6), (2, 4)), ((1, 5, 5, 6), (2, 3))], ids=str)
+def test_cells_of_a_compiled_graph_are_those_of_adaptive_pooling(shape_grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, grid = shape_grid
+    features, degradation = inputs(shape, grid, torch.float64)
+    expected = modulate_reference(features, degradation, grid)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(modulate_reference(features, degradation, grid), expected)
+
+
+def test_features_decide_how_exact_it_is() -> None:
+    features, degradation = inputs((2, 7, 13, 17), (3, 4), torch.float64, torch.float32)
+    expected = modulate_reference(features, degradation.double(), (3, 4))
+    assert torch.equal(modulate_reference(features, degradation, (3, 4)), expected)
+    torch.testing.assert_close(modulate(features, degradation, (3, 4)), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape_grid", SHAPES, ids=str)
 def test_matches_reference(simd: str, poisoned: None, shape_grid) -> None:
     shape, grid = shape_grid
@@ -179,6 +195,8 @@ def test_errors_name_the_argument() -> None:
     features, degradation = (t.detach() for t in inputs((2, 3, 8, 8), (2, 2)))
     cases = [
         (ValueError, "grid", (features, degradation, (3, 2)), {}),
+        (ValueError, "grid", (features, degradation, (-2, -2)), {}),
+        (ValueError, "degradation", (features, degradation[:, :, :0], (2, 2)), {}),
         (ValueError, "features", (features[0], degradation, (2, 2)), {}),
         (ValueError, "degradation", (features, degradation[:, 0], (2, 2)), {}),
         (ValueError, "degradation", (features, degradation[:1], (2, 2)), {}),

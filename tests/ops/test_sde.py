@@ -245,6 +245,8 @@ def test_noise_depends_on_the_sample_and_not_on_the_batch():
     assert torch.equal(batch.next_sample[1:2], alone.next_sample)
     with pytest.raises(ValueError, match="generator: expected one per sample, 3, got 1"):
         sde_step(v, x, 0.6, 0.5, generator=seeded(1)[0])
+    exact = draw_noise(v[:1].double(), seeded(5)[0])[0]
+    assert torch.equal(exact, torch.randn(SHAPE[1:], generator=seeded(5)[0], dtype=torch.float64))
     noise = draw_noise(torch.empty(4, 100_000), None)
     assert noise.mean(1).abs().max() < 0.02
     assert (noise.std(1) - 1).abs().max() < 0.02
@@ -279,6 +281,7 @@ def test_empty_batch(backend):
         ({"sigma": torch.zeros(3)}, r"sigma: expected a float or a .* shape \(\) or \(2,\)"),
         ({"sigma": 0.3}, "sigma_next: expected at most sigma = 0.3, got 0.5"),
         ({"noise": torch.zeros(3, 2)}, "noise: expected shape"),
+        ({"noise": torch.zeros(2, 3, device="meta")}, "noise: expected device cpu as sample, got meta"),
         ({"noise": torch.zeros(2, 3), "next_sample": torch.zeros(2, 3)}, "next_sample: expected no noise"),
         ({"noise": torch.zeros(2, 3), "generator": torch.Generator()}, "noise, generator: expected at most"),
         ({"kind": "ode"}, "kind: expected one of flow, cps, dance, got 'ode'"),
@@ -294,6 +297,13 @@ def test_errors_name_the_argument(change, message):
     positional = [arguments.pop(name) for name in ("velocity", "sample", "sigma", "sigma_next")]
     with pytest.raises((ValueError, TypeError), match=message):
         ops.sde_step(*positional, **arguments)
+
+
+def test_where_gradients_are_off_nothing_asks_for_them():
+    v, x, noise = images(3)
+    expected = sde_step(v, x, 0.6, 0.5, noise=noise).next_sample
+    with torch.no_grad():
+        assert torch.equal(sde_step(v, x.requires_grad_(), 0.6, 0.5, noise=noise).next_sample, expected)
 
 
 @pytest.mark.parametrize("form", ["float", "0-d float32", "0-d float64", "float32", "bfloat16"])
