@@ -57,6 +57,8 @@ def test_halving_keeps_the_order_and_other_errors() -> None:
     with pytest.raises(RuntimeError, match="mat1"):
         halving(broken, [1, 2])
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
 

@@ -67,6 +67,28 @@ def test_mask_metrics_by_hand() -> None:
     assert m.auc(1 - MASK, MASK) == 0
 
 
+def test_a_mask_begins_above_a_half_and_a_mark_at_its_threshold() -> None:
+    prediction, mask = np.array([[0.5, 0.2, 0.9]]), np.array([[1.0, 0.5, 0.0]])
+    assert m.iou(prediction, mask) == pytest.approx(1 / 2)  # the first of the first and the last
+    assert m.auc(prediction, mask) == m.best_iou(prediction, mask) == pytest.approx(1 / 2)
+    assert m.average_precision(prediction, mask) == pytest.approx(1 / 2)
+
+
+def test_correlations_stay_in_range_and_are_those_of_doubles() -> None:
+    maps = [random_case(seed)[0][:5].astype(np.float64) for seed in range(60)]
+    assert max(m.cc(one, 0.1 * one) for one in maps) == 1  # rounding would make some a little more
+    assert min(m.cc(one, -0.1 * one) for one in maps) == -1
+    rng = np.random.default_rng(0)
+    p, q = (1000 + rng.integers(0, 8, (64, 64)).astype(np.float32) / 64 for _ in range(2))
+    expected = np.corrcoef(p.ravel().astype(np.float64), q.ravel().astype(np.float64))[0, 1]
+    assert m.cc(p, q) == pytest.approx(expected, abs=1e-9)
+
+
+def test_means_leave_out_what_is_undefined_and_nothing_else() -> None:
+    assert m.mean_defined([0.0, 1.0, float("nan"), 0.5]) == 0.5
+    assert m.mean_defined([float("nan")]) is None
+
+
 def test_ties_count_half() -> None:
     prediction = np.array([[0.5, 0.5], [0.9, 0.1]])
     # positives .5 .9, negatives .5 .1: one tie, three wins
@@ -170,6 +192,7 @@ def test_ranks_by_hand() -> None:
         (lambda: m.mae(np.zeros((2, 2, 2)), np.zeros((2, 2))), r"prediction: expected a map \(H,W\)"),
         (lambda: m.auc(np.full((2, 2), np.nan), MASK), "prediction: expected finite values, got 4"),
         (lambda: m.sim(-PREDICTION, MASK), "expected values >= 0"),
+        (lambda: m.kld(MASK, -PREDICTION), "expected values >= 0"),
         (lambda: m.pairwise_probability([1, 2], [1]), "better: expected 1 values like worse, got 2"),
         (lambda: m.pairwise_probability([float("nan")], [1]), "better: expected finite values, got nan"),
     ],
