@@ -95,6 +95,7 @@ def test_defaults_by_hand(function) -> None:
     ramp = (torch.arange(401) / 400).view(1, 1, 1, 401).expand(1, 3, 1, 401)
     found = function(torch.zeros_like(ramp), ramp, normalize="percentile").flatten()
     assert int((found >= 1).sum()) == int((found <= 0).sum()) == 3
+    assert (found.min(), found.max()) == (0, 1)
     torch.testing.assert_close(found[200:203], torch.tensor([198.0, 199.0, 200.0]) / 396, **close)
 
 
