@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-from finpercep.rewards import Mixture, Reward, StageReward, load_reward
 from finpercep.rl.checks import above_zero, at_least_one, not_negative, share
-from finpercep.rl.curriculum import Curriculum, CurriculumConfig, Stage
-from finpercep.rl.dpo import DPO, DPOConfig
-from finpercep.rl.generators import Generator, GeneratorConfig
-from finpercep.rl.grpo import GRPO, GRPOConfig
+from finpercep.rl.curriculum import CurriculumConfig
+from finpercep.rl.dpo import DPOConfig
+from finpercep.rl.generators import GeneratorConfig
+from finpercep.rl.grpo import GRPOConfig
 from finpercep.rl.monitors import SSIM_SIDE, MonitorConfig
-from finpercep.rl.nft import NFT, NFTConfig
-from finpercep.rl.refl import ReFL, ReFLConfig
+from finpercep.rl.nft import NFTConfig
+from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
-from finpercep.rl.scores import awaits_map
-from finpercep.runs.ranks import Ranks
-from finpercep.runs.state import check_settings
 
 AlgorithmConfig = ReFLConfig | DPOConfig | GRPOConfig | NFTConfig
-Algorithm = ReFL | DPO | GRPO | NFT
 KINDS: Mapping[str, type] = {"refl": ReFLConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "nft": NFTConfig}
 SEEDS = (-(2**63), 2**64 - 1)
 """The least and the largest seed of torch's generators."""
@@ -175,6 +168,22 @@ class RLConfig:
         if self.shard:
             _check_shard(self)
 
+    @property
+    def given_pairs(self) -> bool:
+        """Whether the data bring the results that are compared, so that a step samples nothing."""
+        return isinstance(self.algorithm, DPOConfig) and self.algorithm.pairs == "given"
+
+    @property
+    def across(self) -> bool:
+        """Whether processes divide the results of each image, rather than the images."""
+        return isinstance(self.algorithm, (GRPOConfig, NFTConfig)) and self.algorithm.across
+
+    @property
+    def results(self) -> int:
+        """How many a step has, of all processes; of ReFL, and of given pairs, one for each image."""
+        compared = not isinstance(self.algorithm, ReFLConfig) and not self.given_pairs
+        return self.batch * (self.algorithm.group_size if compared else 1)
+
 
 def _check_shard(config: RLConfig) -> None:
     """Refuse what could have processes call sharded networks unequally often, or has not been tried with them."""
@@ -212,87 +221,6 @@ def check_updates(config: RLConfig, processes: int) -> None:
         )
 
 
-def _kept_monitors(monitors: dict[str, Any]) -> dict[str, Any]:
-    """The settings of monitors that a resumed run keeps; the others change no weights and no other figure."""
-    return {name: value for name, value in monitors.items() if name not in ("alarm", "climb", "metrics")}
-
-
-def _kept_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The generator's options that a resumed run keeps: not where latents lie, nor what only saves memory."""
-    kept = {name: value for name, value in options.items() if name not in ("checkpointing", "decode")}
-    return kept | {"cache": bool(kept.get("cache"))}
-
-
-def _kept_algorithm(options: dict[str, Any]) -> dict[str, Any]:
-    """The algorithm's options that a resumed run keeps: not what only saves memory."""
-    return {name: value for name, value in options.items() if name != "rollout_batch"}
-
-
-def comparable(config: RLConfig) -> dict[str, Any]:
-    """What must not change when a run is resumed, with tuples as a state file gives them back."""
-    settings = asdict(config) | {"kind": type(config.algorithm).__name__}
-    settings["algorithm"] = _kept_algorithm(settings["algorithm"])
-    settings["monitors"] = _kept_monitors(settings["monitors"])
-    settings["generator_options"] = _kept_options(settings["generator_options"])
-    # Of data, which may have moved, there is a fingerprint.
-    ignored = ("data", "out", "save_every", "keep", "device", "accept_reward", "max_skipped")
-    return {name: value for name, value in settings.items() if name not in ignored}
-
-
-def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, folder: Path) -> None:
-    """`check_settings`; where states are older than fingerprints of data, of the names of the folders.
-
-    A setting that is younger than the state had its default, wherever it stands; a judge was the present one. With
-    `accept_reward`, rewards and judge were the present ones.
-
-    Raises:
-        ValueError: names what differs.
-    """
-    if "data_fingerprint" not in was:
-        now = {**now, "data": config.data, "data_fingerprint": None}
-    defaults = comparable(RLConfig(algorithm=type(config.algorithm)()))
-    if was.get("kind") != defaults["kind"]:  # its options have other names
-        del defaults["algorithm"]
-    if "judge_fingerprint" not in was and "judge_fingerprint" in now:
-        was = {**was, "judge_fingerprint": now["judge_fingerprint"]}
-    refresh = was.get("refresh", {})
-    if refresh.get("every") and "first_stage" not in refresh and len(was["stages"]) > 1:
-        was = {**was, "refresh": {**refresh, "first_stage": 0}}  # which was no setting then: all stages were refreshed
-    was = _completed({name: value for name, value in was.items() if name != "max_skipped"}, defaults)
-    was |= {
-        "monitors": _kept_monitors(was["monitors"]),
-        "generator_options": _kept_options(was["generator_options"]),
-    }
-    if was.get("generator_fingerprint") == now.get("generator_fingerprint"):  # which has the side in pixels, if any
-        was["generator_options"]["shift_side"] = now["generator_options"]["shift_side"]
-    if config.accept_reward:
-        was = _with_rewards_of(now, was)
-    try:
-        check_settings(was, now, folder)
-    except ValueError as error:
-        scores = ("reward_fingerprints", "judge_fingerprint")
-        if all(was.get(name) == now.get(name) for name in scores):
-            raise
-        raise ValueError(f"{error}; accept_reward=true goes on with other rewards or another judge") from None
-
-
-def _with_rewards_of(now: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:
-    """Settings `was` as if its stages had had the rewards of `now`, and its judge."""
-    stages = [{**old, "reward": new["reward"]} for old, new in zip(was["stages"], now["stages"], strict=False)]
-    same: dict[str, Any] = {name: now[name] for name in ("reward_fingerprints", "judge_fingerprint") if name in now}
-    judge = {**was["monitors"], "judge": now["monitors"]["judge"]}
-    return {**was, **same, "monitors": judge, "stages": (*stages, *was["stages"][len(stages) :])}
-
-
-def _completed(was: Any, default: Any) -> Any:
-    """Settings with the defaults of those that are missing; of a list, each has those of the default's first."""
-    if isinstance(was, dict) and isinstance(default, dict):
-        return default | {name: _completed(value, default.get(name)) for name, value in was.items()}
-    if isinstance(was, (list, tuple)) and isinstance(default, (list, tuple)) and default:
-        return type(was)(_completed(value, default[0]) for value in was)
-    return was
-
-
 def check_held(config: RLConfig, count: int) -> None:
     """Refuse "auto" where no difference of so many held-out photos could be told from chance.
 
@@ -323,68 +251,3 @@ def check_photos(options: AlgorithmConfig, found: bool) -> None:
             f"algorithm.{name}: expected photos beside the low-resolution images that are trained on, got none; or set "
             f"it to {off}"
         )
-
-
-def load_rewards(config: RLConfig) -> dict[str, Reward]:
-    """The stages' rewards by name; the same name is loaded once."""
-    return {name: load_reward(name, device=config.device) for name in {stage.reward for stage in config.stages}}
-
-
-def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curriculum:
-    """The stages with their rewards.
-
-    Raises:
-        ValueError: spatial credit where no stage has a map.
-    """
-    stages = [Stage(_stage_reward(rewards[s.reward], s), s.steps, s.lr) for s in config.stages]
-    if getattr(config.algorithm, "map_weight", 0) and all(awaits_map(stage.reward) for stage in stages):
-        names = ", ".join(sorted({stage.reward for stage in config.stages}))
-        raise ValueError(f"algorithm.map_weight: expected a stage whose reward has a map, got {names}")
-    return Curriculum(stages, config.curriculum)
-
-
-def _stage_reward(reward: Reward, stage: StageConfig) -> Reward:
-    if not isinstance(reward, Mixture):
-        return StageReward(
-            reward,
-            stage.score_weight,
-            stage.map_weight,
-            maximum=stage.maximum,
-            fraction=stage.fraction,
-            temperature=stage.temperature,
-        )
-    return Mixture({name: (_stage_reward(part, stage), reward.weights[name]) for name, part in reward.parts.items()})
-
-
-def build_judge(config: RLConfig, rewards: Mapping[str, Reward]) -> Reward | None:
-    """The judging reward, with both weights ½; None where there is none or it is climbed, under whatever name."""
-    if not config.monitors.judge or config.monitors.judge in rewards:
-        return None
-    judge = load_reward(config.monitors.judge, device=config.device)
-    if any(judge.fingerprint in _fingerprints(reward) for reward in rewards.values()):
-        return None
-    return StageReward(judge)
-
-
-def _fingerprints(reward: Reward) -> set[str]:
-    """Of a reward, of its parts where it is a mixture, and of the reward inside where it is around one."""
-    inside: list[Any] = [getattr(reward, "reward", None)]
-    if isinstance(reward, Mixture):
-        inside = list(reward.parts.values())
-    return {reward.fingerprint}.union(*(_fingerprints(part) for part in inside if hasattr(part, "fingerprint")))
-
-
-def build_algorithm(config: RLConfig, generator: Generator, ranks: Ranks) -> Algorithm:
-    """The algorithm that the options are of.
-
-    Raises:
-        ValueError: groups that the processes cannot divide evenly.
-    """
-    options = config.algorithm
-    if isinstance(options, GRPOConfig):
-        return GRPO(generator, options, config.seed, ranks)
-    if isinstance(options, NFTConfig):
-        return NFT(generator, options, config.seed, ranks)
-    if isinstance(options, DPOConfig):
-        return DPO(generator, options, config.seed)
-    return ReFL(generator, options, config.seed)

@@ -41,7 +41,7 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
         generator.scale,
         dev_every=config.dev_every,
         held=config.eval_photos,
-        labelled=getattr(config.algorithm, "pairs", "") == "given",
+        labelled=config.given_pairs,
         apart=Path(config.out) / PICTURES,
     )
     check_held(config, len(held))

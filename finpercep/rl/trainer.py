@@ -15,20 +15,12 @@ from finpercep.io.pictures import save_image
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
+from finpercep.rl.build import build_algorithm, build_curriculum, build_judge, load_rewards
 from finpercep.rl.checkpoints import checkpoints, whole_folder, write_checkpoint
 from finpercep.rl.climbs import check_climb, climb_results
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.compiled import compile_run
-from finpercep.rl.config import (
-    RLConfig,
-    build_algorithm,
-    build_curriculum,
-    build_judge,
-    check_resumable,
-    check_updates,
-    comparable,
-    load_rewards,
-)
+from finpercep.rl.config import RLConfig, check_updates
 from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
@@ -39,6 +31,7 @@ from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pictures import PICTURES, comparison
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import REFRESHED, Refresh
+from finpercep.rl.resumable import check_resumable, comparable
 from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
@@ -71,8 +64,8 @@ class RLTrainer:
         self.device = own_device(config.device)
         self.config = config = replace(config, device=str(self.device))
         self.ranks = Ranks(self.device)
-        across = getattr(config.algorithm, "across", False)  # every process then has a part of each group
-        self.rows = slice(0, config.batch) if across else self.ranks.rows(config.batch)
+        # Of a step's images; where groups are divided, every process has a part of each.
+        self.rows = slice(0, config.batch) if config.across else self.ranks.rows(config.batch)
         check_updates(config, self.ranks.size)
         shift_side = config.generator_options.shift_side or config.side
         self.generator: GeneratorModule = load_generator(
@@ -181,7 +174,7 @@ class RLTrainer:
         seconds = self.clock.seconds()
         total = sum(seconds.values())
         shares = {f"time/{name}": seconds.get(name, 0.0) / total for name in ("rollout", "reward", "update")}
-        return {"time/images_per_second": self.images / total, **shares}
+        return {"time/images_per_second": self.config.results / total, **shares}
 
     def _step(self) -> dict[str, float]:
         config = self.config
@@ -195,8 +188,6 @@ class RLTrainer:
         with timed("rollout"):
             # One version of the reward scores all groups of a step, and advantages are normalized inside of them.
             experience = self._collect(batch, moment.reward)
-        given = getattr(config.algorithm, "pairs", "") == "given"  # then nothing is sampled
-        self.images = config.batch * (1 if given else getattr(config.algorithm, "group_size", 1))
         with timed("update"):
             terms = self.learner.learn(experience, self.optimizer, config.updates, self.done)
         if terms:

@@ -9,7 +9,8 @@ import torch
 
 from finpercep import ops
 from finpercep.rewards import Augmented, Mixture, StageReward, load_reward
-from finpercep.rl.config import RLConfig, StageConfig, build_curriculum
+from finpercep.rl.build import build_curriculum
+from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.nft import NFT, NFTConfig

@@ -761,7 +761,7 @@ def test_labelled_results_are_learned_from(config, photo_set, labelled, tmp_path
     log = lines(tmp_path / "run")
     assert log[1]["loss"] == pytest.approx(0.6931, abs=1e-3)
     trainer.step()
-    assert trainer.images == 2  # nothing is sampled: a group's size does not count
+    assert trainer.config.results == 2  # nothing is sampled: a group's size does not count
     assert log[-1]["loss"] < 0.68  # of chosen ones, which are bright, and rejected ones, which are dark
     assert "reward_avg" not in log[1]
     assert "eval/reward_avg" in log[-1]
