@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+LATENT = "latent_lr"
+"""Of a batch's extras: latents of the enlarged low-resolution images."""
+TEXTS = ("prompt_embeds", "pooled_prompt_embeds")
+"""Of a batch's extras: embeddings of the images' texts."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,8 @@ class Batch:
         lr: (B,3,h,w), float in [0, 1].
         ids: (B,) int64 on the CPU; names the low-quality image. Groups are formed by it, never by the prompt.
         photo: (B,3,H,W), float in [0, 1], H/h = W/w a whole number; None where only low-resolution images are known.
-        extras: name -> (B, ...), what is known of each image besides: embeddings of its text ("prompt_embeds",
-            "pooled_prompt_embeds") and latents of the enlarged low-resolution image ("latent_lr").
+        extras: name -> (B, ...), what is known of each image besides: embeddings of its text (`TEXTS`), latents of the
+            enlarged low-resolution image (`LATENT`), and results (B,3,H,W) of it ("chosen", "rejected").
         has_photo: (B,) bool, where some rows have no photo, whose place in `photo` is 0; None where all have one, or
             none has.
         prompt: the text of all images, for rewards that take one.
@@ -40,7 +45,7 @@ class Batch:
         if self.ids.shape != self.lr.shape[:1]:
             raise ValueError(f"ids: expected ({len(self.lr)},), one for each image, got {tuple(self.ids.shape)}")
         if self.photo is not None:
-            check_pair(self.lr, self.photo)
+            scale_of(self.lr.shape, self.photo.shape)
         for name, tensor in self.extras.items():
             if len(tensor) != len(self.lr):
                 raise ValueError(
@@ -74,17 +79,21 @@ class Batch:
         return Batch(change(self.lr), ids, photo, extras, has_photo, self.prompt)
 
 
-def check_pair(lr: Tensor, photo: Tensor, names: str = "lr, photo") -> int:
-    """How many times larger a photo (…,H,W) is than its low-resolution image (…,h,w).
+def scale_of(lr: Sequence[int], photo: Sequence[int], names: str = "lr, photo") -> int:
+    """How many times larger photos (N,…,H,W) are than their low-resolution images (N,…,h,w), by their shapes.
+
+    Args:
+        lr, photo: the shapes; of single images N is the channels.
+        names: of both, for the message.
 
     Raises:
-        ValueError: the sides have no common whole factor.
+        ValueError: the sides have no common whole factor, or N differs.
     """
-    (h, w), (height, width) = lr.shape[-2:], photo.shape[-2:]
+    (h, w), (height, width) = lr[-2:], photo[-2:]
     scale = height // max(h, 1)
-    if len(lr) != len(photo) or scale < 1 or (h * scale, w * scale) != (height, width):
+    if lr[0] != photo[0] or scale < 1 or (h * scale, w * scale) != (height, width):
         raise ValueError(
             f"{names}: expected a photo whose sides are the same whole multiple of the low-resolution image's, got "
-            f"{tuple(photo.shape)} for {tuple(lr.shape)}"
+            f"{tuple(photo)} for {tuple(lr)}"
         )
     return scale

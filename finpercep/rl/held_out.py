@@ -23,7 +23,7 @@ from finpercep.rl.monitors import (
     ssim,
     velocity_figures,
 )
-from finpercep.rl.photos import Pair
+from finpercep.rl.pair import Pair
 from finpercep.rl.rollout import results
 from finpercep.rl.scores import as_file, score
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from finpercep.io.fingerprints import weights_fingerprint
+from finpercep.rl.batch import LATENT
 from finpercep.rl.cache import TensorCache
 from finpercep.rl.generators import GeneratorModule
-from finpercep.rl.generators.flow import LATENT, ControlNetGenerator
-from finpercep.rl.pairs import Pair
+from finpercep.rl.generators.flow import ControlNetGenerator
+from finpercep.rl.pair import Pair
 
 
 @torch.no_grad()

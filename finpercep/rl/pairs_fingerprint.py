@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from finpercep.io.fingerprints import listing_fingerprint
-from finpercep.rl.pairs import Pair
+from finpercep.rl.pair import Pair
 
 
 def pairs_fingerprint(pairs: Sequence[Pair]) -> str:

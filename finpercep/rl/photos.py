@@ -12,7 +12,8 @@ from finpercep.data.degradations.apply import degrade
 from finpercep.data.randomness import integer, seed_of, seeded, uniform
 from finpercep.data.scenes import spread
 from finpercep.rl.batch import Batch
-from finpercep.rl.pairs import Pair, load_pairs
+from finpercep.rl.pair import Pair
+from finpercep.rl.pairs import load_pairs
 
 __all__ = ["Crops", "Pair", "load_pairs", "split_pairs"]
 

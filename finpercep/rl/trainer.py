@@ -27,8 +27,8 @@ from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_finite
-from finpercep.rl.pairs import empty_texts
 from finpercep.rl.pictures import PICTURES, comparison
+from finpercep.rl.precomputed import empty_texts
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import REFRESHED, Refresh
 from finpercep.rl.resumable import check_resumable, comparable

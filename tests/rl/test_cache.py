@@ -15,8 +15,8 @@ from finpercep.rl.generators import GeneratorConfig, SRTiny, load_generator
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.loop import train
 from finpercep.rl.monitors import MonitorConfig
-from finpercep.rl.pairs import empty_texts
 from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.precomputed import empty_texts
 from finpercep.rl.refl import ReFLConfig
 from tests.rl.conftest import Kill
 from tests.rl.test_trainer import lines

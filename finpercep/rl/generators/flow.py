@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.rl.batch import Batch
+from finpercep.rl.batch import LATENT, Batch
 from finpercep.rl.coordinates import Steps, is_flow, scheduler_steps
 from finpercep.rl.generators.config import GeneratorConfig
 from finpercep.rl.generators.latent import Condition, LatentGenerator
 
-LATENT = "latent_lr"
 PATCH = 2
 SHIFT_SIDE = 512
 """Of `GeneratorConfig.shift_side` where nobody says how large results are."""

@@ -41,7 +41,7 @@ def load_generator(
         config: how a pipeline is trained and sampled.
         device: where the generator is to be.
         empty_texts: name -> (1, ...), embeddings of the empty text by Stable Diffusion 3's text encoders, which are
-            then not loaded where both prompts are empty; see `rl.pairs.empty_texts`.
+            then not loaded where both prompts are empty; see `rl.precomputed.empty_texts`.
         hub_options: for downloads, see `RewardModel.from_pretrained`.
 
     Raises:
