@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +16,19 @@ from finpercep.ops.sde import KINDS as SDE_KINDS
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
-from finpercep.rl.coordinates import euler, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.pretrain import flow_matching_loss
 from finpercep.rl.groups import Groups
-from finpercep.rl.rollout import initial_noise, portions, sample_generators
+from finpercep.rl.rollout import initial_noise, sample_generators
 from finpercep.rl.scores import result_advantages
+from finpercep.rl.sde_rollout import mean_std, sde_rollout
 from finpercep.rl.trust import LIMITS, gap, limited_loss, norm_hinge, spread
 from finpercep.rl.window import check_window, window_at
 from finpercep.runs.ranks import Ranks
 
 RATIO_TOLERANCE = 1e-5
+"""How far from 1 rounding may bring a ratio before the first update."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class GRPOConfig:
         clip: the ratio is limited to [1 - clip, 1 + clip]. Log-probabilities are means over pixels, so it is small.
             Where there is spatial credit, those of positions vary by √positions more, and so much wider is the limit.
         limit: "clip"; "guard": the ratio of GRPO-Guard is clipped instead, at 2e-6 in verl-omni, which `clip` has to
-            be set to; "dppo": updates are masked beyond
-            `divergence`, and nothing is clipped. Formulas in `rl.trust`.
+            be set to; "dppo": updates are masked beyond `divergence`, and nothing is clipped. Formulas in `rl.trust`.
         divergence: of "dppo": mean|μ - μ_old|²/(2σ²) from which on.
         sliding: how many steps of `window` are random and trained in a step of training, 0 for all of it.
         slide, slide_every: where they are: "forward" goes on by one every `slide_every` steps of training (MixGRPO),
@@ -129,14 +128,20 @@ class GRPOConfig:
 
 
 class Transition(NamedTuple):
-    """What the model says of taken steps: log-probability (N,), or (N,P) at positions; μ, σ (N,), KL (N,), and v."""
+    """What the model says of N steps that were taken."""
 
     log_prob: Tensor
+    """(N,), or (N,P) at positions"""
     mean: Tensor | None
+    """μ (N,C,h,w); None where the limit does not need it"""
     sigma: Tensor
+    """σ (N,), the standard deviation"""
     kl: Tensor | None
+    """(N,), the divergence from the reference's transition; None without reference"""
     velocity: Tensor
+    """v (N,C,h,w)"""
     reference: Tensor | None
+    """v (N,C,h,w) of the reference, where it was asked"""
 
 
 class GRPO:
@@ -161,7 +166,18 @@ class GRPO:
         if config.photo_weight and batch.photo is None:
             raise ValueError("photo_weight: expected photos beside the low-resolution images, got none")
         results = batch.repeat(self.groups.own)
-        taken, images = self._rollout(results, step)
+        draws = self.groups.generators(batch.ids, self.seed, "noise", step)
+        taken, images = sde_rollout(
+            self.generator,
+            results,
+            self._noise(batch, draws, step),  # drawn first: the steps' noise follows it
+            draws,
+            config.steps,
+            config.window_at(step, self.seed),
+            noise_level=config.noise_level,
+            kind=config.kind,
+            at_once=config.rollout_batch,
+        )
         advantages, keep, figures = result_advantages(
             reward,
             images,
@@ -178,7 +194,8 @@ class GRPO:
         std = rows.pop("std")
         rows["advantage"] = advantages[keep].repeat_interleave(count, 0)
         if config.std_weight:
-            weight = (std / self._mean_std()).to(rows["advantage"])
+            usual = mean_std(self.generator.steps(config.steps), noise_level=config.noise_level, kind=config.kind)
+            weight = (std / usual).to(rows["advantage"])
             rows["advantage"] = rows["advantage"] * (weight[:, None] if config.map_weight else weight)
         kept = results[keep]
         if config.photo_weight:
@@ -191,53 +208,17 @@ class GRPO:
             rows["old_mean"] = torch.cat([one.mean for one in old if one.mean is not None])
         return replace(experience, tensors=rows)
 
-    def _rollout(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Of the T trained steps x (B,T,C,h,w), what it became, levels and std (B,T); and the images."""
-        config, generator, own = self.config, self.generator, self.groups.own
-        first = generator.steps(config.steps).s[0]
-        draws = self.groups.generators(batch.ids[::own], self.seed, "noise", step)
-        x = initial_noise(generator, batch, draws, first)
-        if config.shared_noise:
-            alike = sample_generators(batch.ids[::own], self.seed, "noise", step)  # those of each group's first result
-            x = initial_noise(generator, batch[::own], alike, first).repeat_interleave(own, 0)
-        found = [
-            self._roll(batch[rows], x[rows], draws[rows], step) for rows in portions(len(batch), config.rollout_batch)
-        ]
-        taken = {name: torch.cat([one[name] for one, _ in found]) for name in found[0][0]}
-        return taken, torch.cat([images for _, images in found])
-
-    def _roll(
-        self, batch: Batch, x: Tensor, draws: list[torch.Generator], step: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """`_rollout` of a part of the results, from their noise x; `draws` go on."""
-        config, generator = self.config, self.generator
-        condition, levels = generator.condition(batch), generator.steps(config.steps).s
-        first, end = config.window_at(step, self.seed)
-        taken: dict[str, list[Tensor]] = {"x": [], "next": [], "s": [], "s_next": [], "std": []}
-        for at, (s, s_next) in enumerate(pairwise(levels)):
-            s_rows, next_rows = (torch.full((len(x),), level, device=x.device, dtype=x.dtype) for level in (s, s_next))
-            v = generator.velocity(x, s_rows, condition)
-            if not first <= at < end:
-                x = euler(x, s, s_next, v)
-                continue
-            noise = placed(torch.stack([torch.randn(x.shape[1:], generator=draw) for draw in draws]), x)
-            after = ops.sde_step(
-                v, x, s, s_next, noise_level=config.noise_level, noise=noise, kind=config.kind, return_mean=False
-            )
-            for name, value in zip(taken, (x, after.next_sample, s_rows, next_rows, after.std), strict=True):
-                taken[name].append(value)
-            x = after.next_sample
-        return {name: torch.stack(values, 1) for name, values in taken.items()}, generator.decode(x, condition)
-
-    def _mean_std(self) -> float:
-        """Of what `ops.sde_step` adds in each step of the sampler but the last."""
-        levels, nothing = self.generator.steps(self.config.steps).s[:-1], torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        options: dict[str, Any] = {"noise_level": self.config.noise_level, "kind": self.config.kind, "noise": nothing}
-        given = [[torch.tensor([level], dtype=torch.float64) for level in pair] for pair in pairwise(levels)]
-        return float(torch.cat([ops.sde_step(nothing, nothing, *pair, **options).std for pair in given]).mean())
+    def _noise(self, batch: Batch, draws: list[torch.Generator], step: int) -> Tensor:
+        """Where the results of a batch begin, (B·own,C,h,w); all of an image at one noise with `shared_noise`."""
+        first = self.generator.steps(self.config.steps).s[0]
+        x = initial_noise(self.generator, batch.repeat(self.groups.own), draws, first)
+        if not self.config.shared_noise:
+            return x
+        alike = sample_generators(batch.ids, self.seed, "noise", step)  # those of each group's first result
+        return initial_noise(self.generator, batch, alike, first).repeat_interleave(self.groups.own, 0)
 
     def _transition(self, part: Experience, *, reference: bool = False) -> Transition:
-        """How likely the taken steps are, and their divergence from the reference."""
+        """How likely the steps that were taken are (Eq. 4), and their divergence from the reference's."""
         config, rows = self.config, part.tensors
         condition = self.generator.condition(part.batch)
         given = rows["x"], rows["s"], condition

@@ -22,13 +22,10 @@ def spread(kind: str, std: Tensor, s: Tensor, s_next: Tensor) -> Tensor:
 
 
 def gap(mean: Tensor, old_mean: Tensor) -> Tensor:
-    """mean|μ - μ_old|² (N,)."""
-    return (
-        (mean.float() - old_mean.float() if mean.dtype != torch.float64 else mean - old_mean)
-        .square()
-        .flatten(1)
-        .mean(1)
-    )
+    """mean|μ - μ_old|² (N,) of means (N,C,h,w), in float32 or, of such means, float64."""
+    if mean.dtype != torch.float64:
+        mean, old_mean = mean.float(), old_mean.float()
+    return (mean - old_mean).square().flatten(1).mean(1)
 
 
 def guarded(log_prob: Tensor, old_log_prob: Tensor, mean_gap: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +63,22 @@ def limited_loss(
     kl: Tensor | None,
     beta: float,
 ) -> tuple[Tensor, ops.GRPOStats]:
-    """Eq. 6 under one of `LIMITS`: the clipped ratio, GRPO-Guard's ratio clipped, or DPPO's mask."""
+    """Eq. 6 under one of `LIMITS`: the clipped ratio, GRPO-Guard's ratio clipped, or DPPO's mask.
+
+    Args:
+        limit: one of `LIMITS`.
+        log_prob, old_log_prob: (N,), or with "clip" (N,P) at positions.
+        advantage: of their shape.
+        mean_gap: `gap` (N,); "clip" needs none.
+        sigma: σ (N,).
+        clip: the ratio is limited to [1 - clip, 1 + clip].
+        bound: of `kept`.
+        kl: of the shape of `log_prob`; None adds none.
+        beta: weight of its mean.
+
+    Returns:
+        The loss (), to minimize, and its statistics.
+    """
     if limit == "clip":
         return ops.grpo_loss(log_prob, old_log_prob, advantage, clip_low=clip, clip_high=clip, kl=kl, beta=beta)
     assert mean_gap is not None

@@ -12,7 +12,8 @@ from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.refl import ReFL, ReFLConfig
-from finpercep.rl.rollout import sample, sample_generators
+from finpercep.rl.rollout import initial_noise, sample, sample_generators
+from finpercep.rl.sde_rollout import sde_rollout
 from tests.rl.toy import Green, Toy, batch
 
 ALGORITHMS = {
@@ -75,7 +76,9 @@ def test_a_rollout_reads_nothing() -> None:
     given, generator = batch().repeat(3), Toy().requires_grad_(False)
     with Reads() as reads:
         sample(generator, given, 3, sample_generators(given.ids, "noise"))
-        GRPO(generator, GRPOConfig(group_size=3))._rollout(given, 0)
+        draws = sample_generators(given.ids, "noise")
+        noise = initial_noise(generator, given, draws)
+        sde_rollout(generator, given, noise, draws, 3, (0, 2), noise_level=0.7, kind="flow")
     assert reads.found == []
 
 
