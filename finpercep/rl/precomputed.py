@@ -56,7 +56,7 @@ def _embedding(root: Path, name: str, file: str) -> Path:
 
 def empty_texts(roots: Sequence[str | Path]) -> dict[str, Tensor]:
     """Embeddings of the empty text, name -> (1, ...), of the first folder that has them as DiT4SR's training does."""
-    for root in map(Path, roots):
+    for root in (Path(root).expanduser() for root in roots):
         files = {name: root / name / f"NULL_{name}.pt" for name in TEXTS}
         if all(file.is_file() for file in files.values()):
             return {name: _tensor(file)[None] for name, file in files.items()}

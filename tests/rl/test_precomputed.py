@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from finpercep.io.images import load_image
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rl.photos import Crops, load_pairs
+from finpercep.rl.precomputed import empty_texts
 
 
 class Touch:
@@ -66,3 +67,16 @@ def test_latents_and_texts_computed_beforehand(tmp_path):
     assert torch.equal(part.extras["latent_lr"][:, 0, 0, 0], which[[2, 2, 0, 0]])
     with pytest.raises(ValueError, match="extras: expected 8 rows of latent_lr, one for each image, got 2"):
         batch.with_extras({"latent_lr": torch.zeros(2, 4)})
+
+
+def test_the_empty_text_of_a_folder_below_home(tmp_path, monkeypatch):
+    """As the images of `~/set` are found, so are its embeddings."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("prompt_embeds", "pooled_prompt_embeds"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        torch.save(torch.ones(1, 2), tmp_path / "set" / name / f"NULL_{name}.pt")
+    found = empty_texts(["~/none", "~/set"])
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "prompt_embeds": [[1.0, 1.0]],
+        "pooled_prompt_embeds": [[1.0, 1.0]],
+    }
