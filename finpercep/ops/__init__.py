@@ -1,4 +1,7 @@
-"""Public operators. Each family is one file: reference (the definition), fake, autograd and backend choice."""
+"""Public operators. Each family is one file: reference (the definition), fake, autograd and backend choice.
+
+`_backend` chooses what runs, `_registration` tells torch of shapes and gradients.
+"""
 
 from finpercep.ops._backend import backends, has_cpp, transformed
 from finpercep.ops.advantage import GroupStats, group_advantage, group_advantage_reference

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from finpercep.ops import _backend
+from finpercep.ops import _backend, _registration
 
 SCALES = ("group", "batch", "none")
 
@@ -270,4 +270,4 @@ def _fake(
     )
 
 
-_backend.register("group_advantage", fake=_fake)
+_registration.register("group_advantage", fake=_fake)

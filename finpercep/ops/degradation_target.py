@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finpercep.ops import _backend
+from finpercep.ops import _backend, _registration
 
 NORMALIZATIONS = ("none", "minmax", "percentile", "scale")
 DEFAULT_FLOOR = 2 / 255
@@ -268,7 +268,7 @@ def _backward(operator, ctx, grad: Tensor | None, *unused):  # type: ignore[no-u
     return tuple(g if needs >> i & 1 else None for i, g in enumerate(grads)) + none
 
 
-_backend.register(
+_registration.register(
     "degradation_target",
     fake=_fake,
     fake_backward=_fake_backward,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from finpercep.ops import _backend
+from finpercep.ops import _backend, _registration
 
 
 class GRPOStats(NamedTuple):
@@ -190,6 +190,6 @@ def _backward(operator, ctx, grad_loss: Tensor | None, _: Tensor | None):  # typ
     return grad_log_prob, None, None, grad_kl, None, None, None
 
 
-_backend.register(
+_registration.register(
     "grpo_loss", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
 )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finpercep.ops import _backend
+from finpercep.ops import _backend, _registration
 
 GATES = ("degradation", "quality", "residual")
 RESAMPLES = ("area", "bilinear")
@@ -168,6 +168,6 @@ def _backward(operator, ctx, grad: Tensor | None, grad_d: Tensor | None):  # typ
     return grad_features if need_features else None, grad_map if need_map else None, *none
 
 
-_backend.register(
+_registration.register(
     "modulate", fake=_fake, fake_backward=_fake_backward, setup_context=_setup_context, backward=_backward
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from finpercep.ops import sde
+from finpercep.ops import _sde_arguments
 from finpercep.rl.dpo import DPO, DPOConfig
 from finpercep.rl.grpo import GRPO, GRPOConfig
 from finpercep.rl.nft import NFT, NFTConfig
@@ -53,7 +53,7 @@ class Reads(TorchFunctionMode):
 @pytest.fixture(autouse=True)
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values that are free to look at on a CPU are not looked at."""
-    monkeypatch.setattr(sde, "_readable", lambda values: False)
+    monkeypatch.setattr(_sde_arguments, "_readable", lambda values: False)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
