@@ -20,11 +20,10 @@ def compile_run(generator: GeneratorModule, rewards: Sequence[Reward], held_out:
     So that it is the same in a run and in one that goes on, rewards are called here, with held-out photos; the
     generator's first results are of those anyway.
     """
-    assert held_out.batch.photo is not None
     generator.compile_networks()
     for reward in rewards:
         for part in reward.parts.values() if isinstance(reward, Mixture) else [reward]:
             network: Any = part
             if isinstance(network, nn.Module) and isinstance(getattr(network, "reward", network), nn.Module):
                 network.compile(dynamic=True)
-                held_out.scores(held_out.batch.photo, part, device)
+                held_out.scores(held_out.photo, part, device)

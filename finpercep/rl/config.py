@@ -179,6 +179,11 @@ class RLConfig:
         return isinstance(self.algorithm, (GRPOConfig, NFTConfig)) and self.algorithm.across
 
     @property
+    def first_refreshed(self) -> int:
+        """The first stage whose reward is refreshed, if it can be; of a run of one stage that one."""
+        return min(self.refresh.first_stage, len(self.stages) - 1)
+
+    @property
     def results(self) -> int:
         """How many a step has, of all processes; of ReFL, and of given pairs, one for each image."""
         compared = not isinstance(self.algorithm, ReFLConfig) and not self.given_pairs

@@ -50,6 +50,13 @@ class HeldOut:
         self.steps, self.size = steps, size
         self.bank = FilterBank()
 
+    @property
+    def photo(self) -> Tensor:
+        """The photos (B,3,H,W), float in [0, 1], on the CPU."""
+        photo = self.batch.photo
+        assert photo is not None  # `_center` has refused what has none
+        return photo
+
     def images(self, generator: Generator, device: torch.device) -> Tensor:
         """Results (B,3,H,W) as files would hold them, on the CPU; always from the same noise."""
         parts = (self.batch[i : i + self.size].to(device) for i in range(0, len(self.batch), self.size))
@@ -72,8 +79,6 @@ class HeldOut:
             the reward JPEG at quality 75 takes away (`share_lost`), and "score_map_gap", where the reward's model has a
             map (`score_map_gap`); and the `further` measures by their names.
         """
-        photo = self.batch.photo
-        assert photo is not None
         rewards = self.scores(images, reward, device)
         lost = share_lost(rewards, self.scores(recompressed(images), reward, device))
         values = {"reward_avg": rewards, "jpeg_share": lost, **self._gap(images, reward, device)}
@@ -84,9 +89,9 @@ class HeldOut:
             values[name] = torch.cat(found).cpu()
         return {
             **values,
-            "psnr": psnr(images, photo),
-            "ssim": ssim(images, photo),
-            "severity": severity(images, photo, self.bank),
+            "psnr": psnr(images, self.photo),
+            "ssim": ssim(images, self.photo),
+            "severity": severity(images, self.photo, self.bank),
             "edges": edge_density(images),
             "high_frequencies": high_frequencies(images),
             "color_entropy": color_entropy(images),

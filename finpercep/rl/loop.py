@@ -160,7 +160,7 @@ def _of_refresh(trainer: RLTrainer) -> list[str]:
         return []
     reasons = {True: "before refresh.first_stage", False: "no RewardModel"}
     left = [
-        f"stage {number} ({stage.reward}, {reasons[number < trainer.first_refreshed]})"
+        f"stage {number} ({stage.reward}, {reasons[number < trainer.config.first_refreshed]})"
         for number, stage in enumerate(trainer.config.stages)
         if not trainer.refreshes(number)
     ]

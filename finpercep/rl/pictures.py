@@ -25,8 +25,8 @@ def comparison(batch: Batch, before: Tensor, after: Tensor, reward: Reward) -> P
     """One row for each image: bicubic, before, map over it, after, map over it, and the photo where there is one.
 
     Args:
-        batch: the low-resolution images.
-        before, after: results (B,3,H,W) in [0, 1], on the CPU.
+        batch: the low-resolution images, on the reward's device.
+        before, after: results (B,3,H,W) in [0, 1], there too.
         reward: whose maps are shown; a reward without maps leaves them out.
     """
     from PIL import Image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,46 @@ def check_resumable(was: dict[str, Any], now: dict[str, Any], config: RLConfig, 
         if all(was.get(name) == now.get(name) for name in scores):
             raise
         raise ValueError(f"{error}; accept_reward=true goes on with other rewards or another judge") from None
+
+
+def changed_rewards(
+    state: dict[str, Any],
+    rewards: Sequence[str],
+    now: dict[str, Any],
+    config: RLConfig,
+    steps: int,
+    folder: Path,
+) -> set[str]:
+    """Which of "rewards" and "judge" are others than in a state: what the former ones gave is not to be compared with.
+
+    Args:
+        state: that was saved, with "step", "settings" and the fingerprints of its "rewards".
+        rewards: fingerprints of the stages' rewards now, as refreshed as they were then.
+        now: settings, as `check_resumable` takes them.
+        config: of the present run.
+        steps: of the whole curriculum.
+        folder: of the checkpoint, for messages.
+
+    Raises:
+        ValueError: nothing allows other rewards, or no step is left for them.
+    """
+    found = set[str]()
+    if list(rewards) != state["rewards"]:
+        if not config.accept_reward:
+            raise ValueError(
+                f"{folder}: expected rewards {', '.join(state['rewards'])} as they were saved, got "
+                f"{', '.join(rewards)}; accept_reward=true goes on with them"
+            )
+        found.add("rewards")
+    judge = now["judge_fingerprint"]
+    if state["settings"].get("judge_fingerprint", judge) != judge:
+        found.add("judge")
+    if found and state["step"] >= steps:
+        raise ValueError(
+            f"{folder}: expected steps that are left for other rewards, got a run that has ended; begin "
+            "another one, whose generator is this one's folder generator/"
+        )
+    return found
 
 
 def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from finpercep.evaluation.climb import Climb
-from finpercep.io.pictures import save_image
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
 from finpercep.rl.build import build_algorithm, build_curriculum, build_judge, load_rewards
 from finpercep.rl.checkpoints import checkpoints, whole_folder, write_checkpoint
-from finpercep.rl.climbs import check_climb, climb_results
+from finpercep.rl.climbs import check_climb
 from finpercep.rl.clock import Clock, timed
 from finpercep.rl.compiled import compile_run
 from finpercep.rl.config import RLConfig, check_updates
@@ -25,13 +23,14 @@ from finpercep.rl.curriculum import Moment
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.learning import Learner, Skips
+from finpercep.rl.measurement import Measurement
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_finite
-from finpercep.rl.pictures import PICTURES, comparison
+from finpercep.rl.pictures import PICTURES
 from finpercep.rl.precomputed import empty_texts
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import REFRESHED, Refresh
-from finpercep.rl.resumable import check_resumable, comparable
+from finpercep.rl.resumable import changed_rewards, check_resumable, comparable
 from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
@@ -40,16 +39,10 @@ from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import read_state
 
 STATE_PARTS = (
-    "step",
-    "generator",
-    "optimizer",
-    "random",
-    "random_device",
-    "settings",
-    "curriculum",
-    "alarm",
+    *("step", "generator", "optimizer", "random", "random_device", "settings", "curriculum", "alarm", "rewards"),
     "skipped",
 )
+"""What every state has, besides what only some runs have."""
 
 
 class RLTrainer:
@@ -76,43 +69,40 @@ class RLTrainer:
         )
         self.generator.keep_reference()
         rewards = load_rewards(config)
-        self.curriculum, self.judge = build_curriculum(config, rewards), build_judge(config, rewards)
-        self.measures = load_measures(config.monitors.metrics, config.device)
+        self.curriculum, judge = build_curriculum(config, rewards), build_judge(config, rewards)
+        measures = load_measures(config.monitors.metrics, config.device)
         self.algorithm = build_algorithm(config, self.generator, self.ranks)
         self.optimizer = self._new_optimizer()
         self.average = MovingAverage(self.generator.trainable_parameters(), config.ema) if config.ema else None
         data = run_data(config, self.generator)
         self.crops, self.held_out, self.kept = data.crops, data.held_out, data.kept
-        one, photo = self.held_out.batch[:1].to(self.device), self.held_out.batch.photo
-        assert one.photo is not None
-        assert photo is not None
+        one, photo = self.held_out.batch[:1].to(self.device), self.held_out.photo[:1].to(self.device)
         stages = {stage.reward: self.curriculum.stages[n].reward for n, stage in enumerate(config.stages)}
         gradients, maps = isinstance(config.algorithm, ReFLConfig), config.algorithm.map_weight > 0
-        check_rewards(stages, one.photo, one, gradients=gradients, maps=maps)
+        check_rewards(stages, photo, one, gradients=gradients, maps=maps)
         if config.shard:
             shard_networks(self.generator, self.ranks, self.device)
         if config.compile:
             compile_run(self.generator, [stage.reward for stage in self.curriculum.stages], self.held_out, self.device)
         if config.monitors.climb:
-            check_climb(stages, one.photo)
-        self.before = self.held_out.images(self.generator, self.device)
-        if self.before.shape != photo.shape:
-            raise ValueError(f"generator: expected results {tuple(photo.shape)}, got {tuple(self.before.shape)}")
+            check_climb(stages, photo)
+        pictures = Path(config.out) / PICTURES
+        self.measurement = Measurement(self.held_out, self.generator, judge, measures, self.device, pictures)
         self.refresh = None
         if config.refresh.every:
-            fixed = (photo, self.before)
-            models = {stage.reward: rewards[stage.reward] for stage in config.stages[self.first_refreshed :]}
+            fixed = (self.held_out.photo, self.measurement.before)
+            models = {stage.reward: rewards[stage.reward] for stage in config.stages[config.first_refreshed :]}
             self.refresh = Refresh(config.refresh, models, self.crops, fixed, config.eval_steps, config.seed)
         self.fingerprints = list(self.curriculum.fingerprints)
         self.settings = comparable(config) | {
             "generator_fingerprint": self.generator.fingerprint,
             "reward_fingerprints": list(self.fingerprints),
             "data_fingerprint": data.fingerprint,
-            "judge_fingerprint": None if self.judge is None else self.judge.fingerprint,
+            "judge_fingerprint": None if judge is None else judge.fingerprint,
         }
-        signs = {name: measure.sign for name, measure in self.measures.items()}
+        signs = {name: measure.sign for name, measure in measures.items()}
         self.alarm, self.alarms = Alarm(config.monitors.patience, signs), list[str]()
-        if config.monitors.best == "judge" and self.judge is None:
+        if config.monitors.best == "judge" and judge is None:
             raise ValueError(
                 "monitors.best: expected a measure of this run, got 'judge', which has none: it is left out, or climbed"
             )
@@ -133,6 +123,11 @@ class RLTrainer:
         return self.curriculum.at(self.done)
 
     @property
+    def stage(self) -> int:
+        """The stage of the last step; of a run that has made none, the first."""
+        return self.curriculum.at(max(self.done - 1, 0)).number
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
         return self.done >= self.curriculum.steps
@@ -141,14 +136,9 @@ class RLTrainer:
         """How often the reward of a stage has been refreshed."""
         return self.refresh.versions.get(self.config.stages[stage].reward, 0) if self.refresh else 0
 
-    @property
-    def first_refreshed(self) -> int:
-        """The first stage whose reward is refreshed, if it can be; of a run of one stage that one."""
-        return min(self.config.refresh.first_stage, len(self.config.stages) - 1)
-
     def refreshes(self, stage: int) -> bool:
         """Whether the reward of a stage is refreshed while it is climbed: no other than a `RewardModel` can be."""
-        if self.refresh is None or stage < self.first_refreshed:
+        if self.refresh is None or stage < self.config.first_refreshed:
             return False
         return self.config.stages[stage].reward in self.refresh.models
 
@@ -243,9 +233,12 @@ class RLTrainer:
         Raises:
             FloatingPointError: a figure is not finite; names it.
         """
-        number = self.curriculum.at(max(self.done - 1, 0)).number
-        here = self.ranks.first or self.config.shard  # what is sharded runs in all processes or in none
-        values = self.ranks.agreed(self._measure(number) if here else {})
+        number, values = self.stage, dict[str, Tensor]()
+        if self.ranks.first or self.config.shard:  # what is sharded runs in all processes or in none
+            picture = self.done if self.ranks.first else None
+            with self._used():
+                values = self.measurement.figures(self.generator, self.curriculum.stages[number].reward, picture)
+        values = self.ranks.agreed(values)
         check_finite(values, self.done, self.config.monitors.metrics)
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
@@ -262,38 +255,13 @@ class RLTrainer:
             figures |= {f"switch/{name}": value for name, value in evidence.figures.items()}
         return {**figures, "eval/alarms": float(len(found))}
 
-    def _measure(self, number: int) -> dict[str, Tensor]:
-        """Figures of the held-out photos, photo by photo, and a picture."""
-        reward = self.curriculum.stages[number].reward
-        with self._used():
-            images = self.held_out.images(self.generator, self.device)
-            values = self.held_out.measure(images, reward, self.device, self.judge, self.measures)
-            values |= self.held_out.velocities(self.generator, self.device)
-        if self.ranks.first:
-            self._draw(images, reward)
-        return values
-
     def climb(self) -> list[Climb]:
-        """The climb test of the last step's reward on the first `monitors.climb` held-out results."""
+        """The climb test of the last step's reward on the first `monitors.climb` held-out results; empty without."""
         count, here = self.config.monitors.climb, self.ranks.first or self.config.shard
         if not count or not here:
             return []
         with self._used():
-            images = self.held_out.images(self.generator, self.device)[:count]
-        assert self.held_out.batch.photo is not None
-        reward = self.curriculum.stages[self.curriculum.at(max(self.done - 1, 0)).number].reward
-        return climb_results(reward, images, self.held_out.batch.photo[:count], self.device)
-
-    def _draw(self, images: Tensor, reward: Reward) -> None:
-        """A picture of some held-out photos, before, now, and where the reward sees faults."""
-        rows = slice(0, 6)
-        sheet = comparison(
-            self.held_out.batch[rows].to(self.device),
-            self.before[rows].to(self.device),
-            images[rows].to(self.device),
-            reward,
-        )
-        save_image(sheet, Path(self.config.out) / PICTURES / f"step-{self.done:06d}.png")
+            return self.measurement.climb(self.generator, self.curriculum.stages[self.stage].reward, count)
 
     def _used(self) -> AbstractContextManager[None]:
         """Inside, the generator is what is measured and saved."""
@@ -337,7 +305,7 @@ class RLTrainer:
 
     def _refreshed(self) -> dict[int, str]:
         """Stage -> name of the reward that has been refreshed, which is named by the last stage that has begun."""
-        begun = self.config.stages[: self.curriculum.at(max(self.done - 1, 0)).number + 1]
+        begun = self.config.stages[: self.stage + 1]
         last = {stage.reward: number for number, stage in enumerate(begun)}
         return {number: name for name, number in last.items() if self.version(number)}
 
@@ -382,32 +350,12 @@ class RLTrainer:
         if self.refresh is not None:
             self.refresh.load_state(state["refresh"])
         self.fingerprints = list(self.curriculum.fingerprints)
-        self._take_others(state, folder)
-        self.done = state["step"]
-        return True
-
-    def _take_others(self, state: dict[str, Any], folder: Path) -> None:
-        """Compare nothing with what rewards or a judge of before gave, where they are others now.
-
-        Raises:
-            ValueError: nothing allows other rewards, or no step is left for them.
-        """
-        other_rewards = self.fingerprints != state["rewards"]
-        if other_rewards and not self.config.accept_reward:
-            raise ValueError(
-                f"{folder}: expected rewards {', '.join(state['rewards'])} as they were saved, got "
-                f"{', '.join(self.fingerprints)}; accept_reward=true goes on with them"
-            )
-        judge = self.settings["judge_fingerprint"]
-        other_judge = state["settings"].get("judge_fingerprint", judge) != judge
-        if (other_rewards or other_judge) and state["step"] >= self.curriculum.steps:
-            raise ValueError(
-                f"{folder}: expected steps that are left for other rewards, got a run that has ended; begin "
-                "another one, whose generator is this one's folder generator/"
-            )
-        if other_rewards:
+        changed = changed_rewards(state, self.fingerprints, self.settings, self.config, self.curriculum.steps, folder)
+        if "rewards" in changed:
             self.curriculum.measured, self.alarm.measured = [], []
-        if other_judge:
+        if "judge" in changed:
             self.alarm.forget("judge")
             if self.best is not None and self.best.name == "judge":
                 self.best.value = None
+        self.done = state["step"]
+        return True

@@ -85,8 +85,8 @@ def test_what_is_compiled(config):
         assert module._compiled_call_impl is not None
     assert reward.reward._compiled_call_impl is None  # a part of what is compiled around it
     eager = RLTrainer(replace(config, compile=False))
-    torch.testing.assert_close(trainer.before, eager.before, atol=1 / 255 + 1e-6, rtol=0)
-    assert (trainer.before != eager.before).float().mean() < 0.001  # a rounded pixel at most
+    torch.testing.assert_close(trainer.measurement.before, eager.measurement.before, atol=1 / 255 + 1e-6, rtol=0)
+    assert (trainer.measurement.before != eager.measurement.before).float().mean() < 0.001  # a rounded pixel at most
 
 
 def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path):

@@ -16,8 +16,7 @@ import torch
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture, StageReward, load_reward
-from finpercep.rl import curriculum, loop
-from finpercep.rl import trainer as trainer_module
+from finpercep.rl import curriculum, loop, measurement
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -469,7 +468,7 @@ def test_no_memory_before_the_first_step_or_after_the_last_says_the_same(config,
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(*((HeldOut, "images", full) if place == "images" else (trainer_module, "climb_results", full)))
+    monkeypatch.setattr(*((HeldOut, "images", full) if place == "images" else (measurement, "climb_results", full)))
     stages = tuple(replace(stage, steps=1) for stage in config.stages)
     monitors = MonitorConfig(judge="", climb=1)
     with pytest.raises(MemoryError, match=r"^memory: expected enough for a step"):
