@@ -241,10 +241,12 @@ class Paired:
 
     @property
     def rose(self) -> bool:
+        """By more than `ERRORS` standard errors."""
         return self.mean > ERRORS * self.error
 
     @property
     def fell(self) -> bool:
+        """By more than `ERRORS` standard errors."""
         return self.mean < -ERRORS * self.error
 
 

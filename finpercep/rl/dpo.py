@@ -17,7 +17,7 @@ from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.coordinates import mix, per_sample, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
-from finpercep.rl.generators.pretrain import draw_level
+from finpercep.rl.generators.flow_matching import draw_level
 from finpercep.rl.rollout import sample_generators, sample_images
 from finpercep.rl.scores import credit_map, ranked_by, scores_and_map
 from finpercep.rl.spatial import spatial_advantages

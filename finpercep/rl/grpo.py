@@ -18,7 +18,7 @@ from finpercep.rl.batch import Batch
 from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
-from finpercep.rl.generators.pretrain import flow_matching_loss
+from finpercep.rl.generators.flow_matching import flow_matching_loss
 from finpercep.rl.groups import Groups
 from finpercep.rl.rollout import initial_noise, sample_generators
 from finpercep.rl.scores import result_advantages

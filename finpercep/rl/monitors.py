@@ -130,7 +130,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def check_finite(values: Mapping[str, Tensor], step: int, further: Sequence[str] = ()) -> None:
+def check_measured(values: Mapping[str, Tensor], step: int, further: Sequence[str] = ()) -> None:
     """Refuse a measurement, name -> (B,), that would pass through means, comparisons and the alarm unseen.
 
     Args:

@@ -16,7 +16,7 @@ from finpercep.rl.checks import at_least_one, finite, not_negative
 from finpercep.rl.coordinates import clean, euler
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
-from finpercep.rl.generators.pretrain import flow_matching_loss
+from finpercep.rl.generators.flow_matching import flow_matching_loss
 from finpercep.rl.rollout import sample, sample_generators
 from finpercep.rl.scores import check_finite, check_map, score
 

@@ -43,23 +43,24 @@ def score(reward: Reward, images: Tensor, batch: Batch) -> RewardOutput:
 
 
 @torch.no_grad()
-def group_scores(reward: Reward, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Scores (B,) by name: "avg", and those of each part where the reward is a mixture.
+def scores_and_map(
+    reward: Reward, images: Tensor, batch: Batch, at_once: int = 0
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Scores of results, and the reward's map.
+
+    Args:
+        reward: of a stage.
+        images: (B,3,H,W) in [0, 1].
+        batch: that they are results of, row by row.
+        at_once: with how many images the reward is called at most, 0: with all.
+
+    Returns:
+        Scores (B,) by name: "avg", and those of each part where the reward is a mixture; and the map (B,1,H,W), of a
+        mixture the last part's that has one, which is the stage's own; None without any.
 
     Raises:
         ValueError: see `score`.
         FloatingPointError: a score is not finite; names the image.
-    """
-    return scores_and_map(reward, images, batch)[0]
-
-
-@torch.no_grad()
-def scores_and_map(
-    reward: Reward, images: Tensor, batch: Batch, at_once: int = 0
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """`group_scores`, and the map (B,1,H,W) where the reward has one; of a mixture the last one, the stage's own.
-
-    The reward is called with at most `at_once` images, 0: with all.
     """
     scores: dict[str, Tensor] = {}
     if isinstance(reward, Mixture):
@@ -101,7 +102,7 @@ def ranked_by(reward: Reward, scores: dict[str, Tensor], ids: Tensor) -> Tensor:
 
 
 def _by_parts(reward: Mixture, scores: dict[str, Tensor], ids: Tensor) -> tuple[Tensor, dict[str, ops.GroupStats]]:
-    """`Mixture.advantages` of what `group_scores` gives."""
+    """`Mixture.advantages` of what `scores_and_map` gives."""
     return reward.advantages({name: values for name, values in scores.items() if name != "avg"}, group_ids=ids)
 
 
@@ -177,7 +178,7 @@ def result_advantages(
 
     Raises:
         ValueError: spatial credit with a reward without map.
-        DeadGroups, FloatingPointError: see `group_advantages` and `group_scores`.
+        DeadGroups, FloatingPointError: see `group_advantages` and `scores_and_map`.
     """
     own, faults = scores_and_map(reward, images, batch, at_once)
     scores = {name: groups.whole(values) for name, values in own.items()}

@@ -25,7 +25,7 @@ from finpercep.rl.generators import GeneratorModule, load_generator
 from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measurement import Measurement
 from finpercep.rl.measures import load_measures
-from finpercep.rl.monitors import Alarm, check_finite
+from finpercep.rl.monitors import Alarm, check_measured
 from finpercep.rl.pictures import PICTURES
 from finpercep.rl.precomputed import empty_texts
 from finpercep.rl.refl import ReFLConfig
@@ -239,7 +239,7 @@ class RLTrainer:
             with self._used():
                 values = self.measurement.figures(self.generator, self.curriculum.stages[number].reward, picture)
         values = self.ranks.agreed(values)
-        check_finite(values, self.done, self.config.monitors.metrics)
+        check_measured(values, self.done, self.config.monitors.metrics)
         version = f"{number}.{self.version(number)}"
         found = [] if self.config.monitors.alarm == "off" else self.alarm.note(version, values)
         self.alarms += found

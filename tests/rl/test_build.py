@@ -13,7 +13,7 @@ from finpercep.rl.build import build_curriculum, build_judge
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.monitors import MonitorConfig
-from finpercep.rl.scores import group_advantages, group_scores
+from finpercep.rl.scores import group_advantages, scores_and_map
 from tests.rl.toy import Green, Red, batch
 
 
@@ -35,7 +35,7 @@ def test_a_mixture_is_normalized_by_parts():
     images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     given = batch(1).repeat(4)
     reward = curriculum.at(8).reward
-    scores = group_scores(reward, images, given)
+    scores, _ = scores_and_map(reward, images, given)
     assert sorted(scores) == ["avg", "faint", "green"]
     found, _ = group_advantages(reward, scores, given.ids, 9.0)
     ids, rounded = torch.zeros(4, dtype=torch.long), (images * 255).round() / 255

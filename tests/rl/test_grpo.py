@@ -15,7 +15,7 @@ from finpercep.rl.experience import DeadGroups
 from finpercep.rl.grpo import GRPO, GRPOConfig, RatioError, _check_ratio
 from finpercep.rl.nft import NFT, NFTConfig
 from finpercep.rl.rollout import sample_generators
-from finpercep.rl.scores import as_file, group_advantages, group_scores, result_advantages, scores_and_map
+from finpercep.rl.scores import as_file, group_advantages, result_advantages, scores_and_map
 from finpercep.rl.spatial import spatial_advantages
 from tests.rl.toy import Given, Green, Red, Toy, batch, check_gradient
 
@@ -127,7 +127,7 @@ def test_parts_of_a_mixture_are_normalized_before_they_are_added():
     wide, narrow = Given([0.0, 100.0]), Given([0.2, 0.1])
     reward = Mixture({"wide": (wide, 1.0), "narrow": (narrow, 3.0)})
     given = batch(1).repeat(2)
-    scores = group_scores(reward, given.photo, given)
+    scores, _ = scores_and_map(reward, given.photo, given)
     assert scores["avg"].tolist() == pytest.approx([0.6, 100.3])
     advantages, figures = group_advantages(reward, scores, given.ids, clip=5.0)
     assert advantages.tolist() == pytest.approx([-1 + 3, 1 - 3], abs=0.01)

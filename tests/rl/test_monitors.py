@@ -9,7 +9,7 @@ from finpercep.models import RewardOutput
 from finpercep.rl.monitors import (
     Alarm,
     MonitorConfig,
-    check_finite,
+    check_measured,
     color_entropy,
     edge_density,
     gray,
@@ -111,10 +111,10 @@ def test_score_map_gap():
 def test_a_figure_that_is_not_finite_is_named(bad):
     found = {"psnr": torch.tensor([30.0, 20.0]), "judge": torch.tensor([0.5, bad])}
     with pytest.raises(FloatingPointError, match=rf"^judge: .* each held-out photo, got {bad} of number 1 at step 7$"):
-        check_finite(found, 7)
-    check_finite({"psnr": found["psnr"]}, 7)
+        check_measured(found, 7)
+    check_measured({"psnr": found["psnr"]}, 7)
     with pytest.raises(FloatingPointError, match=r"at step 7; the run can go on without it in monitors.metrics$"):
-        check_finite(found, 7, ["judge"])
+        check_measured(found, 7, ["judge"])
 
 
 def values(reward, psnr):

@@ -10,7 +10,7 @@ import torch
 
 from finpercep.models import RewardOutput
 from finpercep.rl import scores
-from finpercep.rl.generators.pretrain import draw_level, flow_matching_loss
+from finpercep.rl.generators.flow_matching import draw_level, flow_matching_loss
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.rollout import initial_noise, sample_generators
 from tests.rl.toy import Given, Red, Toy, batch, check_gradient

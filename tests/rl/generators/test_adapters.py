@@ -7,7 +7,7 @@ import torch
 
 from finpercep.rl.batch import Batch
 from finpercep.rl.generators import GeneratorConfig, load_generator
-from finpercep.rl.generators.pretrain import flow_matching_loss
+from finpercep.rl.generators.flow_matching import flow_matching_loss
 from finpercep.rl.rollout import results
 from tests.rl.generators.pipelines import save_flux, save_sd3, save_upscaler
 
