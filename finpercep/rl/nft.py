@@ -10,7 +10,7 @@ from torch import Tensor
 from finpercep.data.randomness import integer
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
-from finpercep.rl.checks import above_zero, at_least_one, not_negative
+from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
 from finpercep.rl.coordinates import clean, mix, placed
 from finpercep.rl.experience import Experience
 from finpercep.rl.generators import Generator
@@ -56,6 +56,7 @@ class NFTConfig:
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
         above_zero(self, "mix", "advantage_clip")
+        finite(self, "mix", "advantage_clip")
         not_negative(self, "map_weight", "reference_weight", "rollout_batch")
 
 

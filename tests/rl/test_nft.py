@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -196,3 +197,10 @@ def test_shares_and_levels():
         NFTConfig(group_size=1)
     with pytest.raises(ValueError, match="mix: expected more than 0"):
         NFTConfig(mix=0)
+
+
+@pytest.mark.parametrize("name", ["mix", "advantage_clip"])
+def test_an_endless_weight_is_refused(name):
+    """It would make the first loss NaN, after a whole rollout; Flow-GRPO, which only limits, may have it."""
+    with pytest.raises(ValueError, match=f"^{name}: expected a number, got inf$"):
+        NFTConfig(**{name: math.inf})
