@@ -38,6 +38,7 @@ _has_triton = importlib.util.find_spec("triton") is not None
 _has_compiler = bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 # Under Triton's interpreter, which reads the same variable, its kernels run on CPU tensors: slow, for tests.
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+# Operators with a CUDA kernel; `_registration.register` finds them.
 _cuda_operators: set[str] = set()
 
 
@@ -55,7 +56,7 @@ def has_cuda(operator: str) -> bool:
 
 
 def operator(backend: str, name: str) -> Any:
-    """The operator that a chosen backend other than "reference" calls."""
+    """The operator that a backend other than "reference", as `resolve` chose it, calls."""
     return getattr(torch.ops.finpercep, f"{name}_triton" if backend == "triton" else name)
 
 
@@ -153,9 +154,12 @@ def savable(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
 def resolve(backend: str | None, operator: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that runs `operator` for tensors of `device` and `dtype`.
 
-    None picks the fastest that works and falls back down to "reference". A named backend that cannot run raises:
-    ValueError (no such backend) or RuntimeError (not available, or not for this device or dtype), saying why.
-    Under the transforms of torch.func None picks "reference": compiled kernels would give jvp a derivative of 0.
+    None picks the fastest that works and falls back down to "reference". Under the transforms of torch.func it picks
+    "reference": compiled kernels would give jvp a derivative of 0.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: a named backend that is not available, or not for this device or dtype; says why.
     """
     if backend is None:
         return "reference" if transformed() else _fastest(operator, device, dtype)

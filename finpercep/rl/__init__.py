@@ -1,4 +1,19 @@
-"""Reinforcement learning of super-resolution generators against a reward that grows."""
+"""Reinforcement learning of super-resolution generators against a reward that grows.
+
+A run is `loop.train`: it makes a `trainer.RLTrainer`, whose step lets an algorithm `collect` what there is to learn
+from, and a `learning.Learner` update the generator by the algorithm's `loss`. Read on in
+
+- algorithms: `refl` (Eq. 1 and 2), `dpo` (Eq. 3), `grpo` (Eq. 4 to 6), with `sde_rollout`, `window` and `trust`, `nft`
+- what they share: `coordinates`, `rollout`, `experience`, `scores`, `groups`, `spatial`
+- the reward over time: `curriculum`, `refresh`
+- what is not climbed: `held_out`, `measurement`, `measures`, `monitors`, `best`, `climbs`
+- photos: `pair`, `pairs`, `pair_sets`, `precomputed`, `photos`, `batch`, `run_data`, `pairs_fingerprint`
+- settings: `config`, `checks`, `settings`, `settings_yaml`, `build`
+- stopping and going on: `checkpoints`, `resumable`
+- memory and time: `compiled`, `sharded`, `cache`, `latents`, `clock`
+- what is shown: `screen`, `pictures`, `report`
+- `generators`: what is trained
+"""
 
 from __future__ import annotations
 

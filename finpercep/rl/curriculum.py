@@ -219,6 +219,8 @@ def evidence(measured: Sequence[Sequence[float]], patience: int, flat: float) ->
     Args:
         measured: rewards of the same photos at one measurement after the other; fewer than `patience` + 1 of them
             decide nothing.
+        patience: measurements over which the gain is taken, at least 1.
+        flat: share of the whole gain, in [0, 1).
     """
     if len(measured) <= patience:
         return Evidence(False, f"{len(measured)} of the {patience + 1} measurements by one reward that it takes")

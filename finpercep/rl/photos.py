@@ -71,7 +71,11 @@ class Crops:
         self.results = sorted(set.intersection(*(set(pair.results) for pair in pairs)))
 
     def batch(self, number: int, size: int) -> Batch:
-        """The batch of that number: photos and low-resolution images in [0, 1], and ids."""
+        """The batch of that number, of `size` crops: lr (B,3,h,w) and photo (B,3,side,side), float in [0, 1], and ids.
+
+        Raises:
+            ValueError: an image that cannot be read, or an extra that is no tensor.
+        """
         numbers = range(number * size, (number + 1) * size)
         pairs = [self._pair(i) for i in numbers]
         crops = [self._crop(pair, i) for pair, i in zip(pairs, numbers, strict=True)]

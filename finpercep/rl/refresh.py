@@ -174,7 +174,12 @@ class Refresh:
 
     @torch.no_grad()
     def measure(self, model: RewardModel, device: torch.device) -> dict[str, float]:
-        """On the fixed set: scores of photos and results, shares of right orders, and the map's error on faults."""
+        """On the fixed set, of a model: all in [0, 1].
+
+        Returns:
+            Mean scores of "photo" and "result"; "photo_above_fault" and "fault_above_result", the shares in the right
+            order; and "map_error", the mean |M - M_gt| on photos with faults, where the model has a map.
+        """
         fixed = self.fixed.to(device)
         photo, syn, result = (model(images) for images in (fixed.photo, fixed.syn, fixed.result))
         figures = {

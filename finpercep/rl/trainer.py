@@ -157,9 +157,9 @@ class RLTrainer:
         return figures
 
     def times(self) -> dict[str, float]:
-        """Images per second of the last step, and the shares of its time. They are no part of the log, which is exact.
+        """Results per second of the last step, of all processes, and the shares of its time, in [0, 1].
 
-        The reward's backward pass, which ReFL has, counts as update.
+        They are no part of the log, which is exact. The reward's backward pass, which ReFL has, counts as update.
         """
         seconds = self.clock.seconds()
         total = sum(seconds.values())

@@ -32,7 +32,8 @@ def guarded(log_prob: Tensor, old_log_prob: Tensor, mean_gap: Tensor, sigma: Ten
     """GRPO-Guard's ratio, as log-probabilities: log ρ = (log p - log p_old)·σ + mean|μ - μ_old|²/(2σ).
 
     What is left is mean(ε·(μ - μ_old)), ε the noise of the step: centered on 0, and of one scale at all noise levels.
-    Divergence of the means no longer pushes the ratio below 1.
+    Divergence of the means no longer pushes the ratio below 1. All are (N,); the two that are returned take the places
+    of `log_prob` and `old_log_prob`.
     """
     safe = torch.where(sigma > 0, sigma, 1)
     return log_prob * sigma + mean_gap / (2 * safe), old_log_prob * sigma

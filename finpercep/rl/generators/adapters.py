@@ -53,10 +53,21 @@ def adapters_off(denoiser: Any) -> Iterator[None]:
 def save_adapters(
     denoiser: nn.Module, part: str, pipeline_class: str, config: GeneratorConfig, folder: str | Path, dtype: Any = None
 ) -> None:
-    """Write pytorch_lora_weights.safetensors.
+    """Write pytorch_lora_weights.safetensors, as `pipe.load_lora_weights(folder)` of diffusers reads it.
 
     alpha / rank is multiplied into the second factor, so that every version of diffusers gives the same results without
     being told of it.
+
+    Args:
+        denoiser: with adapters.
+        part: its name in the pipeline: "unet" or "transformer".
+        pipeline_class: of diffusers, which knows the names of the weights.
+        config: that the adapters were made with.
+        folder: is made where it is missing.
+        dtype: of the file; None leaves the weights' own.
+
+    Raises:
+        OSError: a full disk, no permission; names the file.
     """
     import diffusers
     from peft.utils import get_peft_model_state_dict
