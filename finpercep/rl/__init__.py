@@ -11,7 +11,7 @@ from, and a `learning.Learner` update the generator by the algorithm's `loss`. R
 - settings: `config`, `checks`, `settings`, `settings_yaml`, `build`
 - stopping and going on: `checkpoints`, `resumable`
 - memory and time: `compiled`, `sharded`, `cache`, `latents`, `clock`
-- what is shown: `screen`, `pictures`, `report`
+- what is shown: `remarks`, `screen`, `pictures`, `report`
 - `generators`: what is trained
 """
 

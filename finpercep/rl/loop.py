@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,9 +14,8 @@ from finpercep.engine.batches import is_out_of_memory
 from finpercep.evaluation.climb import climb_figures
 from finpercep.io.files import append_line, atomic_write, write_json
 from finpercep.rl.config import RLConfig
-from finpercep.rl.generators import GeneratorConfig, GeneratorModule
-from finpercep.rl.generators.latent import LatentGenerator
-from finpercep.rl.refl import ReFLConfig
+from finpercep.rl.generators import GeneratorModule
+from finpercep.rl.remarks import remarks
 from finpercep.rl.report import CLIMB, write_report
 from finpercep.rl.screen import measured
 from finpercep.rl.trainer import RLTrainer
@@ -26,8 +24,6 @@ from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 
 METRICS = "metrics.jsonl"
-FEW = 4
-"""Held-out photos with whose spread hardly a change can be told from chance."""
 _ENDS = "; the run ends here (started again, it goes on to the next measurement)"
 
 
@@ -85,8 +81,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 before = {"stage": 0, "version": 0, **trainer.evaluate()}
             _log(trainer, before)
             lines.append(measured(0, before))
-        lines += _of_data(trainer) + _of_options(trainer) + _remarks(trainer) + _of_refresh(trainer)
-        lines += _of_target(trainer, before)
+        lines += remarks(trainer, before)
         lines += [f"resumed at step {trainer.done} from {out}"] if resumed else []
         told = monitors if first else ()
         with started(told, lines, done=trainer.done, total=trainer.curriculum.steps), Interruption() as asked:
@@ -109,73 +104,6 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
                 said = f"{out / METRICS}: expected measurements for report.html, got none; it is not written"
                 warnings.warn(said, stacklevel=2)
     return trainer.generator
-
-
-def _remarks(trainer: RLTrainer) -> list[str]:
-    """What follows from the settings, and may not have been meant."""
-    config, lines = trainer.config, []
-    if trainer.kept:
-        lines.append(f"latents of {trainer.kept} images are kept: these are used as they are, never mirrored or turned")
-    held = len(trainer.held_out.batch)
-    if held < config.eval_photos:
-        lines.append(
-            f"{held} photos are held out, of {config.eval_photos} that eval_photos asks for: there are no more"
-        )
-    if config.monitors.alarm == "off":
-        return lines
-    if held == 1:
-        lines.append("one held-out photo is too few for the alarm; see eval_photos")
-    elif held < FEW:
-        lines.append(f"{held} held-out photos are few for the alarm, which compares with their spread")
-    apart = config.monitors.patience * config.eval_every
-    if 0 < config.refresh.every <= apart:
-        lines.append(
-            f"the alarm compares measurements {apart} steps apart by one version of the reward, which is refreshed "
-            f"every {config.refresh.every}: once it has been, the alarm cannot go off; raise refresh.every, or lower "
-            "eval_every or monitors.patience"
-        )
-    return lines
-
-
-def _of_data(trainer: RLTrainer) -> list[str]:
-    """What some images bring, and a batch can therefore not have."""
-    brought = {name for pair in trainer.crops.pairs for name in pair.extras}
-    unused = sorted(brought - set(trainer.crops.extras))
-    return [f"{', '.join(unused)}: not used, since some images of data have none"] if unused else []
-
-
-def _of_options(trainer: RLTrainer) -> list[str]:
-    """Options of pipelines that were set for another generator, which takes none but the prompt, for rewards."""
-    if isinstance(trainer.generator, LatentGenerator):
-        return []
-    usual, given = vars(GeneratorConfig()), vars(trainer.config.generator_options)
-    unused = [name for name, value in given.items() if value != usual[name] and name != "prompt"]
-    what = f"no effect on {trainer.config.generator}, which is no pipeline of diffusers"
-    return [f"{', '.join(f'generator_options.{name}' for name in unused)}: {what}"] if unused else []
-
-
-def _of_refresh(trainer: RLTrainer) -> list[str]:
-    """Which stages' rewards are not refreshed, of a run that refreshes some."""
-    if trainer.refresh is None:
-        return []
-    reasons = {True: "before refresh.first_stage", False: "no RewardModel"}
-    left = [
-        f"stage {number} ({stage.reward}, {reasons[number < trainer.config.first_refreshed]})"
-        for number, stage in enumerate(trainer.config.stages)
-        if not trainer.refreshes(number)
-    ]
-    return [f"not refreshed: {', '.join(left)}"] if left else []
-
-
-def _of_target(trainer: RLTrainer, before: dict[str, float]) -> list[str]:
-    """That ReFL takes rewards above its target for good enough, where the run begins with such."""
-    algorithm, reward = trainer.config.algorithm, before.get("eval/reward_avg", -math.inf)
-    if not isinstance(algorithm, ReFLConfig) or algorithm.weighting != "relu" or reward < algorithm.target:
-        return []
-    return [
-        f"the reward is {reward:.4g} before training, and from algorithm.target={algorithm.target:g} on nothing is "
-        "learned from it; raise the target, or set algorithm.weighting=identity"
-    ]
 
 
 def _step(trainer: RLTrainer, monitors: Sequence[Monitor], interruption: Interruption) -> bool:

@@ -16,7 +16,7 @@ import torch
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture, StageReward, load_reward
-from finpercep.rl import curriculum, loop, measurement
+from finpercep.rl import curriculum, measurement, remarks
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -200,7 +200,7 @@ def test_the_first_stage_is_not_refreshed_unless_it_is_the_only_one(config):
         trainer = RLTrainer(config)
         figures = [trainer.step() for _ in range(3)]
         seen = [line["version"] for line in figures], ["refresh/photo" in line for line in figures]
-        return *seen, loop._of_refresh(trainer)
+        return *seen, remarks.of_refresh(trainer)
 
     left = "not refreshed: stage 0 (finpercep-tiny, before refresh.first_stage)"
     assert refreshed(config) == ([0, 0, 1], [False, False, True], [left])
@@ -356,7 +356,7 @@ def test_an_alarm_that_cannot_go_off_is_told_at_the_start(config, alarm, every, 
     monitors = MonitorConfig(judge="", alarm=alarm, patience=2)
     config = replace(config, monitors=monitors, refresh=RefreshConfig(every=every), eval_photos=photos)
     held_out = SimpleNamespace(batch=range(photos))
-    lines = loop._remarks(SimpleNamespace(config=config, kept=0, held_out=held_out))
+    lines = remarks.of_settings(SimpleNamespace(config=config, kept=0, held_out=held_out))
     assert len(lines) == (said is not None)
     assert all(re.match(said, line) for line in lines)
 
@@ -374,7 +374,7 @@ def test_options_that_the_generator_does_not_take_are_told_at_the_start(config):
     assert said in told
     for kind, given in ((SRTiny, GeneratorConfig(prompt="a photo")), (LatentGenerator, options)):
         trainer = SimpleNamespace(generator=kind.__new__(kind), config=replace(config, generator_options=given))
-        assert loop._of_options(trainer) == []
+        assert remarks.of_options(trainer) == []
 
 
 def test_another_reward_is_refused(config):
