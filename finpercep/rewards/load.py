@@ -57,13 +57,13 @@ def _mixture(spec: str, device: str, **hub_options: Any) -> Mixture:
     parts: dict[str, tuple[Reward, float]] = {}
     for term in spec.split(PLUS):
         found = WEIGHT.match(term)
-        name = term[found.end() if found else 0 :].strip()
+        number, name = (found[1], term[found.end() :].strip()) if found else ("1", term.strip())
         if not name or name in parts:
             raise ValueError(f"{spec}: expected each part once, got {name!r}{' twice' if name else ''}")
         try:
-            weight = float(found[1]) if found else 1.0
+            weight = float(number)
         except ValueError:
-            raise ValueError(f"{spec}: expected a number before *, got {found[1]!r}") from None
+            raise ValueError(f"{spec}: expected a number before *, got {number!r}") from None
         parts[name] = load_reward(name, device=device, **hub_options), weight
     return Mixture(parts)
 

@@ -186,8 +186,9 @@ class RLConfig:
     @property
     def results(self) -> int:
         """How many a step has, of all processes; of ReFL, and of given pairs, one for each image."""
-        compared = not isinstance(self.algorithm, ReFLConfig) and not self.given_pairs
-        return self.batch * (self.algorithm.group_size if compared else 1)
+        if isinstance(self.algorithm, ReFLConfig) or self.given_pairs:
+            return self.batch
+        return self.batch * self.algorithm.group_size
 
 
 def _check_shard(config: RLConfig) -> None:
