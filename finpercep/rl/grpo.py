@@ -100,6 +100,8 @@ class GRPOConfig:
         if self.kind not in SDE_KINDS:
             raise ValueError(f"kind: expected one of {', '.join(SDE_KINDS)}, got {self.kind!r}")
         finite(self, "noise_level")
+        if self.clip > 1:
+            raise ValueError(f"clip: expected at most 1, where the lower limit of the ratio is 0, got {self.clip}")
         if self.kind == "cps" and self.noise_level > 1:
             raise ValueError(f"noise_level: expected at most 1 for cps, got {self.noise_level}")
         if self.group_size < 2:

@@ -377,6 +377,8 @@ def test_maps_are_averaged_to_the_grid_of_the_latents():
 def test_options():
     with pytest.raises(ValueError, match=r"noise_level: expected at most 1 for cps, got 1\.5"):
         GRPOConfig(kind="cps", noise_level=1.5)
+    with pytest.raises(ValueError, match=r"clip: expected at most 1, .* got 1\.5"):
+        GRPOConfig(clip=1.5)
     with pytest.raises(ValueError, match=r"beta: expected 0 or more, got -0\.1"):
         GRPOConfig(beta=-0.1)
     with pytest.raises(ValueError, match="group_size: expected 2 or more"):
