@@ -41,7 +41,7 @@ def evaluate_reward(
         typer.Option(
             "--metric",
             help="No-reference metric of pyiqa to compare with, a reward of your own as MODULE:NAME, a function of "
-            "(images, prompts, metadata), or none. May be "
+            "(images, prompts, metadata), several rewards as 'A + 0.5*B', or none. May be "
             "given several times. Default: piqe, if pyiqa is installed.",
         ),
     ] = None,

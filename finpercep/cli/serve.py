@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from finpercep.cli.common import DEFAULT_MODEL, DeviceOption, ModelOption, check_device, one_line_errors
+from finpercep.cli.common import DEFAULT_MODEL, MODEL_HELP, DeviceOption, check_device, one_line_errors
 from finpercep.cli.options import given, settings_command
 from finpercep.io.files import read_text
 
@@ -19,7 +19,10 @@ Serve = settings_command("finpercep.engine.serve.settings:ServeSettings", after=
 
 def serve(
     ctx: typer.Context,
-    model: ModelOption = DEFAULT_MODEL,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help=f"{MODEL_HELP} Or another reward: MODULE:NAME, pyiqa:NAME, 'A + 0.5*B'."),
+    ] = DEFAULT_MODEL,
     threads: Annotated[
         int, typer.Option("--threads", min=0, help="Cores of a replica; 0 shares this machine's among them.")
     ] = 0,
@@ -64,9 +67,11 @@ def _check_model(model: str) -> None:
     """Refuse a name that names nothing, and damaged files, before a cluster is started for them."""
     from finpercep.models import load_base
     from finpercep.models.presets import PRESETS
+    from finpercep.rewards.load import weights_by_name
 
-    if ":" not in model and model not in PRESETS:
-        load_base(model)  # a moment, beside the start of Ray
+    for name in weights_by_name(model):
+        if ":" not in name and name not in PRESETS:
+            load_base(name)  # a moment, beside the start of Ray
 
 
 def _token(file: Path | None) -> str | None:

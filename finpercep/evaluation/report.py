@@ -23,6 +23,7 @@ from finpercep.evaluation.trials import SHIFTS, parse_shift
 from finpercep.io.files import write_json
 from finpercep.models import RewardModel, available_models
 from finpercep.rewards import load_reward
+from finpercep.rewards.load import PLUS
 from finpercep.runs.devices import take_full_float32
 from finpercep.runs.progress import progress_bar
 
@@ -77,8 +78,8 @@ def run(
         name: of the model, as it was loaded.
         split: split of the index.
         shifts: "none", "jpegQ", "resizeF"; "all" stands for none, jpeg75 and resize0.7.
-        metrics: no-reference metrics of pyiqa, and rewards as "module:name" (see `load_reward`); None is "piqe" where
-            pyiqa is installed.
+        metrics: no-reference metrics of pyiqa, and rewards as "module:name" or "A + 0.5*B" (see `load_reward`); None
+            is "piqe" where pyiqa is installed.
         without: sources that one more row leaves out of each mean.
         seed, faults: see `finpercep.evaluation.trials.iterate_trials`.
         intervals: also print, and write, 95 % intervals; see `finpercep.evaluation.intervals`.
@@ -186,7 +187,7 @@ def _judges(
     if metrics is None:
         metrics = ["piqe"] if baselines.pyiqa_available() else []
     for metric in metrics:
-        if ":" in metric:
+        if ":" in metric or PLUS in metric:
             judges[metric] = baselines.reward_judge(load_reward(metric, device=device), device=device)
         else:
             judges[metric.upper()] = baselines.pyiqa_metric(metric, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ __all__ = ["HUB_OPTIONS", "check_hub_options", "model_folder"]
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 """What every look-up passes on to the hub's client."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 
 
 def model_folder(
@@ -45,7 +47,7 @@ def model_folder(
     name = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isdir(name):
         return Path(name)
-    if known is not None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    if known is not None and not HUB_ID.fullmatch(name):
         raise ValueError(f"{name}: no such model or folder; {_hint(name, known)}")
     from huggingface_hub import snapshot_download
 
@@ -77,5 +79,7 @@ def check_hub_options(options: dict[str, Any]) -> None:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
+    if " + " in name or "*" in name:
+        return "expected one model, not a mixture"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else f"known models: {', '.join(known)}"

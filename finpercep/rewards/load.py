@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from finpercep.rewards.remote import RemoteReward
 
 PLUS = " + "
 """Between the parts of a mixture: blanks around it, as names of folders may have a plus."""
-WEIGHT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*\*\s*", re.IGNORECASE)
+WEIGHT = re.compile(r"\s*([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*\*\s*", re.IGNORECASE)
 
 
 def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) -> Reward:
@@ -39,33 +40,50 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
     Raises:
         ImportError: pyiqa, or the module, is missing.
         ValueError: a name that names nothing; the nearest known one is suggested. An object with `lower_better`. A
-            mixture with a part twice.
+            mixture with a part twice, or with a weight that is not positive.
     """
-    if PLUS in str(spec) and not Path(spec).exists():
-        return _mixture(str(spec), device, **hub_options)
+    if _is_mixture(spec):
+        weights = weights_by_name(spec)
+        return Mixture({name: (load_reward(name, device=device, **hub_options), w) for name, w in weights.items()})
     kind, colon, rest = str(spec).partition(":")
     if kind in ("http", "https") and colon:
         return RemoteReward(str(spec), maps="auto")
+    if ("*" in str(spec) or ("+" in str(spec) and not colon)) and not _exists(spec):
+        raise ValueError(f"{spec}: no such reward; several are written 'A + 0.5*B', with blanks around each plus")
     if kind == "pyiqa" and colon:
         return PyIQAReward(rest).requires_grad_(False).to(device)
-    if colon and rest and not Path(spec).exists():
+    if colon and rest and not _exists(spec):
         return _own(kind, rest, device)
     return load_base(spec, **hub_options).requires_grad_(False).to(device)
 
 
-def _mixture(spec: str, device: str, **hub_options: Any) -> Mixture:
-    parts: dict[str, tuple[Reward, float]] = {}
-    for term in spec.split(PLUS):
+def weights_by_name(spec: str | Path) -> dict[str, float]:
+    """The parts of a mixture with their weights; of any other name itself, with weight 1. Nothing is loaded.
+
+    Raises:
+        ValueError: a part twice, none between two plus signs, or a weight that is no number.
+    """
+    if not _is_mixture(spec):
+        return {str(spec): 1.0}
+    weights: dict[str, float] = {}
+    for term in str(spec).split(PLUS):
         found = WEIGHT.match(term)
         number, name = (found[1], term[found.end() :].strip()) if found else ("1", term.strip())
-        if not name or name in parts:
+        if not name or name in weights:
             raise ValueError(f"{spec}: expected each part once, got {name!r}{' twice' if name else ''}")
         try:
-            weight = float(number)
+            weights[name] = float(number)
         except ValueError:
             raise ValueError(f"{spec}: expected a number before *, got {number!r}") from None
-        parts[name] = load_reward(name, device=device, **hub_options), weight
-    return Mixture(parts)
+    return weights
+
+
+def _is_mixture(spec: str | Path) -> bool:
+    return PLUS in str(spec) and not _exists(spec)
+
+
+def _exists(spec: str | Path) -> bool:
+    return os.path.exists(os.path.expanduser(spec))
 
 
 def _own(module: str, name: str, device: str) -> Reward:

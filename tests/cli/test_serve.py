@@ -50,6 +50,13 @@ def test_options_become_settings(started: list[Any], tmp_path: Path) -> None:
     assert settings == ServeSettings(port=9000, replicas=2, queue_images=128, dtype="bf16", deterministic=True)
 
 
+def test_a_mixture_of_models(started: list[Any]) -> None:
+    name = "finpercep-tiny + 0.5*finpercep-tiny/0"
+    result = run("--device", "cpu", "--model", name)
+    assert result.exit_code == 0, result.stderr
+    assert [model for model, _, _ in started] == [name]
+
+
 def test_the_token_of_the_environment(started: list[Any]) -> None:
     run("--device", "cpu", env={"FINPERCEP_TOKEN": "secret"})
     run("--device", "cpu")
@@ -61,6 +68,7 @@ def test_the_token_of_the_environment(started: list[Any]) -> None:
     [
         (["--host", "0.0.0.0"], "host: expected 127.0.0.1, or a token for 0.0.0.0, which others reach\n"),
         (["--model", "finpercep-smal"], "finpercep-smal: no such model or folder; did you mean 'finpercep-small'"),
+        (["--model", "finpercep-tiny + 2*finpercep-smal"], "finpercep-smal: no such model or folder; did you mean"),
         (["--dtype", "fp8"], "dtype: expected fp32, bf16, fp16, got 'fp8'\n"),
         (["--queue-images", "1"], "queue_images: expected at least request_images, 64, got 1\n"),
         (["--token-file", "gone"], "gone: No such file or directory\n"),

@@ -522,6 +522,13 @@ def test_a_reward_of_ones_own_is_a_row(data: Path) -> None:
     assert done[0].overall["cc"] is not None
 
 
+def test_a_mixture_is_a_row(data: Path) -> None:
+    name = "finpercep-tiny + 0.5*finpercep-tiny/0"
+    done = report.run(data, metrics=[name], console=Console(file=io.StringIO(), width=130))
+    assert [e.name for e in done] == [name, *baselines.BASELINES]
+    assert done[0].overall["cc"] is not None  # the map is that of the part that has one
+
+
 def test_a_reward_as_a_judge_sees_batches() -> None:
     images = list(torch.rand(5, 3, 4, 6))
     scores, maps = baselines.reward_judge(Brightness(), batch_size=2)(images)

@@ -73,6 +73,8 @@ def test_unknown_names() -> None:
         RewardModel.from_pretrained("finpercep-vit-b16")
     with pytest.raises(ValueError, match=r"^qqq: no such model or folder; known models: .*finpercep-vit-l-14"):
         RewardModel.from_pretrained("qqq")
+    with pytest.raises(ValueError, match=r"^a \+ 0.5\*b/c: no such model .*; expected one model, not a mixture$"):
+        RewardModel.from_pretrained("a + 0.5*b/c")
     with pytest.raises(ValueError, match=r"^./gone/model: no such model or folder"):
         RewardModel.from_pretrained("./gone/model")
 

@@ -1,5 +1,6 @@
 """Rewards by name, and functions of other packages as rewards."""
 
+import shutil
 import sys
 import types
 
@@ -102,12 +103,25 @@ def test_a_mixture_by_name(module, images):
         ("finpercep-tiny + ", "expected each part once, got ''"),
         ("1.2.3*finpercep-tiny + finpercep-small", r"expected a number before \*, got '1.2.3'"),
         ("0*finpercep-tiny + finpercep-small", r"parts\['finpercep-tiny'\]: expected a positive weight, got 0.0"),
+        ("finpercep-tiny + -0.5*finpercep-small", r"parts\['finpercep-small'\]: expected a positive weight, got -0.5"),
         ("finpercep-small + 0.5*finpercep-tinny", "finpercep-tinny: no such model"),
+        ("finpercep-small+0.5*finpercep-tiny", r"several are written 'A \+ 0.5\*B', with blanks around each plus"),
+        ("finpercep-small+finpercep-tiny", "with blanks around each plus"),
+        ("finpercep-small + finpercep-tiny*0.5", r"finpercep-tiny\*0.5: no such reward; several are written"),
+        ("pyiqa:musiq+0.5*finpercep-tiny", "with blanks around each plus"),
     ],
 )
 def test_mixtures_that_are_none(spec, message):
     with pytest.raises(ValueError, match=message):
         load_reward(spec)
+
+
+def test_a_folder_may_have_what_a_mixture_is_written_with(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a + b", "a+b", "2*a"):
+        folder = shutil.copytree(model_folder, tmp_path / name)
+        for spec in (folder, str(folder), f"~/{name}"):
+            assert load_reward(spec).fingerprint == load_reward(model_folder).fingerprint
 
 
 def test_prompts_reach_a_function(images):
