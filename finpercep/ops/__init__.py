@@ -1,6 +1,7 @@
 """Public operators. Each family is one file: reference (the definition), fake, autograd and backend choice.
 
-`_backend` chooses what runs, `_registration` tells torch of shapes and gradients.
+`_backend` chooses what runs, `_registration` tells torch of shapes and gradients, `_sde_arguments` checks what
+`sde_step` takes.
 """
 
 from finpercep.ops._backend import backends, has_cpp, transformed

@@ -76,6 +76,17 @@ def test_no_other_place_names_the_operator_that_is_the_template() -> None:
     assert places_of_an_operator() - found <= {"csrc/include/grpo.h", "tests/ops/test_grpo.py"}
 
 
+def test_the_places_of_an_algorithm_are_those_that_name_the_template() -> None:
+    section = TEXT.partition("## Adding an algorithm")[2].partition("\n## ")[0]
+    items = "".join(re.findall(r"^\d+\. .*", section, flags=re.M))
+    places = {name.replace("foo", "nft") for name in re.findall(r"`([\w/]+\.(?:py|md))`", items)}
+    assert [name for name in places if not (ROOT / name).is_file()] == []
+    searched = [*(ROOT / "finpercep").rglob("*.py"), *(ROOT / "docs").rglob("api/rl.md")]
+    naming = {str(path.relative_to(ROOT)) for path in searched if re.search(r"\bNFTConfig\b", path.read_text())}
+    assert naming <= places
+    assert "refl, dpo, grpo or nft" in (ROOT / "finpercep/cli/train_rl.py").read_text()
+
+
 @pytest.fixture
 def with_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classes of the templates as modules, and their lines in the tables."""
