@@ -12,7 +12,7 @@ from finpercep.models import RewardModel
 from finpercep.models.inputs import as_stored
 from finpercep.runs.devices import uploaded
 from finpercep.runs.ranks import Ranks
-from finpercep.training.climbing import ClimbConfig, climb_by, draw_climbs
+from finpercep.training.climbing import ClimbConfig, climb_by, draw_climbs, share_of_batch
 
 __all__ = ["Climbed", "Climbers"]
 
@@ -23,8 +23,8 @@ POOL = 4
 class Climbed(NamedTuple):
     """What has climbed in a step; of several processes, this one's part.
 
-    `rows` (K,): which of the step's climbs; `before` and `after` (K,3,H,W): the images at the foot and as a file holds
-    them now; `target`, `weight`: M_gt (K,1,H,W) at the foot and its weight (K,1,1,1).
+    `rows` (K,): which of the step's climbs; `before` and `after` (K,3,H,W): the images at the foot, or the photos, and
+    as a file holds them now; `target`, `weight`: M_gt (K,1,H,W) of `before` and its weight (K,1,1,1).
     """
 
     rows: Tensor
@@ -49,11 +49,7 @@ class Climbers:
 
     def __init__(self, config: ClimbConfig, batch: int, ranks: Ranks) -> None:
         self.config, self.batch, self.ranks = config, batch, ranks
-        self.count = round(config.climbed * batch)
-        if config.climbed and not self.count:
-            raise ValueError(
-                f"climbed: expected a share of the {batch} triplets that is an image, got {config.climbed}"
-            )
+        self.count = share_of_batch("climbed", config.climbed, batch)
         self.size = POOL * self.count
         part = ranks.rows(batch)
         triplets = torch.arange(self.size) * batch // max(1, self.size)

@@ -19,7 +19,7 @@ from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.runs.devices import uploaded
 
-__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs"]
+__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs", "share_of_batch"]
 
 SMOOTH = 3.0
 
@@ -30,6 +30,8 @@ class ClimbConfig:
 
     Attributes:
         climbed: climbed images in a step, as a share of its triplets; each is of a photo, a fault or a whole result.
+        climbed_by_networks: images in a step, as a share of its triplets, that small networks change, which learn to
+            raise the score and to darken the map (see `ClimbingNetworks`).
         climb_steps: fewest and most steps up the score that an image makes in a training step.
         climb_rate: least and most that a pixel moves in one of them, in levels of 255. Below a level: longer steps
             pass over what a climber finds who has time.
@@ -44,6 +46,13 @@ class ClimbConfig:
             "help": "Images moved up the model's own score in each step, as a share of --batch: they win nothing."
         },
     )
+    climbed_by_networks: float = field(
+        default=0.0,
+        metadata={
+            "help": "Images that small networks change, which learn to raise the model's own score, in each step, as a "
+            "share of --batch: what a generator finds and pixels that climb do not."
+        },
+    )
     climb_steps: tuple[int, int] = (2, 6)
     climb_rate: tuple[float, float] = (0.1, 0.6)
     climb_rounds: int = 8
@@ -54,11 +63,25 @@ class ClimbConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
+        if not 0 <= self.climbed_by_networks <= 1:
+            raise ValueError(f"climbed_by_networks: expected a share, 0 to 1, got {self.climbed_by_networks}")
         if self.climbed < 0 or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
             raise ValueError(
                 "climbed, climb_rounds, climb_smooth: expected at least 0, at least 1 and a share, got "
                 f"{self.climbed}, {self.climb_rounds} and {self.climb_smooth}"
             )
+
+
+def share_of_batch(name: str, share: float, batch: int) -> int:
+    """How many images of a step a share of its triplets is.
+
+    Raises:
+        ValueError: a share above 0 that is less than half an image; `name` names it.
+    """
+    count = round(share * batch)
+    if share and not count:
+        raise ValueError(f"{name}: expected a share of the {batch} triplets that is an image, got {share}")
+    return count
 
 
 @dataclass(frozen=True)

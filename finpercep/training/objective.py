@@ -16,6 +16,7 @@ from finpercep.models import CLIPIQA, RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbed, Climbers
 from finpercep.training.climbing import climbed_target
+from finpercep.training.climbing_networks import ClimbingNetworks
 from finpercep.training.config import RewardTrainConfig
 from finpercep.training.losses import align_loss, level_loss, map_losses, order_loss, triplet_targets
 
@@ -47,6 +48,7 @@ class Objective:
         self.own = torch.cat([triplets + kind * config.batch for kind in range(3)]).to(device)
         """Numbers of this process's images, ascending."""
         self.climbers = Climbers(config.climb, config.batch, ranks)
+        self.networks = ClimbingNetworks(config.climb, config.batch, ranks, device)
         self.bank = open_features(config.triplets.features, device=str(device))
 
     def terms(self, batch: Triplet, step: int) -> dict[str, Tensor]:
@@ -55,7 +57,7 @@ class Objective:
         images = torch.cat([batch.gt, batch.syn, batch.sr])
         target, weight = triplet_targets(batch.target_syn, batch.target_sr, weights)
         climbed = self._climb(images, target, weight, step)
-        own, count = self.own, self.climbers.count
+        own, count = self.own, self.climbers.count + self.networks.count
         join = partial(self.ranks.joined, rows=torch.cat([own, 3 * size + climbed.rows]), total=3 * size + count)
         with self._autocast():
             output = self.model(torch.cat([images, climbed.after]))
@@ -77,9 +79,13 @@ class Objective:
         return terms | {"align": align_loss(scores[0], base)}
 
     def _climb(self, images: Tensor, target: Tensor, weight: Tensor, step: int) -> Climbed:
-        draw = seeded(self.config.seed, "climb", step)
+        seed = self.config.seed
         with self._autocast():
-            return self.climbers.climb(self.model, images, target, weight, draw)
+            pixels = self.climbers.climb(self.model, images, target, weight, seeded(seed, "climb", step))
+            draw = seeded(seed, "climbing networks", step)
+            networks = self.networks.climb(self.model, images, target, weight, draw)
+        networks = networks._replace(rows=networks.rows + self.climbers.count)
+        return Climbed(*(torch.cat(pair) for pair in zip(pixels, networks, strict=True)))
 
     def _target_after(self, climbed: Climbed) -> Tensor:
         if not len(climbed.rows):

@@ -203,6 +203,7 @@ class RewardTrainer:
             "settings": comparable(self.config) | self.fingerprints,
             "best": self.dev.best,
             "climbers": climbers,
+            "networks": self.objective.networks.state(),
         }
         if self.average is not None:
             state["average"] = self.average.averages
@@ -226,6 +227,7 @@ class RewardTrainer:
             self.average.averages = [tensor.to(self.device) for tensor in state["average"]]
         self.dev.best = state["best"]
         self.objective.climbers.load(state["climbers"], self.device)
+        self.objective.networks.load(state.get("networks", []))  # states of before there were any
         self.done = state["step"]
         return True
 

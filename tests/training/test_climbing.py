@@ -145,7 +145,14 @@ def test_smooth_steps_are_blurred_and_as_long_for_each_image():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"climb_rate": (0.0, 0.5)}, {"climb_steps": (3, 2)}, {"climbed": -0.1}, {"climb_rounds": 0}]
+    "wrong",
+    [
+        {"climb_rate": (0.0, 0.5)},
+        {"climb_steps": (3, 2)},
+        {"climbed": -0.1},
+        {"climb_rounds": 0},
+        {"climbed_by_networks": 1.1},
+    ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -17,7 +17,7 @@ from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.presets import PRESETS
 from finpercep.runs.lock import FolderInUseError, folder_lock
 from finpercep.runs.trackers import TensorBoard
-from finpercep.training import climbers, climbing
+from finpercep.training import climbers, climbing, climbing_networks
 from finpercep.training import trainer as trainer_module
 from finpercep.training.climbers import Climbed
 from finpercep.training.climbing import ClimbConfig
@@ -535,13 +535,15 @@ def test_parameter_groups_are_the_papers(config):
 def test_a_step_copies_to_its_device_by_what_does_not_wait(config, monkeypatch):
     """`uploaded` pins; a copy of its own, of the triplets or of climbers, would wait for a GPU."""
     asked = []
-    for module in (trainer_module, climbers, climbing):
+    for module in (trainer_module, climbers, climbing, climbing_networks):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "uploaded", lambda x, device, name=name: (asked.append(name), x.to(device))[1])
-    trainer = RewardTrainer(dataclasses.replace(config, climb=ClimbConfig(climbed=1.0, climb_rounds=1)))
+    climb = ClimbConfig(climbed=1.0, climbed_by_networks=1.0, climb_rounds=1)
+    trainer = RewardTrainer(dataclasses.replace(config, climb=climb))
     batches = trainer.batches()
     for _ in range(2):
         trainer.step(next(batches))
     steps = asked.count("climbing") // 2
     assert asked.count("trainer") == 2 * len(Triplet._fields)
     assert (steps, asked.count("climbers")) == (1, 3 + 4)  # the first step fills the pool, the second starts anew
+    assert asked.count("climbing_networks") == 2 * 3
