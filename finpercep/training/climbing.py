@@ -30,7 +30,7 @@ class ClimbConfig:
 
     Attributes:
         climbed: climbed images in a step, as a share of its triplets; each is of a photo, a fault or a whole result.
-        climbed_by_networks: images in a step, as a share of its triplets, that small networks change, which learn to
+        climb_networks: images in a step, as a share of its triplets, that small networks change, which learn to
             raise the score and to darken the map (see `ClimbingNetworks`).
         climb_steps: fewest and most steps up the score that an image makes in a training step.
         climb_rate: least and most that a pixel moves in one of them, in levels of 255. Below a level: longer steps
@@ -46,7 +46,7 @@ class ClimbConfig:
             "help": "Images moved up the model's own score in each step, as a share of --batch: they win nothing."
         },
     )
-    climbed_by_networks: float = field(
+    climb_networks: float = field(
         default=0.0,
         metadata={
             "help": "Images that small networks change, which learn to raise the model's own score, in each step, as a "
@@ -63,8 +63,8 @@ class ClimbConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
-        if not 0 <= self.climbed_by_networks <= 1:
-            raise ValueError(f"climbed_by_networks: expected a share, 0 to 1, got {self.climbed_by_networks}")
+        if not 0 <= self.climb_networks <= 1:
+            raise ValueError(f"climb_networks: expected a share, 0 to 1, got {self.climb_networks}")
         if self.climbed < 0 or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
             raise ValueError(
                 "climbed, climb_rounds, climb_smooth: expected at least 0, at least 1 and a share, got "

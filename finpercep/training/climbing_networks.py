@@ -77,7 +77,7 @@ class ClimbingNetworks:
     """
 
     def __init__(self, config: ClimbConfig, batch: int, ranks: Ranks, device: torch.device) -> None:
-        self.count = share_of_batch("climbed_by_networks", config.climbed_by_networks, batch)
+        self.count = share_of_batch("climb_networks", config.climb_networks, batch)
         self.batch, self.ranks, self.device = batch, ranks, device
         self.part = ranks.rows(batch)
         self.pool: list[tuple[ClimbingNetwork, torch.optim.Adam]] = []

@@ -151,7 +151,7 @@ def test_smooth_steps_are_blurred_and_as_long_for_each_image():
         {"climb_steps": (3, 2)},
         {"climbed": -0.1},
         {"climb_rounds": 0},
-        {"climbed_by_networks": 1.1},
+        {"climb_networks": 1.1},
     ],
 )
 def test_settings_out_of_range(wrong):

@@ -21,7 +21,7 @@ def drawn(seed):
 
 
 def networks(share=1.0, batch=1):
-    return ClimbingNetworks(ClimbConfig(climbed_by_networks=share), batch, Ranks(CPU), CPU)
+    return ClimbingNetworks(ClimbConfig(climb_networks=share), batch, Ranks(CPU), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -117,5 +117,5 @@ def test_networks_start_anew(model, step, monkeypatch):
 def test_the_share_is_an_image_at_least():
     assert networks(0.25, 7).count == 2  # of 1.75
     assert networks(0.0, 7).count == 0
-    with pytest.raises(ValueError, match=r"^climbed_by_networks: expected a share of the 7 triplets that is an image"):
+    with pytest.raises(ValueError, match=r"^climb_networks: expected a share of the 7 triplets that is an image"):
         networks(0.05, 7)

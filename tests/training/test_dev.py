@@ -74,7 +74,7 @@ def test_scenes_are_spread_and_needed(measured):
 def test_resume_is_exact_with_everything(measured, precision):
     """Climbed images, a moving average, evaluation: the saved and the best model, and the state, to the bit."""
     train(dataclasses.replace(measured, evaluate_every=0))
-    climb = ClimbConfig(climbed=0.5, climbed_by_networks=0.5, climb_steps=(1, 2))
+    climb = ClimbConfig(climbed=0.5, climb_networks=0.5, climb_steps=(1, 2))
     whole = dataclasses.replace(full(measured), steps=6, climb=climb, ema=0.9, precision=precision, save_every=3)
     train(whole)
     stopped = dataclasses.replace(whole, out=whole.out + "-stopped")

@@ -34,7 +34,7 @@ for settings in pickle.load(open(sys.argv[1], "rb")):
 pickle.dump(told, open(sys.argv[2], "wb"))
 """
 # Three of twelve images, and two: one process has more of the three.
-CLIMB = ClimbConfig(climbed=0.75, climbed_by_networks=0.5, climb_steps=(1, 2))
+CLIMB = ClimbConfig(climbed=0.75, climb_networks=0.5, climb_steps=(1, 2))
 
 
 def start(folder: Path, rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -538,7 +538,7 @@ def test_a_step_copies_to_its_device_by_what_does_not_wait(config, monkeypatch):
     for module in (trainer_module, climbers, climbing, climbing_networks):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "uploaded", lambda x, device, name=name: (asked.append(name), x.to(device))[1])
-    climb = ClimbConfig(climbed=1.0, climbed_by_networks=1.0, climb_rounds=1)
+    climb = ClimbConfig(climbed=1.0, climb_networks=1.0, climb_rounds=1)
     trainer = RewardTrainer(dataclasses.replace(config, climb=climb))
     batches = trainer.batches()
     for _ in range(2):
