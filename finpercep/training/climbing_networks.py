@@ -107,9 +107,11 @@ class ClimbingNetworks:
         size, own = len(images) // 3, triplets[mine] - self.part.start
         rows, photo = uploaded(own + size * kinds[mine], images.device), uploaded(own, images.device)
         network, optimizer = self.pool[place]
-        self._learn(network, optimizer, evaluation_view(model), images[rows])
-        with torch.no_grad():
-            after = as_stored(network(images[rows]))
+        after = images[rows]
+        self._learn(network, optimizer, evaluation_view(model), after)
+        if len(rows):  # torch does not unshuffle an empty batch
+            with torch.no_grad():
+                after = as_stored(network(after))
         results = weight[2 * size + photo]
         return Climbed(uploaded(mine, images.device), images[photo], after, torch.zeros_like(target[photo]), results)
 
