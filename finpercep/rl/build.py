@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from finpercep.rewards import Mixture, Reward, StageReward, load_reward
 from finpercep.rl.config import RLConfig, StageConfig
@@ -17,6 +17,17 @@ from finpercep.rl.scores import awaits_map
 from finpercep.runs.ranks import Ranks
 
 Algorithm = ReFL | DPO | GRPO | NFT
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An algorithm that keeps more than the generator from step to step."""
+
+    def state(self) -> Any:
+        """Tensors and plain values, for a checkpoint."""
+
+    def load_state(self, state: Any) -> None:
+        """Take back what `state` gave."""
 
 
 def load_rewards(config: RLConfig) -> dict[str, Reward]:

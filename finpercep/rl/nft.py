@@ -17,6 +17,7 @@ from finpercep.rl.generators import Generator
 from finpercep.rl.groups import Groups
 from finpercep.rl.rollout import portions, sample_images
 from finpercep.rl.scores import result_advantages
+from finpercep.runs.ema import MovingAverage
 from finpercep.runs.ranks import Ranks
 
 
@@ -29,6 +30,10 @@ class NFTConfig:
         group_size: results of each image, at least 2.
         across: divide the results of each image, rather than the images, among processes.
         mix: β: how far v⁺ and v⁻ lie on both sides of v_old.
+        old_decay: ceiling of η. Results are sampled, and v_old is, by weights that follow the trained ones:
+            θ_old ← η·θ_old + (1-η)·θ after the i-th step, η = min(old_rate·i, old_decay). As published it is 0.5; with
+            0 they are the trained ones.
+        old_rate: by how much η rises with each step, skipped ones too.
         advantage_clip: c: r = ½ + clip(A/c, -1, 1)/2. Smaller values use more of [0, 1].
         map_weight: γ of spatial credit, see `spatial_advantages`: r, L⁺ and L⁻ at each position of the latents. It
             needs a reward with a map. 0 is one r for all positions.
@@ -42,6 +47,8 @@ class NFTConfig:
     group_size: int = 8
     across: bool = False
     mix: float = 1.0
+    old_decay: float = 0.0
+    old_rate: float = 0.001
     advantage_clip: float = 5.0
     map_weight: float = 0.0
     reference_weight: float = 0.0
@@ -55,26 +62,53 @@ class NFTConfig:
             raise ValueError(
                 f"group_size: expected 2 or more, results are compared within a group, got {self.group_size}"
             )
-        above_zero(self, "mix", "advantage_clip")
-        finite(self, "mix", "advantage_clip")
+        if not 0 <= self.old_decay < 1:
+            raise ValueError(f"old_decay: expected 0 to below 1, got {self.old_decay}")
+        above_zero(self, "mix", "old_rate", "advantage_clip")
+        finite(self, "mix", "old_rate", "advantage_clip")
         not_negative(self, "map_weight", "reference_weight", "rollout_batch")
 
 
 class NFT:
-    """Good results pull v⁺ = βv + (1-β)v_old, bad ones v⁻ = (1+β)v_old - βv; v_old is the model that sampled them."""
+    """Good results pull v⁺ = βv + (1-β)v_old, bad ones v⁻ = (1+β)v_old - βv; v_old is the model that sampled them.
+
+    Attributes:
+        old: the weights of the old policy, which samples; None where it is what is trained.
+    """
 
     def __init__(self, generator: Generator, config: NFTConfig, seed: int = 0, ranks: Ranks | None = None) -> None:
         self.generator, self.config, self.seed = generator, config, seed
         self.groups = Groups(config.group_size, ranks if config.across else None)
+        decay = config.old_decay
+        self.old = MovingAverage(generator.trainable_parameters(), decay) if decay else None
 
-    @torch.no_grad()
     def collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
         """Sample and score groups, noise each result to one of the sampler's levels, and keep v_old there.
+
+        With `old_decay` the old policy does so, after it has followed what the steps before have trained.
 
         Raises:
             DeadGroups: no group whose rewards differ; those with equal rewards are left out.
             ValueError: spatial credit with a reward without map.
         """
+        if self.old is None:
+            return self._collect(batch, reward, step)
+        self.old.follow(self.config.old_rate * step)
+        with self.old.used():
+            return self._collect(batch, reward, step)
+
+    def state(self) -> list[Tensor]:
+        """The weights of the old policy; none without one."""
+        return [] if self.old is None else self.old.averages
+
+    def load_state(self, state: list[Tensor]) -> None:
+        """Go on with them."""
+        if self.old is not None:
+            self.old.averages = [kept.to(own) for kept, own in zip(state, self.old.averages, strict=True)]
+
+    @torch.no_grad()
+    def _collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
+        """By the present weights."""
         config, generator = self.config, self.generator
         results = batch.repeat(self.groups.own)
         draws = self.groups.generators(batch.ids, self.seed, "noise", step)

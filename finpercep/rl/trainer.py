@@ -13,7 +13,7 @@ from finpercep.evaluation.climb import Climb
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.best import Best
-from finpercep.rl.build import build_algorithm, build_curriculum, build_judge, load_rewards
+from finpercep.rl.build import Stateful, build_algorithm, build_curriculum, build_judge, load_rewards
 from finpercep.rl.checkpoints import checkpoints, whole_folder, write_checkpoint
 from finpercep.rl.climbs import check_climb
 from finpercep.rl.clock import Clock, timed
@@ -290,6 +290,8 @@ class RLTrainer:
         }
         if self.average is not None:
             state["average"] = self.average.averages
+        if isinstance(self.algorithm, Stateful):
+            state["algorithm"] = self.algorithm.state()
         if self.best is not None:
             state["best"] = self.best.value
         if self.refresh is not None:
@@ -345,6 +347,8 @@ class RLTrainer:
         self.skips.total, self.skips.in_row = state["skipped"]
         if self.average is not None:
             self.average.averages = [tensor.to(self.device) for tensor in state["average"]]
+        if isinstance(self.algorithm, Stateful) and "algorithm" in state:
+            self.algorithm.load_state(state["algorithm"])
         if self.best is not None:
             self.best.value = state["best"]
         if self.refresh is not None:

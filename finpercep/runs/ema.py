@@ -14,19 +14,22 @@ class MovingAverage:
 
     Args:
         parameters: what is averaged: floating-point tensors, buffers too.
-        decay: in [0, 1); 0 follows the parameters.
+        decay: the largest share, in [0, 1); 0 follows the parameters.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay = list(parameters), decay
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the parameters after a step, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        self.follow((1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def follow(self, left: float) -> None:
+        """Take the parameters, and leave that share of the averages, but at most `decay`."""
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter.detach(), 1 - decay)
+            average.lerp_(parameter.detach(), 1 - min(self.decay, left))
 
     @contextmanager
     def used(self) -> Iterator[None]:

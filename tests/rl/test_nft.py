@@ -197,9 +197,76 @@ def test_shares_and_levels():
         NFTConfig(group_size=1)
     with pytest.raises(ValueError, match="mix: expected more than 0"):
         NFTConfig(mix=0)
+    for decay in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"^old_decay: expected 0 to below 1, got {decay}$"):
+            NFTConfig(old_decay=decay)
+    with pytest.raises(ValueError, match=r"^old_rate: expected more than 0, got 0$"):
+        NFTConfig(old_decay=0.5, old_rate=0)
 
 
-@pytest.mark.parametrize("name", ["mix", "advantage_clip"])
+OLD = replace(CONFIG, old_decay=0.5, old_rate=0.3)
+
+
+def test_the_old_policy_by_hand():
+    """η is 0, 0.3, 0.5 and 0.5 for trained weights of 1, 2, 4 and 8; a step without learning counts as any other."""
+    generator = Toy()
+    algorithm = NFT(generator, OLD)
+    for step, (trained, old) in enumerate([(1, 1), (2, 1.7), (4, 2.85), (8, 5.425)]):
+        for parameter in generator.parameters():
+            parameter.data.fill_(trained)
+        if step == 2:
+            with pytest.raises(DeadGroups):
+                algorithm.collect(batch(), Given([0.5] * 6), step)
+        else:
+            algorithm.collect(batch(), Given([0.1, 0.2, 0.3] * 2), step)
+        for parameter, kept in zip(generator.parameters(), algorithm.state(), strict=True):
+            assert torch.equal(parameter, torch.full_like(parameter, trained))
+            torch.testing.assert_close(kept, torch.full_like(kept, old))
+
+
+def test_results_are_sampled_by_the_old_policy():
+    """What a model with its weights collects is the same to the bit: results, their noise, v_old and r."""
+    generator, same = Toy(), Toy()
+    algorithm = NFT(generator, OLD)
+    first = algorithm.collect(batch(), Red(), 0)
+    assert float(algorithm.loss(first)["old_deviate"]) == 0
+    generator.move()
+    found = algorithm.collect(batch(), Red(), 1)
+    for parameter, kept in zip(same.parameters(), algorithm.state(), strict=True):
+        parameter.data.copy_(kept)
+    expected = NFT(same, CONFIG).collect(batch(), Red(), 1).tensors
+    by_trained = NFT(generator, CONFIG).collect(batch(), Red(), 1).tensors
+    for name, values in found.tensors.items():
+        assert torch.equal(values, expected[name]), name
+    assert not torch.allclose(found.tensors["x0"], by_trained["x0"])
+    rows = found.tensors
+    v = generator.velocity(rows["x"], rows["s"], generator.condition(found.batch)).detach()
+    terms = algorithm.loss(found)
+    assert float(terms["old_deviate"]) == pytest.approx(float((v - rows["old"]).square().mean()))
+    assert float(terms["old_deviate"]) > 1e-6
+
+
+def test_the_old_policy_goes_on_from_its_state():
+    generator = Toy()
+    algorithm, other = NFT(generator, OLD), NFT(generator, OLD)
+    algorithm.collect(batch(), Red(), 0)
+    generator.move()
+    algorithm.collect(batch(), Red(), 1)
+    other.load_state([kept.clone() for kept in algorithm.state()])
+    generator.move()
+    rows = [one.collect(batch(), Red(), 2).tensors for one in (algorithm, other)]
+    assert all(torch.equal(values, rows[1][name]) for name, values in rows[0].items())
+
+
+def test_without_an_old_policy_there_are_no_further_weights():
+    algorithm = NFT(Toy(), replace(CONFIG, old_rate=0.5))
+    rows = algorithm.collect(batch(), Red(), 3)
+    assert algorithm.state() == []
+    assert float(algorithm.loss(rows)["old_deviate"]) == 0
+    algorithm.load_state([])
+
+
+@pytest.mark.parametrize("name", ["mix", "old_rate", "advantage_clip"])
 def test_an_endless_weight_is_refused(name):
     """It would make the first loss NaN, after a whole rollout; Flow-GRPO, which only limits, may have it."""
     with pytest.raises(ValueError, match=f"^{name}: expected a number, got inf$"):

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,10 +68,13 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+RESUMED = {**ALGORITHMS, "nft, old policy": replace(ALGORITHMS["nft"], old_decay=0.5, old_rate=0.2)}
+
+
+@pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path, name):
     """Killed after step 3, saved at 2: steps 3 to 5 come again, to the bit."""
-    config = replace(config, algorithm=ALGORITHMS[name], updates=2)
+    config = replace(config, algorithm=RESUMED[name], updates=2)
     whole = train(config)
     broken = replace(config, out=str(tmp_path / "broken"))
 
@@ -83,6 +87,22 @@ def test_resumed_run_is_the_run_that_was_never_stopped(config, tmp_path, name):
     assert lines(tmp_path / "run") == lines(tmp_path / "broken")
     start = SRTiny.from_pretrained(config.generator)
     assert resumed.fingerprint != start.fingerprint
+
+
+def test_a_state_that_knows_no_old_policy_goes_on_without_one(config):
+    config = replace(config, algorithm=ALGORITHMS["nft"], monitors=MonitorConfig(judge=""))
+    trainer = RLTrainer(config)
+    trainer.step()
+    trainer.save()
+    file = Path(config.out) / "checkpoint-1" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    del state["algorithm"], state["settings"]["algorithm"]["old_decay"], state["settings"]["algorithm"]["old_rate"]
+    torch.save(state, file)
+    resumed = RLTrainer(config)
+    assert resumed.resume()
+    assert resumed.step() == trainer.step()
+    with pytest.raises(ValueError, match=r"made with algorithm\.old_decay=0\.0 \(now 0\.5\)"):
+        RLTrainer(replace(config, algorithm=replace(config.algorithm, old_decay=0.5))).resume()
 
 
 @pytest.fixture

@@ -50,6 +50,9 @@ class Toy(nn.Module):
         s = tuple(1 - i / count for i in range(count + 1))
         return Steps(s, s[:-1])
 
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
     def move(self, by: float = 0.02) -> Toy:
         """Away from the reference."""
         draw = torch.Generator().manual_seed(4)

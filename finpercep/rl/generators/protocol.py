@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from finpercep.rl.batch import Batch
 from finpercep.rl.coordinates import Steps
@@ -43,3 +43,6 @@ class Generator(Protocol):
 
     def steps(self, count: int) -> Steps:
         """Noise levels of a sampler with that many steps."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer is given."""
