@@ -108,6 +108,9 @@ def runs_of(config):  # noqa: F811
         for suffix, stage in {"": StageConfig(first, 2, rate), "-dead": StageConfig(f"{here}:Bright", 3, rate)}.items():
             if name != "refl" or not suffix:
                 yield name + suffix, replace(config, algorithm=algorithm, stages=(stage,), monitors=monitors)
+        if name == "nft":
+            old = replace(algorithm, old_decay=0.5, old_rate=0.4)
+            yield "nft-old-dead", replace(config, algorithm=old, stages=(stage,), monitors=monitors)
         if name in ("grpo", "nft"):
             mapped = replace(algorithm, map_weight=0.5)  # where scores are equal, the map still teaches
             stage = StageConfig(f"{here}:Mapped", 3, rate / 10, score_weight=1.0, map_weight=0.0)
@@ -116,6 +119,8 @@ def runs_of(config):  # noqa: F811
             divided = replace(algorithm, across=True, group_size=4, map_weight=0.5)
             if name == "grpo":
                 divided = replace(divided, shared_noise=True, photo_weight=0.1)
+            else:
+                divided = replace(divided, old_decay=0.5, old_rate=0.4)
             stage = StageConfig(f"{here}:Mapped", 2, rate)
             yield f"{name}-across", replace(config, algorithm=divided, stages=(stage,), monitors=monitors)
 
