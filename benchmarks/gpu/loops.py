@@ -97,7 +97,7 @@ def reward_model(device: str) -> dict[str, Any]:
             warmup=1,
             precision="bf16",
             ema=0.5,
-            climb=ClimbConfig(climbed=0.5),
+            climb=ClimbConfig(climbed=0.5, climb_networks=0.5),
             triplets=TripletConfig(crop=64),
             save_every=1,
             workers=0,
