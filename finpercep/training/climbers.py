@@ -23,8 +23,9 @@ POOL = 4
 class Climbed(NamedTuple):
     """What has climbed in a step; of several processes, this one's part.
 
-    `rows` (K,): which of the step's climbs; `before` and `after` (K,3,H,W): the images at the foot, or the photos, and
-    as a file holds them now; `target`, `weight`: M_gt (K,1,H,W) of `before` and its weight (K,1,1,1).
+    `rows` (K,): which of the step's climbs; `before` (K,3,H,W): the images at the foot, of networks the photos;
+    `after` (K,3,H,W): what has become of them, as a file holds it; `target`, `weight`: M_gt (K,1,H,W) of `before` and
+    its weight (K,1,1,1).
     """
 
     rows: Tensor
@@ -32,6 +33,12 @@ class Climbed(NamedTuple):
     after: Tensor
     target: Tensor
     weight: Tensor
+
+    @classmethod
+    def nothing(cls, images: Tensor, target: Tensor, weight: Tensor) -> Climbed:
+        """No climb at all: each part is empty, of the types and sizes of a step's."""
+        rows = torch.zeros(0, dtype=torch.long, device=images.device)
+        return cls(rows, images[:0], images[:0], target[:0], weight[:0])
 
 
 class Climbers:
@@ -70,9 +77,7 @@ class Climbers:
             draw: the step's random numbers, the same in all processes.
         """
         if not self.count:
-            return Climbed(
-                torch.zeros(0, dtype=torch.long, device=images.device), *(images[:0],) * 2, target[:0], weight[:0]
-            )
+            return Climbed.nothing(images, target, weight)
         everyone = torch.randperm(self.size, generator=draw)[: self.count]
         fresh = torch.rand(self.count, generator=draw) * self.config.climb_rounds < 1
         kinds = torch.tensor([integer(0, 2, draw) for _ in range(self.count)], dtype=torch.long)

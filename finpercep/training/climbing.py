@@ -6,6 +6,7 @@ of its M_gt, which keeps the faults that were there and adds what climbing did, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.runs.devices import uploaded
 
-__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs", "share_of_batch"]
+__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs", "score_logit", "share_of_batch"]
 
 SMOOTH = 3.0
 
@@ -65,7 +66,7 @@ class ClimbConfig:
                 raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
         if not 0 <= self.climb_networks <= 1:
             raise ValueError(f"climb_networks: expected a share, 0 to 1, got {self.climb_networks}")
-        if self.climbed < 0 or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
+        if not 0 <= self.climbed < math.inf or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
             raise ValueError(
                 "climbed, climb_rounds, climb_smooth: expected at least 0, at least 1 and a share, got "
                 f"{self.climbed}, {self.climb_rounds} and {self.climb_smooth}"
@@ -76,7 +77,7 @@ def share_of_batch(name: str, share: float, batch: int) -> int:
     """How many images of a step a share of its triplets is.
 
     Raises:
-        ValueError: a share above 0 that is less than half an image; `name` names it.
+        ValueError: a share above 0 that is half an image or less; `name` names it.
     """
     count = round(share * batch)
     if share and not count:
@@ -122,7 +123,7 @@ def climb_by(model: RewardModel, images: Tensor, climbs: Climbs) -> Tensor:
     for _ in range(climbs.steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(_logit(judge(x).score).sum(), x)
+            (gradient,) = torch.autograd.grad(score_logit(judge(x).score).sum(), x)
         x = (x + sizes * _direction(gradient, climbs.sigma)).clamp(0, 1)
     return x.detach()
 
@@ -143,8 +144,9 @@ def climbed_target(
     return torch.maximum(target, fault_target(before, after, bank, alpha=alpha, scale=scale))
 
 
-def _logit(score: Tensor) -> Tensor:
-    return score.clamp(1e-30, 1 - 2**-24).logit()  # near 1 a sigmoid has no gradient left to follow
+def score_logit(score: Tensor) -> Tensor:
+    """The logit of a score, what is climbed: near 1 a sigmoid has no gradient left to follow."""
+    return score.clamp(1e-30, 1 - 2**-24).logit()
 
 
 def _direction(gradient: Tensor, sigma: float) -> Tensor:

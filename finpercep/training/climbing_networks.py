@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.data.randomness import integer, uniform
-from finpercep.models import RewardModel
+from finpercep.models import RewardModel, worst_mean
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.inputs import as_stored
 from finpercep.runs.devices import uploaded
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbed
-from finpercep.training.climbing import ClimbConfig, share_of_batch
+from finpercep.training.climbing import ClimbConfig, score_logit, share_of_batch
 
 __all__ = ["ClimbingNetwork", "ClimbingNetworks"]
 
@@ -26,9 +26,7 @@ AMPLITUDES = (1.5, 12.0)
 WIDTH = 24
 RATE = 5e-3
 LIFE = 60
-"""Steps that a network learns for, on average."""
-WORST = 0.01
-"""Share of the pixels whose mean is the worst of a map, as in `StageReward`."""
+"""Steps that a network learns for, on average; one of the pool learns in a training step."""
 
 
 class ClimbingNetwork(nn.Module):
@@ -94,9 +92,7 @@ class ClimbingNetworks:
             draw: the step's random numbers, the same in all processes.
         """
         if not self.count:
-            return Climbed(
-                torch.zeros(0, dtype=torch.long, device=images.device), *(images[:0],) * 2, target[:0], weight[:0]
-            )
+            return Climbed.nothing(images, target, weight)
         self.pool = self.pool or [self._new(draw) for _ in range(POOL)]
         place = integer(0, POOL - 1, draw)
         if integer(1, LIFE, draw) == 1:
@@ -124,10 +120,8 @@ class ClimbingNetworks:
                 output = judge(network(images))
                 reward = output.score
                 if output.map is not None:
-                    faults = output.map.flatten(1)
-                    worst = faults.topk(max(1, round(WORST * faults.shape[1])), 1).values.mean(1)
-                    reward = (reward + 1 - worst) / 2
-                loss = -reward.clamp(1e-30, 1 - 2**-24).logit().sum() / self.count
+                    reward = (reward + 1 - worst_mean(output.map)) / 2
+                loss = -score_logit(reward).sum() / self.count
                 gradients = torch.autograd.grad(loss, parameters)
         self.ranks.add(list(gradients))
         for parameter, gradient in zip(parameters, gradients, strict=True):

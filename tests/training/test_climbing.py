@@ -7,7 +7,7 @@ from finpercep.data.features.filter_bank import FilterBank
 from finpercep.models import RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbers
-from finpercep.training.climbing import ClimbConfig, _direction, _logit, climb_by, climbed_target, draw_climbs
+from finpercep.training.climbing import ClimbConfig, _direction, climb_by, climbed_target, draw_climbs, score_logit
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_pool_that_was_saved_goes_on_alike(model, step):
 
 def test_a_saturated_score_is_climbed_by_its_logit():
     logit = torch.tensor([15.0, -20.0, -60.0], requires_grad=True)
-    _logit(logit.sigmoid()).sum().backward()
+    score_logit(logit.sigmoid()).sum().backward()
     assert logit.grad.tolist() == pytest.approx([1, 1, 1], rel=0.2)
 
 
@@ -150,6 +150,8 @@ def test_smooth_steps_are_blurred_and_as_long_for_each_image():
         {"climb_rate": (0.0, 0.5)},
         {"climb_steps": (3, 2)},
         {"climbed": -0.1},
+        {"climbed": math.nan},
+        {"climbed": math.inf},
         {"climb_rounds": 0},
         {"climb_networks": 1.1},
     ],

@@ -66,10 +66,14 @@ def test_networks_learn_to_raise_the_score_and_darken_the_map(model, step, monke
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_model_without_map_is_climbed_by_its_score(step):
-    pool = networks(batch=2)
-    climbed = pool.climb(RewardModel.from_pretrained("finpercep-tiny/0"), *step, drawn(0))
-    assert not torch.equal(climbed.before, climbed.after)
+def test_a_model_without_map_is_climbed_by_its_score(step, monkeypatch):
+    monkeypatch.setattr(climbing_networks, "LIFE", 10**9)
+    judge, pool = RewardModel.from_pretrained("finpercep-tiny/0"), networks(batch=2)
+    for number in range(40):
+        pool.climb(judge, *step, drawn(number))
+    with torch.no_grad():
+        before, found = judge(step[0]).score, [judge(network(step[0])).score for network, _ in pool.pool]
+    assert max((after - before).mean() for after in found) > 0.05
 
 
 def test_what_they_make_is_measured_against_the_photo(model, step):
