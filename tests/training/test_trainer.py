@@ -130,6 +130,19 @@ def test_a_state_older_than_a_setting_is_resumed(config):
         RewardTrainer(other).resume()
 
 
+def test_a_state_older_than_climbing_networks_is_resumed(config):
+    train(config)
+    path = Path(config.out) / "state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state.pop("networks") == []
+    del state["settings"]["climb"]["climb_networks"]
+    torch.save(state, path)
+    assert RewardTrainer(config).resume()
+    other = dataclasses.replace(config, climb=ClimbConfig(climb_networks=0.5))
+    with pytest.raises(ValueError, match=r"made with climb\.climb_networks=0\.0 \(now 0\.5\)"):
+        RewardTrainer(other).resume()
+
+
 def test_resume_refuses_other_scenes_anchor_or_init(config, tmp_path):
     other = dataclasses.replace(config, seed=1, out=str(tmp_path / "other"))
     train(config)
