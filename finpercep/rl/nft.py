@@ -102,13 +102,13 @@ class NFT:
         return [] if self.old is None else self.old.averages
 
     def load_state(self, state: list[Tensor]) -> None:
-        """Go on with them."""
+        """Go on with the weights that `state` gave."""
         if self.old is not None:
             self.old.averages = [kept.to(own) for kept, own in zip(state, self.old.averages, strict=True)]
 
     @torch.no_grad()
     def _collect(self, batch: Batch, reward: Reward, step: int) -> Experience:
-        """By the present weights."""
+        """What `collect` does, by the weights that the generator has now."""
         config, generator = self.config, self.generator
         results = batch.repeat(self.groups.own)
         draws = self.groups.generators(batch.ids, self.seed, "noise", step)

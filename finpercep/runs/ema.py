@@ -14,7 +14,7 @@ class MovingAverage:
 
     Args:
         parameters: what is averaged: floating-point tensors, buffers too.
-        decay: the largest share, in [0, 1); 0 follows the parameters.
+        decay: the largest share that is left, in [0, 1); 0 follows the parameters.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
