@@ -1,11 +1,10 @@
 """``python -m benchmarks.rl_rewards DATA...``: reward models in a loop (supplement, section 2.2), at our scale.
 
 The embedded generator climbs each reward by ReFL, with as many steps, at one rate, over seeds: a filter that anyone can
-write, the score alone, models with a map, and the one that was trained against its own ascent. Rewards differ in how
-steep they are, so that one weight λ pushes a generator far by one of them and hardly by another; each is climbed with
-several. Measured on `val` photos by what no run climbs. Writes `rl_rewards.json` and `.md` and the figure of docs/rl.md
-after each run; runs that are in it already, of the same settings and rewards, are not repeated, and one that was
-stopped goes on.
+write, the score alone, models with a map, and the one that was trained against its own ascent. One weight λ pushes a
+generator far by one of them and hardly by another; so each is climbed with several. Measured on `val` photos by what no
+run climbs. Writes `rl_rewards.json` and `.md` and the figure of docs/rl.md after each run; runs that are in it already,
+of the same settings and rewards, are not repeated, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         color, size = f"C{list(REWARDS).index(reward)}", 2 + weight**0.5  # larger marks: a larger weight
         axis.plot(curve(runs, "psnr"), curve(runs, "severity"), marker=".", ms=size, lw=1, color=color, label=label)
     axis.axhline(0, color="0.7", lw=0.7)
-    axis.set(xlabel="PSNR, dB", ylabel="severity (less is better)")
+    axis.set(xlabel="change of PSNR, dB", ylabel="change of severity (less is better)")
     axis.legend(fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
 
