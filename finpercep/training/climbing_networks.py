@@ -98,6 +98,7 @@ class ClimbingNetworks:
         if integer(1, LIFE, draw) == 1:
             self.pool[place] = self._new(draw)
         triplets = torch.randperm(self.batch, generator=draw)[: self.count]
+        # Whole results twice as often: a generator's are such.
         kinds = torch.tensor([(0, 1, 2, 2)[integer(0, 3, draw)] for _ in range(self.count)], dtype=torch.long)
         mine = ((triplets >= self.part.start) & (triplets < self.part.stop)).nonzero().flatten()
         size, own = len(images) // 3, triplets[mine] - self.part.start

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from finpercep.data.randomness import seeded
 from finpercep.models import RewardModel
 from finpercep.runs.ranks import Ranks
 from finpercep.training import climbing_networks
@@ -116,6 +117,21 @@ def test_networks_start_anew(model, step, monkeypatch):
     assert set(steps) == {1.0}
     assert {network.period for network, _ in pool.pool} <= {1, 2, 4}
     assert all(1.5 <= network.amplitude * 255 <= 12 for network, _ in pool.pool)
+
+
+def test_networks_live_for_sixty_steps_and_see_whole_results_twice_as_often(model, step, monkeypatch):
+    """Networks that do not learn change nothing, which shows what they are given."""
+    monkeypatch.setattr(ClimbingNetworks, "_learn", lambda *_: None)
+    pool, kinds, renewed = networks(batch=2), [], 0
+    for number in range(400):
+        was = list(pool.pool)
+        climbed = pool.climb(model, *step, seeded(0, "climbing networks", number))
+        renewed += sum(now is not then for now, then in zip(pool.pool, was, strict=bool(was)))
+        kinds += [next(i for i in range(6) if torch.equal(after, step[0][i])) // 2 for after in climbed.after]
+    assert len(pool.pool) == 4
+    assert 3 <= renewed <= 11  # 6.7 expected
+    shares = [kinds.count(kind) / len(kinds) for kind in range(3)]
+    assert shares == pytest.approx([0.25, 0.25, 0.5], abs=0.05)
 
 
 def test_the_share_is_an_image_at_least():
