@@ -68,7 +68,7 @@ class ClimbConfig:
             raise ValueError(f"climb_networks: expected a share, 0 to 1, got {self.climb_networks}")
         if not 0 <= self.climbed < math.inf or self.climb_rounds < 1 or not 0 <= self.climb_smooth <= 1:
             raise ValueError(
-                "climbed, climb_rounds, climb_smooth: expected at least 0, at least 1 and a share, got "
+                "climbed, climb_rounds, climb_smooth: expected a number from 0 on, at least 1 and a share, got "
                 f"{self.climbed}, {self.climb_rounds} and {self.climb_smooth}"
             )
 
