@@ -20,7 +20,16 @@ from finpercep.models import RewardModel
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.runs.devices import uploaded
 
-__all__ = ["ClimbConfig", "Climbs", "climb_by", "climbed_target", "draw_climbs", "score_logit", "share_of_batch"]
+__all__ = [
+    "ClimbConfig",
+    "Climbs",
+    "climb_by",
+    "climbed_target",
+    "draw_climbs",
+    "draw_levels",
+    "score_logit",
+    "share_of_batch",
+]
 
 SMOOTH = 3.0
 
@@ -51,7 +60,7 @@ class ClimbConfig:
         default=0.0,
         metadata={
             "help": "Images that small networks change, which learn to raise the model's own score, in each step, as a "
-            "share of --batch: what a generator finds and pixels that climb do not."
+            "share of --batch: as a generator would, where --climbed moves each image by itself."
         },
     )
     climb_steps: tuple[int, int] = (2, 6)
@@ -103,11 +112,16 @@ class Climbs:
         return replace(self, sizes=self.sizes[rows])
 
 
+def draw_levels(between: tuple[float, float], generator: torch.Generator) -> float:
+    """A size in [0, 1], log-uniform between two numbers of levels of 255."""
+    low, high = (torch.tensor(levels).log2().item() for levels in between)
+    return 2 ** uniform(low, high, generator) / 255
+
+
 def draw_climbs(config: ClimbConfig, count: int, generator: torch.Generator) -> Climbs:
     """Climbs of `count` images."""
     steps = integer(*config.climb_steps, generator)
-    low, high = (torch.tensor(rate).log2().item() for rate in config.climb_rate)
-    sizes = torch.tensor([2 ** uniform(low, high, generator) / 255 for _ in range(count)])
+    sizes = torch.tensor([draw_levels(config.climb_rate, generator) for _ in range(count)])
     sigma = uniform(0.7, 4.0, generator) if chance(config.climb_smooth, generator) else 0.0
     return Climbs(steps, SMOOTH * sizes if sigma else sizes, sigma)
 

@@ -1,4 +1,4 @@
-"""Small networks that learn to raise the score: what a generator would find, and pixels that climb do not."""
+"""Small networks that learn to raise the score, as a generator would, where climbers move each image by itself."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finpercep.data.randomness import integer, uniform
+from finpercep.data.randomness import choose, integer
 from finpercep.models import RewardModel, worst_mean
 from finpercep.models.evaluation_view import evaluation_view
 from finpercep.models.inputs import as_stored
 from finpercep.runs.devices import uploaded
 from finpercep.runs.ranks import Ranks
 from finpercep.training.climbers import Climbed
-from finpercep.training.climbing import ClimbConfig, score_logit, share_of_batch
+from finpercep.training.climbing import ClimbConfig, draw_levels, score_logit, share_of_batch
 
 __all__ = ["ClimbingNetwork", "ClimbingNetworks"]
 
@@ -65,7 +65,8 @@ class ClimbingNetworks:
     """A pool of networks that learn, step by step, to raise what a loop climbs: the score, and 1 - max̂ of the map.
 
     What they make of photos, implanted photos and whole results is an image like any other: its M_gt is that against
-    the photo, which credits what has become truer and nothing else.
+    the photo, which credits what has become truer and nothing else. It takes the two as aligned: of a camera's pairs
+    that are not (`Scene.aligned`), it counts the shift as a fault.
 
     Args:
         config: what share of images they change.
@@ -99,7 +100,7 @@ class ClimbingNetworks:
             self.pool[place] = self._new(draw)
         triplets = torch.randperm(self.batch, generator=draw)[: self.count]
         # Whole results twice as often: a generator's are such.
-        kinds = torch.tensor([(0, 1, 2, 2)[integer(0, 3, draw)] for _ in range(self.count)], dtype=torch.long)
+        kinds = torch.tensor([choose((0, 1, 2, 2), draw) for _ in range(self.count)], dtype=torch.long)
         mine = ((triplets >= self.part.start) & (triplets < self.part.stop)).nonzero().flatten()
         size, own = len(images) // 3, triplets[mine] - self.part.start
         rows, photo = uploaded(own + size * kinds[mine], images.device), uploaded(own, images.device)
@@ -113,7 +114,7 @@ class ClimbingNetworks:
         return Climbed(uploaded(mine, images.device), images[photo], after, torch.zeros_like(target[photo]), results)
 
     def _learn(self, network: ClimbingNetwork, optimizer: torch.optim.Adam, judge: RewardModel, images: Tensor) -> None:
-        """A step of Adam, which does not mind how steep the score is, by the mean over the images of all processes."""
+        """A step of Adam, as long however steep the score is, by the mean over the images of all processes."""
         parameters = list(network.parameters())
         gradients = tuple(map(torch.zeros_like, parameters))
         if len(images):
@@ -130,9 +131,7 @@ class ClimbingNetworks:
         optimizer.step()
 
     def _new(self, draw: torch.Generator) -> tuple[ClimbingNetwork, torch.optim.Adam]:
-        low, high = (torch.tensor(size).log2().item() for size in AMPLITUDES)
-        period = PERIODS[integer(0, len(PERIODS) - 1, draw)]
-        return self._made(ClimbingNetwork(period, 2 ** uniform(low, high, draw) / 255, draw))
+        return self._made(ClimbingNetwork(choose(PERIODS, draw), draw_levels(AMPLITUDES, draw), draw))
 
     def _made(self, network: ClimbingNetwork) -> tuple[ClimbingNetwork, torch.optim.Adam]:
         network.to(self.device)
