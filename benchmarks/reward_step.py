@@ -98,7 +98,8 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     photo, fault = (torch.rand(args.batch, 3, SIDE, SIDE, generator=draw) for _ in range(2))
     target = torch.rand(args.batch, 1, SIDE, SIDE, generator=draw)
-    batch = Triplet(*(part.to(device) for part in (photo, 0.5 * photo + 0.5 * fault, fault, target, target)))
+    parts = (photo, 0.5 * photo + 0.5 * fault, fault, target, target, torch.ones(args.batch, dtype=torch.bool))
+    batch = Triplet(*(part.to(device) for part in parts))
     images = torch.cat(batch[:3])
     whole = min(timed(lambda: step(objective, optimizer, batch, config), device) for _ in range(args.rounds))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

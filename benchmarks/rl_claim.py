@@ -2,8 +2,9 @@
 scale.
 
 {ReFL, DPO, GRPO, NFT} x {RM_0 alone, the full reward from the start, the curriculum, the curriculum with refresh} x
-seeds, and ReFL without a reward as control, with as many steps for each variant of an algorithm; but for ReFL with
-spatial credit where a stage has a map; the embedded generator on the CPU, one run after the other.
+seeds, ReFL at several weights of the reward and, as control, without one; as many steps for each variant of an
+algorithm; but for ReFL with spatial credit where a stage has a map; the embedded generator on the CPU, one run after
+the other.
 Measured on `val` photos by what no run climbs: a judging model, PSNR, SSIM, the severity of M_gt, ST-LPIPS where it is
 installed; and, for comparison alone, by the scores of RM_0 and of RM_2 as they were before any refresh.
 
@@ -19,7 +20,8 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,13 @@ JUDGE = "finpercep-small"
 STEPS = {"refl": 120, "dpo": 60, "grpo": 48, "nft": 39}
 LR = {"refl": 2e-4, "dpo": 2e-4, "grpo": 3e-4, "nft": 2e-4}
 SETTINGS = {
-    "refl": ["algorithm.weight=5"],
+    "refl": [],
     "dpo": ["algorithm.beta=200"],
     "grpo": ["algorithm.window=[1,2]", "algorithm.shared_noise=true"],
     "nft": ["algorithm.advantage_clip=1"],
 }
+WEIGHTS = (1.0, 5.0, 25.0)
+"""λ of Eq. 2: how hard ReFL pushes; of the variant without a reward it is 0."""
 VARIANTS = {
     "RM_0": "IQA-only: RM_0 for all steps",
     "full": "RM_2 from the start",
@@ -61,7 +65,9 @@ FIGURES = {
 """Titles. Some runs climb the last two, so these are no evidence."""
 EXPECTED = """Expected beforehand, from the paper: RM_0 alone raises its own score and no held-out measure, or makes
 them worse; the full reward from the start is held back by what it says early on, or oscillates; the curriculum ends
-highest on held-out measures, a little higher with refresh."""
+highest on held-out measures, a little higher with refresh. Of ReFL at λ = 1, after λ = 5 was known: all variants
+alike, severity lower by 0.006 to 0.012 and no PSNR lost, the curriculum not ahead of the full reward; at λ = 25: all
+lose PSNR, RM_0 and the full reward about 1 dB, the curriculum 0.7, with refresh 0.4, and severity rises in all."""
 PAPER = """The paper's rows, of SUPIR, as a published summary has them; all measures but LPIPS need no reference:
 
 | | LPIPS (less is better) | MUSIQ | MANIQA | CLIP-IQA |
@@ -100,18 +106,25 @@ def settings_of(algorithm: str, variant: str, seed: int, args: argparse.Namespac
     }
 
 
-def key_of(algorithm: str, variant: str, settings: dict[str, Any], prints: dict[str, str]) -> str:
+def key_of(algorithm: str, variant: str, weight: float | None, settings: dict[str, Any], prints: dict[str, str]) -> str:
     """What a result is of: the rewards by what they are, not by where they lie; the data by name."""
     settings = {**settings, "data": [Path(folder).name for folder in settings["data"]]}
-    text = json.dumps([algorithm, variant, settings, assignments(algorithm, variant)], sort_keys=True)
+    text = json.dumps([algorithm, variant, settings, assignments(algorithm, weight)], sort_keys=True)
     for place, fingerprint in prints.items():
         text = text.replace(json.dumps(place), json.dumps(fingerprint))
     return text
 
 
-def assignments(algorithm: str, variant: str) -> list[str]:
+def assignments(algorithm: str, weight: float | None) -> list[str]:
     """Settings beside `settings_of`."""
-    return [*SETTINGS[algorithm], *(["algorithm.weight=0"] if variant == "photos" else [])]
+    return [*SETTINGS[algorithm], *([] if weight is None else [f"algorithm.weight={weight:g}"])]
+
+
+def weights_of(algorithm: str, variant: str, weights: Sequence[float]) -> Sequence[float | None]:
+    """What a variant is run with; None where the loss has no such weight."""
+    if algorithm != "refl":
+        return [None] if variant != "photos" else []
+    return weights if variant != "photos" else [0.0]
 
 
 def run(chosen: list[str], settings: dict[str, Any], out: Path, names: dict[str, str]) -> dict[str, Any]:
@@ -143,8 +156,8 @@ def steps_of(run: dict[str, Any]) -> list[str]:
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: the mean change of each figure ± its standard deviation over seeds."""
     titles = list(FIGURES.values())
-    rows = ["| | | seeds | " + " | ".join(titles) + " | alarms |", "|---|---|" + "---:|" * (len(titles) + 2)]
-    for algorithm, variant, runs in grouped(found):
+    rows = ["| | λ | | seeds | " + " | ".join(titles) + " | alarms |", "|---|---:|---|" + "---:|" * (len(titles) + 2)]
+    for algorithm, weight, variant, runs in grouped(found):
         cells = []
         for name in FIGURES:
             values = changes(runs, name)
@@ -154,43 +167,54 @@ def table(found: list[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):+.4f}{spread}")
         alarms = sum(bool(run["alarms"]) for run in runs)
-        rows.append(f"| {algorithm} | {variant} | {len(runs)} | " + " | ".join(cells) + f" | {alarms} |")
+        first = f"| {algorithm} | {'' if weight is None else f'{weight:g}'} | {variant} | {len(runs)} | "
+        rows.append(first + " | ".join(cells) + f" | {alarms} |")
     return "\n".join(rows) + "\n"
 
 
-def grouped(found: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """Runs by algorithm and variant, in the order of the tables above."""
+def grouped(found: list[dict[str, Any]]) -> Iterator[tuple[str, float | None, str, list[dict[str, Any]]]]:
+    """Runs by algorithm, weight and variant, in the order of the tables above."""
     for algorithm in STEPS:
-        for variant in VARIANTS:
-            runs = [r for r in found if (r["algorithm"], r["variant"]) == (algorithm, variant)]
-            if runs:
-                yield algorithm, variant, runs
+        rows = {(r["weight"], r["variant"]) for r in found if r["algorithm"] == algorithm}
+        for weight, variant in sorted(rows, key=lambda row: (row[0] or 0.0, list(VARIANTS).index(row[1]))):
+            this = (algorithm, weight, variant)
+            yield *this, [r for r in found if (r["algorithm"], r["weight"], r["variant"]) == this]
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Curves of the held-out figures, a row for each algorithm: means over seeds, with their standard deviation."""
+    """Curves of the held-out figures, a row for each algorithm and weight: means over seeds, with their standard
+    deviation. Each row of ReFL has its control."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    algorithms = [name for name in STEPS if any(r["algorithm"] == name for r in found)]
-    figure = Figure(figsize=(2.6 * len(FIGURES), 2.4 * len(algorithms)), layout="constrained")
-    axes = figure.subplots(len(algorithms), len(FIGURES), squeeze=False)
-    for algorithm, variant, runs in grouped(found):
-        for axis, (name, title) in zip(axes[algorithms.index(algorithm)], FIGURES.items(), strict=True):
-            axis.set_title(f"{algorithm}: {title}", fontsize=8)
+    groups = list(grouped(found))
+    pushed = dict.fromkeys((algorithm, weight) for algorithm, weight, *_ in groups if weight != 0)
+    rows = list(pushed) or [("refl", 0.0)]  # the control alone
+    figure = Figure(figsize=(2.6 * len(FIGURES), 2.4 * len(rows)), layout="constrained")
+    for (algorithm, weight), axes in zip(rows, figure.subplots(len(rows), len(FIGURES), squeeze=False), strict=True):
+        title = algorithm if weight is None else f"{algorithm}, λ = {weight:g}"
+        for axis, (name, what) in zip(axes, FIGURES.items(), strict=True):
+            axis.set_title(f"{title}: {what}", fontsize=8)
             axis.tick_params(labelsize=7)
-            steps = [step for step in steps_of(runs[0]) if name in runs[0]["curve"][step]]
-            values = [[r["curve"][step][name] for r in runs if step in r["curve"]] for step in steps]
-            if not values:
-                continue
-            means = [statistics.mean(v) for v in values]
-            spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-            at, color = [int(step) for step in steps], f"C{list(VARIANTS).index(variant)}"
-            axis.plot(at, means, marker=".", color=color, label=variant)
-            low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
-            axis.fill_between(at, low, high, color=color, alpha=0.15)
-    axes[0][1].legend(fontsize=7)  # PSNR, which every run has
+            for of, given, variant, runs in groups:
+                if of == algorithm and given in (weight, 0):
+                    _line(axis, runs, name, variant)
+        axes[1].legend(fontsize=7)  # PSNR, which every run has
     FigureCanvasAgg(figure).print_png(path)
+
+
+def _line(axis: Any, runs: list[dict[str, Any]], name: str, variant: str) -> None:
+    """A figure's mean over seeds at each measurement, in its standard deviation; nothing if the runs lack it."""
+    steps = [step for step in steps_of(runs[0]) if name in runs[0]["curve"][step]]
+    values = [[r["curve"][step][name] for r in runs if step in r["curve"]] for step in steps]
+    if not values:
+        return
+    means = [statistics.mean(v) for v in values]
+    spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    at, color = [int(step) for step in steps], f"C{list(VARIANTS).index(variant)}"
+    axis.plot(at, means, marker=".", color=color, label=variant)
+    low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+    axis.fill_between(at, low, high, color=color, alpha=0.15)
 
 
 def write(found: list[dict[str, Any]], folder: Path, figure: Path) -> str:
@@ -215,6 +239,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--weights", type=float, nargs="+", default=list(WEIGHTS), help="λ of Eq. 2, of ReFL")
     parser.add_argument("--steps", type=int, default=0, help="of each run, a multiple of 3; default: by the algorithm")
     parser.add_argument("--photos", type=int, default=32, help="held-out photos")
     parser.add_argument("--runs", type=Path, default=Path("runs") / NAME, help="folder for the runs")
@@ -228,26 +253,22 @@ def main(words: list[str] | None = None) -> None:
     names = {args.stages[0]: "RM_0", args.stages[2]: "RM_2"}
     path = args.results / f"{NAME}.json"
     found: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.is_file() else []
-    wanted = []
-    for seed in args.seeds:  # the seeds outside: a table of one seed is whole first
-        for algorithm in args.algorithms:
-            variants = [name for name in args.variants if name != "photos" or algorithm == "refl"]
-            wanted += [(algorithm, variant, seed) for variant in variants]
     keys = {}
-    for algorithm, variant, seed in wanted:
-        settings = settings_of(algorithm, variant, seed, args)
-        keys[key_of(algorithm, variant, settings, prints)] = (algorithm, variant, seed, settings)
-    for number, (key, (algorithm, variant, seed, settings)) in enumerate(keys.items(), 1):
+    for seed in args.seeds:  # the seeds outside: a table of one seed is whole first
+        for algorithm, variant in product(args.algorithms, args.variants):
+            settings = settings_of(algorithm, variant, seed, args)
+            for weight in weights_of(algorithm, variant, args.weights):
+                key = key_of(algorithm, variant, weight, settings, prints)
+                keys[key] = (settings, {"algorithm": algorithm, "weight": weight, "variant": variant, "seed": seed})
+    for number, (key, (settings, this)) in enumerate(keys.items(), 1):
         if any(r["key"] == key for r in found):
             continue
-        print(f"{number}/{len(keys)}: {algorithm}, {variant}, seed {seed}", flush=True)
+        print(f"{number}/{len(keys)}: {', '.join(f'{name} {value}' for name, value in this.items())}", flush=True)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        made = run(
-            assignments(algorithm, variant), settings, args.runs / f"{algorithm}-{variant}-{seed}-{digest}", names
-        )
-        same = (algorithm, variant, seed)
-        found = [r for r in found if (r["algorithm"], r["variant"], r["seed"]) != same]  # of other settings no more
-        found.append({"algorithm": algorithm, "variant": variant, "seed": seed, "key": key, **made})
+        out = args.runs / f"{this['algorithm']}-{this['variant']}-{this['seed']}-{digest}"
+        made = run(assignments(this["algorithm"], this["weight"]), settings, out, names)
+        found = [r for r in found if any(r[name] != value for name, value in this.items())]  # of other settings no more
+        found.append({**this, "key": key, **made})
         write(found, args.results, args.figure)
     print(write(found, args.results, args.figure) if found else "nothing to do")
 

@@ -24,13 +24,15 @@ __all__ = ["Triplet", "TripletConfig", "Triplets", "stored_triplet"]
 
 
 class Triplet(NamedTuple):
-    """`gt`, `syn`, `sr` (3,H,W) in [0, 1]; `target_syn`, `target_sr` (1,H,W): their M_gt against `gt`."""
+    """`gt`, `syn`, `sr` (3,H,W) in [0, 1]; `target_syn`, `target_sr` (1,H,W): their M_gt against `gt`; `aligned` (),
+    bool: see `Scene`."""
 
     gt: Tensor
     syn: Tensor
     sr: Tensor
     target_syn: Tensor
     target_sr: Tensor
+    aligned: Tensor
 
 
 def _share(help: str) -> Any:
@@ -140,7 +142,7 @@ class Triplets(Dataset[Triplet]):
             scale=self.config.target_scale,
             aligned=scene.aligned,
         )
-        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets)
+        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets, torch.tensor(scene.aligned))
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A photo's crop and its distorted version, in the same place, orientation and size."""
@@ -183,7 +185,7 @@ def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch
         size = (config.crop, config.crop)
         images = [resize(image, size) for image in images]
         targets = [resize(target, size, "bilinear") for target in targets]
-    return Triplet(*_treat_alike(images, config, generator), *targets)
+    return Triplet(*_treat_alike(images, config, generator), *targets, torch.tensor(True))
 
 
 def _frame(

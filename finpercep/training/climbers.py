@@ -23,7 +23,7 @@ POOL = 4
 class Climbed(NamedTuple):
     """What has climbed in a step; of several processes, this one's part.
 
-    `rows` (K,): which of the step's climbs; `before` (K,3,H,W): the images at the foot, of networks the photos;
+    `rows` (K,): which of the step's climbs; `before` (K,3,H,W): the images at the foot, of networks mostly the photos;
     `after` (K,3,H,W): what has become of them, as a file holds it; `target`, `weight`: M_gt (K,1,H,W) of `before` and
     its weight (K,1,1,1).
     """

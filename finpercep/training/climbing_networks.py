@@ -65,8 +65,8 @@ class ClimbingNetworks:
     """A pool of networks that learn, step by step, to raise what a loop climbs: the score, and 1 - max̂ of the map.
 
     What they make of photos, implanted photos and whole results is an image like any other: its M_gt is that against
-    the photo, which credits what has become truer and nothing else. It takes the two as aligned: of a camera's pairs
-    that are not (`Scene.aligned`), it counts the shift as a fault.
+    the photo, which credits what has become truer and nothing else. Where photo and result are not aligned
+    (`Scene.aligned`), that would count the shift as a fault: there it is the faults of before and what is new.
 
     Args:
         config: what share of images they change.
@@ -82,7 +82,13 @@ class ClimbingNetworks:
         self.pool: list[tuple[ClimbingNetwork, torch.optim.Adam]] = []
 
     def climb(
-        self, model: RewardModel, images: Tensor, target: Tensor, weight: Tensor, draw: torch.Generator
+        self,
+        model: RewardModel,
+        images: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        aligned: Tensor,
+        draw: torch.Generator,
     ) -> Climbed:
         """Let one network learn from `count` images, and give what it makes of them then.
 
@@ -90,6 +96,7 @@ class ClimbingNetworks:
             model: whose score and map it raises.
             images: (3N,3,H,W): this process's photos, implanted photos and whole results.
             target, weight: their M_gt (3N,1,H,W) and its weights (3N,1,1,1).
+            aligned: (N,), bool: whether a photo and what came of it lie on the same pixels.
             draw: the step's random numbers, the same in all processes.
         """
         if not self.count:
@@ -110,8 +117,10 @@ class ClimbingNetworks:
         if len(rows):  # torch does not unshuffle an empty batch
             with torch.no_grad():
                 after = as_stored(network(after))
-        results = weight[2 * size + photo]
-        return Climbed(uploaded(mine, images.device), images[photo], after, torch.zeros_like(target[photo]), results)
+        same = aligned[photo].view(-1, 1, 1, 1)
+        before = torch.where(same, images[photo], images[rows])
+        there = torch.where(same, 0.0, target[rows])
+        return Climbed(uploaded(mine, images.device), before, after, there, weight[2 * size + photo])
 
     def _learn(self, network: ClimbingNetwork, optimizer: torch.optim.Adam, judge: RewardModel, images: Tensor) -> None:
         """A step of Adam, as long however steep the score is, by the mean over the images of all processes."""

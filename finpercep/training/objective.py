@@ -56,7 +56,7 @@ class Objective:
         size, weights = self.config.batch, self.config.loss
         images = torch.cat([batch.gt, batch.syn, batch.sr])
         target, weight = triplet_targets(batch.target_syn, batch.target_sr, weights)
-        climbed = self._climb(images, target, weight, step)
+        climbed = self._climb(images, target, weight, batch.aligned, step)
         own, count = self.own, self.climbers.count + self.networks.count
         join = partial(self.ranks.joined, rows=torch.cat([own, 3 * size + climbed.rows]), total=3 * size + count)
         with self._autocast():
@@ -78,12 +78,12 @@ class Objective:
             base = self.ranks.joined(self.base(batch.gt).score, own[: len(batch.gt)], size)
         return terms | {"align": align_loss(scores[0], base)}
 
-    def _climb(self, images: Tensor, target: Tensor, weight: Tensor, step: int) -> Climbed:
+    def _climb(self, images: Tensor, target: Tensor, weight: Tensor, aligned: Tensor, step: int) -> Climbed:
         seed = self.config.seed
         with self._autocast():
             pixels = self.climbers.climb(self.model, images, target, weight, seeded(seed, "climb", step))
             draw = seeded(seed, "climbing networks", step)
-            networks = self.networks.climb(self.model, images, target, weight, draw)
+            networks = self.networks.climb(self.model, images, target, weight, aligned, draw)
         networks = networks._replace(rows=networks.rows + self.climbers.count)
         return Climbed(*(torch.cat(pair) for pair in zip(pixels, networks, strict=True)))
 

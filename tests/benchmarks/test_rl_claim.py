@@ -23,7 +23,7 @@ def test_budgets_are_equal():
 
 
 def test_results_are_known_by_the_data_not_by_where_they_lie():
-    keys = {rl_claim.key_of("dpo", "RM_0", {"data": [place]}, {}) for place in ("/a/photos", "b/photos/")}
+    keys = {rl_claim.key_of("dpo", "RM_0", None, {"data": [place]}, {}) for place in ("/a/photos", "b/photos/")}
     assert len(keys) == 1
     assert "/a" not in keys.pop()
 
@@ -32,22 +32,40 @@ def test_table():
     """Changes, not levels; their mean and spread over seeds."""
     ends = [{"120": {"psnr": 20.0 + gain}, "80": {"psnr": 9.0}} for gain in (0.1, 0.3)]  # as a file orders them
     curves = [{"0": {"psnr": 20.0}, **end} for end in ends]
-    runs = [{"algorithm": "dpo", "variant": "ccl", "curve": curve, "alarms": []} for curve in curves]
-    assert "| dpo | ccl | 2 |  | +0.2000 ± 0.1414 |" in table(runs)
-    assert "| dpo | ccl | 1 |  | +0.1000 |" in table(runs[:1])
+    runs = [{"algorithm": "dpo", "weight": None, "variant": "ccl", "curve": curve, "alarms": []} for curve in curves]
+    assert "| dpo |  | ccl | 2 |  | +0.2000 ± 0.1414 |" in table(runs)
+    assert "| dpo |  | ccl | 1 |  | +0.1000 |" in table(runs[:1])
+
+
+def test_refl_is_told_apart_by_its_weight():
+    """The control, without a reward, comes first; weights ascend, as numbers; variants in their own order."""
+    made = [(25.0, "RM_0"), (5.0, "full"), (5.0, "RM_0"), (0.0, "photos")]
+    runs = [{"algorithm": "refl", "weight": weight, "variant": variant} for weight, variant in made]
+    found = [(weight, variant) for _, weight, variant, _ in rl_claim.grouped(runs)]
+    assert found == [(0.0, "photos"), (5.0, "RM_0"), (5.0, "full"), (25.0, "RM_0")]
+
+
+def test_weights_are_of_refl_alone():
+    assert rl_claim.weights_of("refl", "full", [1.0, 5.0]) == [1.0, 5.0]
+    assert rl_claim.weights_of("refl", "photos", [1.0, 5.0]) == [0.0]
+    assert rl_claim.weights_of("grpo", "full", [1.0, 5.0]) == [None]
+    assert rl_claim.weights_of("grpo", "photos", [1.0, 5.0]) == []  # of ReFL alone
+    assert rl_claim.assignments("refl", 0.0) == ["algorithm.weight=0"]
+    assert rl_claim.assignments("dpo", None) == ["algorithm.beta=200"]
 
 
 def test_end_to_end(photo_set, tmp_path, model_folder, capsys, monkeypatch):  # noqa: F811
     """Three steps of ReFL, in two variants that together have every kind of stage."""
     common = [str(photo_set), "--stages", "finpercep-tiny", str(model_folder), str(model_folder), "--seeds", "0"]
-    common += ["--algorithms", "refl", "--steps", "3", "--photos", "1", "--runs", str(tmp_path / "runs")]
-    common += ["--results", str(tmp_path / "results"), "--figure", str(tmp_path / "results" / "rl_claim.png")]
+    common += ["--algorithms", "refl", "--weights", "5", "--steps", "3", "--photos", "1"]
+    common += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    common += ["--figure", str(tmp_path / "results" / "rl_claim.png")]
     monkeypatch.setitem(rl_claim.SETTINGS, "refl", ["side=32", "batch=1", "refresh.steps=1", "monitors.judge=''"])
     main([*common, "--variants", "RM_0"])
     main([*common, "--variants", "RM_0", "ccl-refresh"])
     printed = capsys.readouterr().out
-    assert "2/2: refl, ccl-refresh, seed 0" in printed
-    assert "1/2: refl, RM_0" not in printed  # it is there already
+    assert "2/2: algorithm refl, weight 5.0, variant ccl-refresh, seed 0" in printed
+    assert printed.count("1/2") == 0  # it is there already
     found = json.loads((tmp_path / "results" / "rl_claim.json").read_text())["runs"]
     assert [run["variant"] for run in found] == ["RM_0", "ccl-refresh"]
     for run in found:

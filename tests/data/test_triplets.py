@@ -115,7 +115,8 @@ def test_a_stored_sample_keeps_each_image_and_its_own_target():
     for resized in (0.0, 1.0):
         given = dataclasses.replace(config, resized=resized)
         made = triplets.stored_triplet(SimpleNamespace(**stored, row={"photo": "a"}), given, stream(0, 1, 1))
-        assert [image.shape for image in made] == [(3, 32, 32)] * 3 + [(1, 32, 32)] * 2
+        assert [part.shape for part in made] == [(3, 32, 32)] * 3 + [(1, 32, 32)] * 2 + [()]
+        assert made.aligned
         assert made.gt.mean() < made.syn.mean() < made.sr.mean()
         torch.testing.assert_close(made.target_syn, torch.full((1, 32, 32), 0.2))
         torch.testing.assert_close(made.target_sr, torch.full((1, 32, 32), 0.4))
@@ -224,6 +225,9 @@ def test_loader_collates_triplets(scenes):
     batch = next(iter(DataLoader(Triplets(scenes, TripletConfig(crop=32)), batch_size=2, sampler=range(2, 6))))
     assert isinstance(batch, Triplet)
     assert batch.target_sr.shape == (2, 1, 32, 32)
+    assert batch.aligned.tolist() == [True, True]
+    apart = [dataclasses.replace(scene, aligned=False) for scene in scenes]
+    assert not Triplets(apart, TripletConfig(crop=32))[0].aligned
 
 
 def test_a_camera_softens_the_photo_before_anything_is_made_of_it(scenes):

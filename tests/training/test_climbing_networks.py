@@ -32,9 +32,10 @@ def model():
 
 @pytest.fixture
 def step(make_photo):
-    """What `climb` is given of a step: images, targets and weights of two triplets."""
+    """What `climb` is given of a step: images, targets and weights of two triplets, and that they are aligned."""
     images = torch.stack([make_photo(48, 48, seed=i) for i in range(6)]).mul(255).round().div(255)
-    return images, torch.full((6, 1, 48, 48), 0.3), torch.tensor([1, 1, 1, 1, 0.25, 0.5]).view(6, 1, 1, 1)
+    weight = torch.tensor([1, 1, 1, 1, 0.25, 0.5]).view(6, 1, 1, 1)
+    return images, torch.full((6, 1, 48, 48), 0.3), weight, torch.tensor([True, True])
 
 
 @pytest.mark.parametrize("period", [1, 2, 4])
@@ -79,11 +80,11 @@ def test_a_model_without_map_is_climbed_by_its_score(step, monkeypatch):
 
 def test_what_they_make_is_measured_against_the_photo(model, step):
     """Four triplets' worth of draws: each image is as a file holds it, beside its own photo, with a result's weight."""
-    images, target, weight = step
+    images, _, weight, _ = step
     pool = networks(batch=2)
     kinds = set()
     for number in range(12):
-        climbed = pool.climb(model, images, target, weight, drawn(number))
+        climbed = pool.climb(model, *step, drawn(number))
         assert climbed.rows.tolist() == [0, 1]
         assert torch.equal((climbed.after * 255).round() / 255, climbed.after)
         assert not climbed.target.any()
@@ -94,6 +95,23 @@ def test_what_they_make_is_measured_against_the_photo(model, step):
             assert distance.min() < 12.5 / 255
             kinds.add(int(distance.argmin()))
     assert kinds == {0, 1, 2}
+
+
+def test_what_lies_elsewhere_than_its_photo_is_measured_against_itself(model, step, monkeypatch):
+    """Of a camera's two shots: the faults that it had, and what is new; networks that do not learn add nothing."""
+    monkeypatch.setattr(ClimbingNetworks, "_learn", lambda *_: None)
+    images, target, weight, _ = step
+    pool, targets = networks(batch=2), target * torch.arange(6).view(6, 1, 1, 1)
+    seen = set()
+    for number in range(12):
+        climbed = pool.climb(model, images, targets, weight, torch.tensor([True, False]), drawn(number))
+        for before, after, there in zip(climbed.before, climbed.after, climbed.target, strict=True):
+            given = next(i for i in range(6) if torch.equal(after, images[i]))
+            foot = given if given % 2 else 0  # the second triplet is the one that is not aligned
+            assert torch.equal(before, images[foot])
+            assert torch.equal(there, targets[foot])
+            seen.add(given)
+    assert seen == set(range(6))
 
 
 def test_a_pool_that_was_saved_goes_on_alike(model, step):
