@@ -48,9 +48,9 @@ WEIGHTS = (1.0, 5.0, 25.0)
 """λ of Eq. 2: how hard ReFL pushes; of the variant without a reward it is 0."""
 VARIANTS = {
     "RM_0": "IQA-only: RM_0 for all steps",
-    "full": "RM_2 from the start",
-    "ccl": "RM_0, RM_1, RM_2, a third of the steps each",
-    "ccl-refresh": "the same, RM_1 and RM_2 refreshed twice each",
+    "full": "the full reward, RM_2, from the start",
+    "ccl": "the curriculum: RM_0, RM_1, RM_2, a third of the steps each",
+    "ccl-refresh": "the curriculum, RM_1 and RM_2 refreshed twice each",
     "photos": "no reward: the pre-training term on photos alone, of ReFL",
 }
 FIGURES = {
@@ -186,6 +186,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     deviation. Each row of ReFL has its control."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups = list(grouped(found))
     pushed = dict.fromkeys((algorithm, weight) for algorithm, weight, *_ in groups if weight != 0)
@@ -199,8 +200,14 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             for of, given, variant, runs in groups:
                 if of == algorithm and given in (weight, 0):
                     _line(axis, runs, name, variant)
-        axes[1].legend(fontsize=7)  # PSNR, which every run has
+    drawn = dict.fromkeys(variant for _, _, variant, _ in groups)
+    lines = [Line2D([], [], color=color_of(variant), marker=".") for variant in drawn]
+    figure.legend(lines, list(drawn), loc="outside upper center", ncols=len(drawn))
     FigureCanvasAgg(figure).print_png(path)
+
+
+def color_of(variant: str) -> str:
+    return f"C{list(VARIANTS).index(variant)}"
 
 
 def _line(axis: Any, runs: list[dict[str, Any]], name: str, variant: str) -> None:
@@ -211,8 +218,8 @@ def _line(axis: Any, runs: list[dict[str, Any]], name: str, variant: str) -> Non
         return
     means = [statistics.mean(v) for v in values]
     spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-    at, color = [int(step) for step in steps], f"C{list(VARIANTS).index(variant)}"
-    axis.plot(at, means, marker=".", color=color, label=variant)
+    at, color = [int(step) for step in steps], color_of(variant)
+    axis.plot(at, means, marker=".", color=color)
     low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
     axis.fill_between(at, low, high, color=color, alpha=0.15)
 
@@ -224,8 +231,10 @@ def write(found: list[dict[str, Any]], folder: Path, figure: Path) -> str:
     text = table(found)
     variants = "".join(f"- {name}: {what}\n" for name, what in VARIANTS.items())
     note = (
-        "Change from before training to its end on `val` photos, mean ± standard deviation over seeds. Alarms: runs "
-        "with one; it takes four measurements under one reward, which the stages of a curriculum do not have here.\n"
+        "Change from before training to its end on `val` photos, mean ± standard deviation over seeds. λ: the weight "
+        "of the reward beside the pre-training term. S of RM_0 and of RM_2: as they were before any refresh; some runs "
+        "climb them. Alarms: runs with one; it takes four measurements under one reward, which the stages of a "
+        "curriculum do not have here.\n"
     )
     (folder / f"{NAME}.md").write_text(f"{EXPECTED}\n\n{note}{variants}\n{text}\n{PAPER}\n")
     draw(found, figure)
