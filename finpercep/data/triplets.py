@@ -142,7 +142,7 @@ class Triplets(Dataset[Triplet]):
             scale=self.config.target_scale,
             aligned=scene.aligned,
         )
-        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets, torch.tensor(scene.aligned))
+        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets, aligned=torch.tensor(scene.aligned))
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A photo's crop and its distorted version, in the same place, orientation and size."""
@@ -185,7 +185,7 @@ def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch
         size = (config.crop, config.crop)
         images = [resize(image, size) for image in images]
         targets = [resize(target, size, "bilinear") for target in targets]
-    return Triplet(*_treat_alike(images, config, generator), *targets, torch.tensor(True))
+    return Triplet(*_treat_alike(images, config, generator), *targets, aligned=torch.tensor(True))
 
 
 def _frame(
