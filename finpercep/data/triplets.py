@@ -134,7 +134,7 @@ class Triplets(Dataset[Triplet]):
         gt, sr = _defocus(_recolor([gt, sr], self.config, generator), self.config, generator)
         mask = _mask(self.config, generator)
         syn = region_swap(gt, sr, mask)
-        targets = fault_target(
+        target_syn, target_sr = fault_target(
             gt[None],
             torch.stack([syn, sr]),
             self.bank,
@@ -142,7 +142,8 @@ class Triplets(Dataset[Triplet]):
             scale=self.config.target_scale,
             aligned=scene.aligned,
         )
-        return Triplet(*_treat_alike([gt, syn, sr], self.config, generator), *targets, aligned=torch.tensor(scene.aligned))
+        gt, syn, sr = _treat_alike([gt, syn, sr], self.config, generator)
+        return Triplet(gt, syn, sr, target_syn, target_sr, torch.tensor(scene.aligned))
 
     def _pair(self, scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A photo's crop and its distorted version, in the same place, orientation and size."""
@@ -179,13 +180,14 @@ def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch
     """
     prepare, side = _frame(sample.gt, config, generator, name=sample.row["photo"])
     images = [prepare(image) for image in (sample.gt, sample.syn, sample.sr)]
-    targets = [prepare(image) for image in (sample.target_syn, sample.target_sr)]
+    target_syn, target_sr = (prepare(image) for image in (sample.target_syn, sample.target_sr))
     images = _recolor(images, config, generator)
     if side != config.crop:
         size = (config.crop, config.crop)
         images = [resize(image, size) for image in images]
-        targets = [resize(target, size, "bilinear") for target in targets]
-    return Triplet(*_treat_alike(images, config, generator), *targets, aligned=torch.tensor(True))
+        target_syn, target_sr = (resize(target, size, "bilinear") for target in (target_syn, target_sr))
+    gt, syn, sr = _treat_alike(images, config, generator)
+    return Triplet(gt, syn, sr, target_syn, target_sr, torch.tensor(True))
 
 
 def _frame(
