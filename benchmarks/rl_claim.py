@@ -49,6 +49,7 @@ WEIGHTS = (1.0, 5.0, 25.0)
 VARIANTS = {
     "RM_0": "IQA-only: RM_0 for all steps",
     "full": "the full reward, RM_2, from the start",
+    "full-restarts": "the same, with a learning rate that begins anew where the curriculum's does, of ReFL",
     "ccl": "the curriculum: RM_0, RM_1, RM_2, a third of the steps each",
     "ccl-refresh": "the curriculum, RM_1 and RM_2 refreshed twice each",
     "photos": "no reward: the pre-training term on photos alone, of ReFL",
@@ -81,7 +82,8 @@ PAPER = """The paper's rows, of SUPIR, as a published summary has them; all meas
 def stages(variant: str, rewards: list[str], steps: int, lr: float) -> list[dict[str, Any]]:
     """The stages of a variant, as settings."""
     zero, one, two = rewards
-    chosen = {"RM_0": [zero], "photos": [zero], "full": [two]}.get(variant, [zero, one, two])
+    alone = {"RM_0": [zero], "photos": [zero], "full": [two], "full-restarts": [two, two, two]}
+    chosen = alone.get(variant, [zero, one, two])
     return [{"reward": reward, "steps": steps // len(chosen), "lr": lr} for reward in chosen]
 
 
@@ -123,7 +125,7 @@ def assignments(algorithm: str, weight: float | None) -> list[str]:
 def weights_of(algorithm: str, variant: str, weights: Sequence[float]) -> Sequence[float | None]:
     """What a variant is run with; None where the loss has no such weight."""
     if algorithm != "refl":
-        return [None] if variant != "photos" else []
+        return [None] if variant not in ("photos", "full-restarts") else []
     return weights if variant != "photos" else [0.0]
 
 

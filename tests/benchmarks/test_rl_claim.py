@@ -20,6 +20,8 @@ def test_budgets_are_equal():
     assert [stage["reward"] for stage in stages("ccl", ["a", "b", "c"], 90, 1e-4)] == ["a", "b", "c"]
     assert [stage["reward"] for stage in stages("RM_0", ["a", "b", "c"], 90, 1e-4)] == ["a"]
     assert [stage["reward"] for stage in stages("full", ["a", "b", "c"], 90, 1e-4)] == ["c"]
+    again = stages("full-restarts", ["a", "b", "c"], 90, 1e-4)
+    assert again == [{"reward": "c", "steps": 30, "lr": 1e-4}] * 3  # each falls along a cosine of its own
 
 
 def test_results_are_known_by_the_data_not_by_where_they_lie():
@@ -49,7 +51,8 @@ def test_weights_are_of_refl_alone():
     assert rl_claim.weights_of("refl", "full", [1.0, 5.0]) == [1.0, 5.0]
     assert rl_claim.weights_of("refl", "photos", [1.0, 5.0]) == [0.0]
     assert rl_claim.weights_of("grpo", "full", [1.0, 5.0]) == [None]
-    assert rl_claim.weights_of("grpo", "photos", [1.0, 5.0]) == []  # of ReFL alone
+    for control in ("photos", "full-restarts"):  # of ReFL alone
+        assert rl_claim.weights_of("grpo", control, [1.0, 5.0]) == []
     assert rl_claim.assignments("refl", 0.0) == ["algorithm.weight=0"]
     assert rl_claim.assignments("dpo", None) == ["algorithm.beta=200"]
 
