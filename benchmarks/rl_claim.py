@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.reward_runs import cell
 from finpercep.io.files import write_json
 from finpercep.rewards import load_reward
 from finpercep.rl.loop import train
@@ -123,10 +124,10 @@ def assignments(algorithm: str, weight: float | None) -> list[str]:
 
 
 def weights_of(algorithm: str, variant: str, weights: Sequence[float]) -> Sequence[float | None]:
-    """What a variant is run with; None where the loss has no such weight."""
+    """What a variant is run with; None where the loss has no such weight, and nothing for controls of ReFL alone."""
     if algorithm != "refl":
-        return [None] if variant not in ("photos", "full-restarts") else []
-    return weights if variant != "photos" else [0.0]
+        return [] if variant in ("photos", "full-restarts") else [None]
+    return [0.0] if variant == "photos" else weights
 
 
 def run(chosen: list[str], settings: dict[str, Any], out: Path, names: dict[str, str]) -> dict[str, Any]:
@@ -160,14 +161,7 @@ def table(found: list[dict[str, Any]]) -> str:
     titles = list(FIGURES.values())
     rows = ["| | λ | | seeds | " + " | ".join(titles) + " | alarms |", "|---|---:|---|" + "---:|" * (len(titles) + 2)]
     for algorithm, weight, variant, runs in grouped(found):
-        cells = []
-        for name in FIGURES:
-            values = changes(runs, name)
-            if not values:
-                cells.append("")
-                continue
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):+.4f}{spread}")
+        cells = [cell(changes(runs, name), "+.4f") for name in FIGURES]
         alarms = sum(bool(run["alarms"]) for run in runs)
         first = f"| {algorithm} | {'' if weight is None else f'{weight:g}'} | {variant} | {len(runs)} | "
         rows.append(first + " | ".join(cells) + f" | {alarms} |")

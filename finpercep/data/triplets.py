@@ -173,7 +173,7 @@ class Triplets(Dataset[Triplet]):
 
 
 def stored_triplet(sample: StoredSample, config: TripletConfig, generator: torch.Generator) -> Triplet:
-    """A random crop of a stored sample, varied as `config` says.
+    """A random crop of a stored sample, whose images are aligned, varied as `config` says.
 
     Fault and target are the stored ones: `quilted`, `synthetic`, `camera`, `noisy`, `feathered`, `features`,
     `target_alpha` and `target_scale` do not apply.
