@@ -41,14 +41,21 @@ def fault_target(
             None where pixels alone decide.
         alpha: weight of the pixel difference.
         scale: the difference that counts as fully degraded.
-        aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says. One photo.
+        aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says.
 
     Returns:
         (B,1,H,W) in [0, 1], 1 = degraded.
     """
-    pixels = photo if aligned else aligned_photo(photo[0], distorted)
+    pixels = photo if aligned else _aligned(photo, distorted)
     features = (None, None) if bank is None else (bank(photo), bank(distorted))
     return fuse_target(pixels, distorted, *features, alpha=alpha, scale=scale)
+
+
+def _aligned(photos: Tensor, distorted: Tensor) -> Tensor:
+    """`aligned_photo` of each distorted version (B,3,H,W) with its own of the photos, or with the only one."""
+    if len(photos) == 1:
+        return aligned_photo(photos[0], distorted)
+    return torch.cat([aligned_photo(*pair) for pair in zip(photos, distorted[:, None], strict=True)])
 
 
 def fuse_target(

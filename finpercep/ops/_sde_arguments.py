@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import overload
 
@@ -62,7 +63,7 @@ def check_options(
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if kl_kind not in KL_KINDS:
         raise ValueError(f"kl_kind: expected one of {', '.join(KL_KINDS)}, got {kl_kind!r}")
-    if not noise_level >= 0 or (kind == "cps" and noise_level > 1):
+    if not 0 <= noise_level <= (1 if kind == "cps" else sys.float_info.max):
         raise ValueError(f"noise_level: expected a number >= 0 (at most 1 for cps), got {noise_level}")
     if sigma_max is not None and not 0 < sigma_max < 1:
         raise ValueError(f"sigma_max: expected None or a number in (0, 1), got {sigma_max}")

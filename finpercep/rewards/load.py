@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from finpercep.io.hub import check_hub_options
 from finpercep.io.modules import imported
 from finpercep.models import load_base
 from finpercep.rewards.adapters import FunctionReward, PyIQAReward
@@ -35,13 +36,15 @@ def load_reward(spec: str | Path, *, device: str = "cpu", **hub_options: Any) ->
 
     Args:
         device: where the reward is to be.
-        hub_options: for downloads, see `RewardModel.from_pretrained`.
+        hub_options: for downloads, where the name needs one, see `RewardModel.from_pretrained`.
 
     Raises:
         ImportError: pyiqa, or the module, is missing.
         ValueError: a name that names nothing; the nearest known one is suggested. An object with `lower_better`. A
             mixture with a part twice, or with a weight that is not positive.
+        TypeError: an option that no download has.
     """
+    check_hub_options(hub_options)
     if _is_mixture(spec):
         weights = weights_by_name(spec)
         return Mixture({name: (load_reward(name, device=device, **hub_options), w) for name, w in weights.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.rl.checks import above_zero, at_least_one, not_negative, share
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.dpo import DPOConfig
@@ -72,6 +73,7 @@ class RLConfig:
         batch: low-quality images in a step.
         side: of the crops of photos, pixels.
         degraded: share of the low-resolution images that are made on the fly by the degradation pipeline.
+        degradation: options of that pipeline; photos without a low-resolution version get theirs by it, too.
         updates: of the weights for each collection; its rows are divided among them.
         weight_decay: of AdamW.
         max_norm: to which the gradient is limited.
@@ -106,6 +108,7 @@ class RLConfig:
     batch: int = 4
     side: int = 96
     degraded: float = 0.5
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     updates: int = 1
     weight_decay: float = 1e-4
     max_norm: float = 1.0

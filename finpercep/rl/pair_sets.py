@@ -12,6 +12,7 @@ from torch import Tensor
 
 from finpercep.data.dataset.stored import StoredScene, stored_scenes
 from finpercep.data.degradations.apply import degrade
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.data.image_ops import to_uint8
 from finpercep.data.loading import check_inside
 from finpercep.data.randomness import seed_of
@@ -27,7 +28,7 @@ VAL = 10
 """Of folders of photos without splits, one photo in so many is held out, by its name."""
 
 
-def of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
+def of_index(root: Path, split: str, scale: int, degradation: DegradationConfig | None) -> Iterator[Pair]:
     """Photos, and low-resolution images where they are known, of the lines of index.jsonl with that split.
 
     Raises:
@@ -40,7 +41,8 @@ def of_index(root: Path, split: str, scale: int) -> Iterator[Pair]:
         check_inside(index, number, [str(row[name]) for name in ("id", "gt", "lr") if row.get(name)])
         if row["split"] == split:
             folder = root / split / str(row["id"])
-            yield _of_files(folder / str(row["gt"]), folder / str(row["lr"]) if row.get("lr") else None, scale)
+            lr = folder / str(row["lr"]) if row.get("lr") else None
+            yield _of_files(folder / str(row["gt"]), lr, scale, degradation)
 
 
 def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -75,7 +77,7 @@ def of_choices(root: Path, split: str, scale: int) -> Iterator[Pair]:
         check_inside(index, number, list(files.values()))
         paths = {name: root / file for name, file in files.items()}
         if split == "val":
-            yield _of_files(paths["gt"], paths["lr"], scale)
+            yield _of_files(paths["gt"], paths["lr"], scale, None)
             continue
         yield _of_choice(paths, scale, root / photos.get(files["lr"], files["lr"]))
 
@@ -94,7 +96,7 @@ def _of_choice(paths: dict[str, Path], scale: int, of: Path) -> Pair:
     return Pair(str(paths["lr"]), sides, read, "gt" in paths, results=results, of=str(of), files=files)
 
 
-def of_photos(folder: str, split: str, scale: int) -> Iterator[Pair]:
+def of_photos(folder: str, split: str, scale: int, degradation: DegradationConfig | None) -> Iterator[Pair]:
     """Photos of a folder, one in `VAL` of them "val".
 
     Raises:
@@ -102,7 +104,7 @@ def of_photos(folder: str, split: str, scale: int) -> Iterator[Pair]:
     """
     for path in _images_of("photos", folder):
         if (seed_of(0, path.stem) % VAL == 0) == (split == "val"):
-            yield _of_files(path, None, scale)
+            yield _of_files(path, None, scale, degradation)
 
 
 def of_lr(folder: str, split: str, scale: int) -> Iterator[Pair]:
@@ -127,12 +129,16 @@ def _alone(lr: Path) -> Images:
     return load_image(lr), None
 
 
-def _of_files(photo: Path, lr: Path | None, scale: int) -> Pair:
+def _of_files(photo: Path, lr: Path | None, scale: int, degradation: DegradationConfig | None) -> Pair:
     """A photo with its low-resolution version, or with one that is made."""
     height, width = image_sides(photo)
     if lr is None:
         sides = height // scale * scale, width // scale * scale
-        return Pair(str(photo), sides, lambda: _made(load_image(photo), photo.stem, scale), files=[photo])
+
+        def make() -> Images:
+            return _made(load_image(photo), photo.stem, scale, degradation)
+
+        return Pair(str(photo), sides, make, files=[photo])
     names = f"{lr}, {photo.name}"
     check_scale(image_sides(lr), (height, width), scale, names)
 
@@ -146,20 +152,20 @@ def _sides(image: Tensor) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _made(photo: Tensor, name: str, scale: int) -> Images:
+def _made(photo: Tensor, name: str, scale: int, degradation: DegradationConfig | None) -> Images:
     """A photo (3,H,W), uint8, cut to a multiple of the scale, and its low-resolution version, a function of `name`."""
     height, width = (side // scale * scale for side in photo.shape[1:])
     photo = photo[:, :height, :width]
-    lr = degrade(photo[None].float() / 255, [seed_of(0, "lr", name)], scale=scale)[0]
+    lr = degrade(photo[None].float() / 255, [seed_of(0, "lr", name)], degradation, scale=scale)[0]
     return to_uint8(lr[0]), photo
 
 
-def of_stored(folder: Path, split: str, scale: int) -> Iterator[Pair]:
+def of_stored(folder: Path, split: str, scale: int, degradation: DegradationConfig | None) -> Iterator[Pair]:
     """The scenes of a data set that `make_dataset` made."""
-    return (_of_scene(scene, scale) for scene in stored_scenes(folder, split, may_be_empty=True))
+    return (_of_scene(scene, scale, degradation) for scene in stored_scenes(folder, split, may_be_empty=True))
 
 
-def _of_scene(scene: StoredScene, scale: int) -> Pair:
+def _of_scene(scene: StoredScene, scale: int, degradation: DegradationConfig | None) -> Pair:
     """Its own low-resolution version where it was stored, else one that is made."""
     name = f"{scene.gt_path}: {scene.id}"
     height, width = scene.sides
@@ -167,7 +173,7 @@ def _of_scene(scene: StoredScene, scale: int) -> Pair:
     def read() -> Images:
         gt, lr = scene.gt, scene.lr
         if lr is None:
-            return _made(gt, scene.id, scale)
+            return _made(gt, scene.id, scale, degradation)
         check_scale(_sides(lr), _sides(gt), scale, name)
         return lr, gt
 

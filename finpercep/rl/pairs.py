@@ -6,17 +6,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from finpercep.data.dataset.stored import is_stored
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.rl.pair import Pair
 from finpercep.rl.pair_sets import CHOICES, INDEX, of_choices, of_index, of_lr, of_photos, of_stored
 from finpercep.rl.precomputed import is_precomputed, of_precomputed
 
 MEMORY = 2**31
 """Images stay in memory where all of them together are no larger, in bytes."""
-ALONE = {"photos": of_photos, "lr": of_lr}
+ALONE = ("photos", "lr")
 """Kinds that are written before a folder and a colon."""
 
 
-def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: Path | None = None) -> list[Pair]:
+def load_pairs(
+    roots: Sequence[str | Path],
+    split: str,
+    scale: int,
+    *,
+    apart: Path | None = None,
+    degradation: DegradationConfig | None = None,
+) -> list[Pair]:
     """The images of sets, in one list.
 
     - a folder with an `index.jsonl` whose lines have split, id, gt and, if they are known, lr: `<root>/<split>/<id>/`;
@@ -35,6 +43,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: Pa
         split: "train" or "val".
         scale: how many times larger a photo is than its low-resolution image.
         apart: a folder whose images are none of them: of a run that writes beneath its photos.
+        degradation: options of `degrade`.
 
     Raises:
         FileNotFoundError: no such folder, or none of these kinds.
@@ -44,7 +53,7 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: Pa
     own = None if apart is None else apart.resolve()
     for root in map(str, roots):
         kind, colon, rest = root.partition(":")
-        for pair in _pairs(root, split, scale):
+        for pair in _pairs(root, split, scale, degradation):
             if own is not None and own in Path(pair.files[0]).resolve().parents:
                 continue
             pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
@@ -58,13 +67,15 @@ def load_pairs(roots: Sequence[str | Path], split: str, scale: int, *, apart: Pa
     return pairs
 
 
-def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
+def _pairs(root: str, split: str, scale: int, degradation: DegradationConfig | None) -> Iterator[Pair]:
     kind, colon, rest = root.partition(":")
-    if colon and kind in ALONE:
-        return ALONE[kind](rest, split, scale)
+    if colon and kind == "photos":
+        return of_photos(rest, split, scale, degradation)
+    if colon and kind == "lr":
+        return of_lr(rest, split, scale)
     folder = Path(root).expanduser()
     if is_stored(folder):
-        return of_stored(folder, split, scale)
+        return of_stored(folder, split, scale, degradation)
     if (folder / CHOICES).is_file():
         return of_choices(folder, split, scale)
     if is_precomputed(folder):
@@ -74,4 +85,4 @@ def _pairs(root: str, split: str, scale: int) -> Iterator[Pair]:
             f"{folder / INDEX}: not found; expected a folder with index.jsonl, one with pairs.jsonl, a data "
             "set that make-dataset made, photos:DIR or lr:DIR"
         )
-    return of_index(folder, split, scale)
+    return of_index(folder, split, scale, degradation)

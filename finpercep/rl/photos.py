@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finpercep.data.degradations.apply import degrade
+from finpercep.data.degradations.config import DegradationConfig
 from finpercep.data.randomness import integer, seed_of, seeded, uniform
 from finpercep.data.scenes import spread
 from finpercep.rl.batch import Batch
@@ -33,6 +34,7 @@ class Crops:
         scale: of the generator.
         degraded: share of the crops of photos whose low-resolution version is made on the fly by `degrade` instead of
             being the set's own.
+        degradation: options of `degrade`.
         seed: of crops, flips and degradations.
         prompt: of all images, see `Batch`.
 
@@ -48,6 +50,7 @@ class Crops:
         *,
         scale: int = 4,
         degraded: float = 0.5,
+        degradation: DegradationConfig | None = None,
         seed: int = 0,
         prompt: str = "",
     ) -> None:
@@ -64,7 +67,7 @@ class Crops:
                     f"side: expected {height} x {width} as {pair.name}, whose latents are given, got {side}"
                 )
         self.pairs, self.side, self.scale, self.degraded, self.seed = pairs, side, scale, degraded, seed
-        self.prompt = prompt
+        self.degradation, self.prompt = degradation, prompt
         having = [pair.has_photo for pair in pairs]
         self.photos, self.mixed = any(having), any(having) and not all(having)
         self.extras = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
@@ -83,7 +86,8 @@ class Crops:
         made = [at for at, (pair, i) in enumerate(zip(pairs, numbers, strict=True)) if self._is_degraded(pair, i)]
         if made:
             photos = _stacked([crops[at][1][PHOTO] for at in made])
-            lr[made] = degrade(photos, [seed_of(self.seed, "degrade", numbers[at]) for at in made], scale=self.scale)[0]
+            seeds = [seed_of(self.seed, "degrade", numbers[at]) for at in made]
+            lr[made] = degrade(photos, seeds, self.degradation, scale=self.scale)[0]
         none = torch.zeros(3, self.side, self.side, dtype=torch.uint8)
         photo = _stacked([large.get(PHOTO, none) for _, large in crops]) if self.photos else None
         has_photo = torch.tensor([pair.has_photo for pair in pairs]) if self.mixed else None
@@ -131,10 +135,12 @@ def split_pairs(
     held: int = 16,
     labelled: bool = False,
     apart: Path | None = None,
+    degradation: DegradationConfig | None = None,
 ) -> tuple[list[Pair], list[Pair]]:
     """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
 
-    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on. `apart`: see `load_pairs`.
+    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on. `apart` and `degradation`:
+    see `load_pairs`.
 
     Raises:
         ValueError: no folder, no photo to hold out, or nothing labelled; see `load_pairs`.
@@ -145,7 +151,7 @@ def split_pairs(
         raise ValueError(
             f"data: expected photos besides, to measure on, such as photos:DIR, got {', '.join(roots)} alone"
         )
-    fit = load_pairs(roots, "train", scale, apart=apart)
+    fit = load_pairs(roots, "train", scale, apart=apart, degradation=degradation)
     if dev_every:
         names = list(dict.fromkeys(pair.of for pair in fit if pair.has_photo))
         held_names = set(names[dev_every - 1 :: dev_every])
@@ -154,7 +160,7 @@ def split_pairs(
         out = [pair for pair in fit if pair.of in held_names and pair.has_photo]
         fit = [pair for pair in fit if pair.of not in held_names]
     else:
-        out = load_pairs(roots, "val", scale, apart=apart)
+        out = load_pairs(roots, "val", scale, apart=apart, degradation=degradation)
     out = list({pair.name: pair for pair in out}.values())  # labels of one image are one image
     if labelled:
         fit = [pair for pair in fit if pair.results]

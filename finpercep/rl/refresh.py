@@ -137,7 +137,12 @@ class Refresh:
         self.versions = dict.fromkeys(self.models, 0)
         pairs = [pair for pair in crops.pairs if pair.has_photo]
         self.crops = Crops(
-            pairs, crops.side, scale=crops.scale, degraded=crops.degraded, seed=seed_of(seed, "refresh") % 2**31
+            pairs,
+            crops.side,
+            scale=crops.scale,
+            degraded=crops.degraded,
+            degradation=crops.degradation,
+            seed=seed_of(seed, "refresh") % 2**31,
         )
         self.bank = FilterBank()
         self.fixed = implant(*fixed, self.bank, "fixed")

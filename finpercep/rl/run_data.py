@@ -43,11 +43,20 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
         held=config.eval_photos,
         labelled=config.given_pairs,
         apart=Path(config.out) / PICTURES,
+        degradation=config.degradation,
     )
     check_held(config, len(held))
     check_photos(config.algorithm, any(pair.has_photo for pair in fit))
     kept = keep_latents(fit, generator, config.side, degraded=config.degraded)
     scale, prompt = generator.scale, config.generator_options.prompt
-    crops = Crops(fit, config.side, scale=scale, degraded=config.degraded, seed=config.seed, prompt=prompt)
+    crops = Crops(
+        fit,
+        config.side,
+        scale=scale,
+        degraded=config.degraded,
+        degradation=config.degradation,
+        seed=config.seed,
+        prompt=prompt,
+    )
     held_out = HeldOut(held, config.side, scale, config.eval_steps, prompt=prompt)
     return RunData(crops, held_out, kept, pairs_fingerprint([*fit, *held]))

@@ -49,7 +49,8 @@ def _lines(config: Any, said: set[str]) -> list[str]:
 def _dumped(name: str, value: Any) -> list[str]:
     import yaml
 
-    return yaml.safe_dump({name: value}, allow_unicode=True).splitlines()
+    one_line = None if isinstance(value, list) and value else False  # to PyYAML, None is lists of plain values
+    return yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=one_line).splitlines()
 
 
 def _indented(lines: list[str]) -> list[str]:

@@ -52,6 +52,10 @@ def test_each_of_several_versions_has_its_own_photo(scene):
     both = fault_target(scene[None], versions, None, aligned=False)
     for version, target in zip(versions, both, strict=True):
         assert torch.equal(fault_target(scene[None], version[None], None, aligned=False)[0], target)
+    mirrored = torch.stack([scene.flip(-1), scene])
+    apart = fault_target(mirrored, torch.stack([versions[0].flip(-1), versions[2]]), None, aligned=False)
+    for photo, version, target in zip(mirrored, (versions[0].flip(-1), versions[2]), apart, strict=True):
+        assert torch.equal(fault_target(photo[None], version[None], None, aligned=False)[0], target)
     inner = both[..., 8:-8, 8:-8].mean((1, 2, 3))
     assert inner[1] < 1e-4
     assert inner[0] < 0.02 < 0.1 < inner[2]

@@ -566,9 +566,10 @@ def test_scenes_fingerprint(data: Path, tmp_path: Path) -> None:
     assert len(same) == 16
     assert same == scenes_fingerprint(load_scenes(copy, "val"))
     others = [scenes[:3], scenes[::-1], load_scenes(data, "val", leave_out=["grain"])]
+    others.append([replace(scene, aligned=False) for scene in scenes])
     (copy / "val" / "s0" / "grain.png").write_bytes(b"another file")
     others.append(load_scenes(copy, "val"))
-    assert len({same, *map(scenes_fingerprint, others)}) == 5
+    assert len({same, *map(scenes_fingerprint, others)}) == 6
     (copy / "val" / "s0" / "gt.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"s0/gt\.png"):
         scenes_fingerprint(others[-1])

@@ -287,6 +287,8 @@ def test_empty_batch(backend):
         ({"kind": "ode"}, "kind: expected one of flow, cps, dance, got 'ode'"),
         ({"kl_kind": "k3"}, "kl_kind: expected one of exact, flow_grpo, got 'k3'"),
         ({"noise_level": -1.0}, "noise_level: expected"),
+        ({"noise_level": float("inf")}, "noise_level: expected"),
+        ({"noise_level": float("nan")}, "noise_level: expected"),
         ({"noise_level": 1.1, "kind": "cps"}, "noise_level: expected"),
         ({"sigma_max": 1.0}, "sigma_max: expected"),
     ],

@@ -49,6 +49,14 @@ def test_embedded_model():
     assert not any(p.requires_grad for p in reward.parameters())
 
 
+@pytest.mark.parametrize("spec", ["finpercep-tiny", "somebodys_rewards:plain", "http://localhost:1"])
+def test_unknown_options(spec, module):
+    with pytest.raises(TypeError, match="revison: unknown option; expected revision"):
+        load_reward(spec, revison="main")
+    with pytest.raises(TypeError, match="revison: unknown option"):
+        load_reward(f"{spec} + somebodys_rewards:multi", revison="main")
+
+
 def test_functions(module, images):
     mean = images.flatten(1).mean(1)
     torch.testing.assert_close(load_reward("somebodys_rewards:plain")(images).score, mean)

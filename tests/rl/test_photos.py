@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from finpercep.data import DegradationConfig, degrade
+from finpercep.data.randomness import seed_of
 from finpercep.io.images import load_image
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rl.batch import Batch
@@ -43,6 +46,28 @@ def test_degradation_on_the_fly(photo_set):
     took = [torch.equal(a, b) for a, b in zip(mixed.lr, made.lr, strict=True)]
     assert 0 < sum(took) < 8
     assert torch.equal(mixed.photo, own.photo)
+
+
+MILD = DegradationConfig(resize_prob=(0.0, 0.0, 1.0), noise_range=(0.0, 1.0), jpeg_range=(90.0, 95.0))
+
+
+def test_options_of_the_degradation(photo_set):
+    pairs = load_pairs([photo_set], "train", 4)
+    batch = Crops(pairs, 32, degraded=1.0, degradation=MILD, seed=3).batch(1, 2)
+    expected = degrade(batch.photo, [seed_of(3, "degrade", i) for i in (2, 3)], MILD)[0]
+    assert torch.equal(batch.lr, expected)
+    assert not torch.equal(batch.lr, Crops(pairs, 32, degraded=1.0, seed=3).batch(1, 2).lr)
+
+
+def test_options_of_the_degradation_of_photos_alone(photo_set):
+    """Held out or not, what has no low-resolution version gets one by them."""
+    root = f"photos:{photo_set / 'train' / 'p0'}"
+    fit, held = split_pairs([root], 4, dev_every=2, degradation=MILD)
+    for pair in (*fit, *held):
+        lr, photo = pair.images()
+        name = Path(pair.files[0]).stem
+        expected = degrade(photo[None].float() / 255, [seed_of(0, "lr", name)], MILD)[0]
+        assert torch.equal(lr, (255 * expected[0]).round().to(torch.uint8))
 
 
 def test_batches():

@@ -115,6 +115,9 @@ def test_text_that_looks_like_a_number_stays():
         ("generator_options.guidance=.nan", r"generator_options\.guidance: expected a number, got nan"),
         ("generator_options.control_scale=.inf", r"generator_options\.control_scale: expected a number, got inf"),
         ("generator_options.guidance=0.5", r"generator_options\.guidance: expected at least 1, got 0.5"),
+        ("degradation.jpeg_range=[95, 30]", r"degradation\.jpeg_range: expected 0 <= low <= high, got \(95.0, 30.0\)"),
+        ("degradation.jpeg_range=95", r"degradation\.jpeg_range: expected a list, got 95"),
+        ("degradation.jpg_range=[30, 95]", r"degradation\.jpg_range: no such setting; did you mean jpeg_range\?"),
         ("compile=off", r"compile: expected true or false, got 'off'"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
+from finpercep.data import DegradationConfig
 from finpercep.rl.config import KINDS, RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.generators import GeneratorConfig
@@ -48,12 +49,14 @@ def test_descriptions():
 def test_the_file_of_a_curriculum(tmp_path):
     """Read back it is the same; a stage's settings are explained at the first stage."""
     stages = (StageConfig("a: b", 3, 1e-4), StageConfig("null", 4))
-    config = RLConfig(("x", "ü"), algorithm=GRPOConfig(window=(1, 2)), stages=stages)
+    mild = DegradationConfig(jpeg_range=(60.0, 95.0))
+    config = RLConfig(("x", "ü"), algorithm=GRPOConfig(window=(1, 2)), stages=stages, degradation=mild)
     text = as_yaml(config)
     (tmp_path / "run.yaml").write_text(text)
     assert resolve(tmp_path / "run.yaml") == config
     assert "\nbatch: 4\n# of the crops of photos, pixels.\nside: 96\n" in text
     assert "\nalgorithm:\n  name: grpo\n  # of the sampler.\n  steps: " in text
+    assert "\n  # quality.\n  jpeg_range: [60.0, 95.0]\n" in text
     assert "\n-\n  reward: 'null'\n  steps: 4\n" in text
     assert text.count("# λ1 and λ2.\n  score_weight: ") == 1
     assert max(map(len, text.splitlines())) <= 120
