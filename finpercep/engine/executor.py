@@ -73,6 +73,11 @@ class Executor:
         self._launching = threading.RLock()  # two batches that are launched at once would need memory for both
         self._streams = tuple(streams) or None  # uploads, computation, downloads
 
+    def after_fork(self) -> None:
+        """In a forked process: whoever compiles in the other one is not here to give the lock back."""
+        if self._compiles is not None:
+            self._compiles = threading.Lock()
+
     def capacity(self, height: int, width: int) -> int:
         """How many images of a size go through together."""
         if self._tiles(height, width):

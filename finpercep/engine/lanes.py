@@ -19,6 +19,9 @@ __all__ = ["Lanes"]
 _starting = threading.Lock()  # torch's number of threads is what new threads begin with: one at a time may change it
 
 
+_here = threading.local()  # in a lane: whose it is
+
+
 def _anew() -> None:
     """In a forked process: whoever held the lock is not there to give it back."""
     global _starting
@@ -47,6 +50,7 @@ class Lanes:
 
         def begin() -> None:
             torch.set_num_threads(self.threads)
+            _here.lanes = self
             torch.get_num_threads()  # what a thread asks first it would take from the process, later than here
             together.wait()
 
@@ -66,7 +70,12 @@ class Lanes:
         return pool
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run `work(*arguments)` in a lane; threads that were ended are started again."""
+        """Run `work(*arguments)` in a lane; threads that were ended are started again.
+
+        In one of them, which cannot wait for itself, it runs there and then.
+        """
+        if getattr(_here, "lanes", None) is self:
+            return _done(work, *arguments)
         with self._lock:
             if self._pool is None:
                 self._pool = self._started()
@@ -78,3 +87,13 @@ class Lanes:
             if self._pool is not None:
                 self._pool.shutdown()
             self._pool = None
+
+
+def _done(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """A future of what is done by now."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work(*arguments))
+    except BaseException as error:
+        future.set_exception(error)
+    return future

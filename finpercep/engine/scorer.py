@@ -137,6 +137,7 @@ class Scorer:
     def _without_threads(self) -> None:
         self._lock = threading.Lock()
         self._lanes: Lanes | None = None
+        self.executor.after_fork()
         self._device_thread: ThreadPoolExecutor | None = None
         self._async_thread: ThreadPoolExecutor | None = None
 
@@ -157,8 +158,12 @@ class Scorer:
             TypeError: a batch of other numbers. Values are not checked.
         """
         given = self._given(context)
-        if not self.executor.deterministic or self.executor.device.type != "cpu" or not len(images):
+        if self.executor.device.type != "cpu" or not len(images):
             return self.executor.batch(images, given)
+        if not self.executor.deterministic:
+            if self._parallel:
+                return self.executor.batch(images, given)
+            return self.lanes().submit(self.executor.batch, images, given).result()  # by the one thread that calls it
         _check_lengths(given, len(images))
         lanes = self.lanes()
         singles = [{name: value[i : i + 1] for name, value in given.items()} for i in range(len(images))]

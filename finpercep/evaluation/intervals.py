@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from finpercep.data.scenes import photo_of
 from finpercep.evaluation.evaluate import SCORE_METRICS, Evaluation, PairResult
 from finpercep.evaluation.metrics import pairwise_probability
 
@@ -23,9 +24,9 @@ def bootstrap_intervals(
 ) -> dict[str, Interval | None]:
     """Percentile intervals of the means over pairs of `INTERVAL_METRICS`.
 
-    Scenes are drawn with replacement, each with all its pairs, since pairs of one scene are not independent. A figure
-    that is equal in all scenes (all pairs in order) has an interval of no width, however few scenes there are. Efron
-    and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+    Scenes are drawn with replacement, each with all its pairs, since pairs of one scene are not independent; crops of
+    one photo are one scene. A figure that is equal in all scenes (all pairs in order) has an interval of no width,
+    however few scenes there are. Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
 
     Args:
         results: of an evaluation, or some of them.
@@ -83,7 +84,7 @@ def _by_scene(results: Sequence[PairResult], name: str) -> list[list[float]]:
     for row in results:
         value = _value(row, name)
         if not math.isnan(value):
-            scenes.setdefault(row.scene, []).append(value)
+            scenes.setdefault(photo_of(row.scene), []).append(value)
     return list(scenes.values())
 
 

@@ -29,10 +29,11 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     """16 hex digits of a saved model: names, sizes and contents; of files over 2 MB, the first and the last MB.
 
-    Weights of several gigabytes would take longer to hash than to load; two trainings never agree in both ends.
+    Weights of several gigabytes would take longer to hash than to load; two trainings never agree in both ends. Hidden
+    files and folders, such as `.git` and the hub's `.cache`, do not count.
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith(".")):
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and not _is_hidden(p.relative_to(folder))):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode("utf-8", "surrogateescape"))
         with open(path, "rb") as file:
@@ -41,6 +42,10 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
                 file.seek(-_LARGE, os.SEEK_END)
             digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def listing_fingerprint(rows: Iterable[Any]) -> str:

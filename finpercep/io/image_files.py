@@ -19,6 +19,10 @@ _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000
 ORIENTATION_TAG = 0x0112
 # Pillow's pixel limit and Python's warning filters are process-wide: one thread at a time may change them.
 PILLOW_STATE = threading.Lock()
+if hasattr(os, "register_at_fork"):  # nobody holds it in a forked process; it is held for a file's header at most
+    os.register_at_fork(
+        before=PILLOW_STATE.acquire, after_in_parent=PILLOW_STATE.release, after_in_child=PILLOW_STATE.release
+    )
 
 
 def image_sides(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from typing import TYPE_CHECKING
@@ -23,6 +24,16 @@ _STRIP_PIXELS = 2**21
 # Two threads that decode one image read from one file at two places. By the image's address, so that others decode
 # beside it.
 _decoding = tuple(threading.Lock() for _ in range(61))
+
+
+def _anew() -> None:
+    """In a forked process: whoever decodes in the other one is not there to give a lock back."""
+    global _decoding
+    _decoding = tuple(threading.Lock() for _ in range(61))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
 
 
 def from_pil(image: PILImage.Image, name: str) -> torch.Tensor:

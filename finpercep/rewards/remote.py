@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import random
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -97,7 +98,9 @@ class RemoteReward:
         self._most, self._connections = images_per_request, connections
         self._without_threads()
         _rewards.add(self)
-        about = self._client.content(self._client.insist("GET", "/info", {}, b""), "has_map", "limits")
+        about = self._client.content(
+            self._client.insist("GET", "/info", {}, b"", threading.Event()), "has_map", "limits"
+        )
         if maps == "auto":
             maps = "fp16" if about["has_map"] else None
         self.maps = maps
@@ -130,12 +133,14 @@ class RemoteReward:
             ServiceError: see there.
         """
         items, stacked = as_images(images)
-        answers = [self._pool.submit(self._request, group) for group in self._groups(items)]
+        over = threading.Event()
+        answers = [self._pool.submit(self._request, group, over) for group in self._groups(items)]
         try:
             found = [one for answer in answers for one in answer.result()]
         finally:
             for answer in answers:  # after an error the others would be asked for in vain, each with its own patience
                 answer.cancel()
+            over.set()
         scores = torch.tensor([score for score, _ in found], dtype=torch.float32)
         if not self.has_map:
             return RewardOutput(scores, None)
@@ -170,10 +175,10 @@ class RemoteReward:
         if group:
             yield group
 
-    def _request(self, images: Sequence[Tensor]) -> list[tuple[float, Tensor | None]]:
+    def _request(self, images: Sequence[Tensor], over: threading.Event) -> list[tuple[float, Tensor | None]]:
         batch = torch.stack([_eight_bit(image) for image in images]).cpu()
         path = "/score" if self.maps is None else f"/score?maps={self.maps}"
-        answer = self._client.content(self._client.insist("POST", path, *self._body(batch)), "results")
+        answer = self._client.content(self._client.insist("POST", path, *self._body(batch), over), "results")
         results = answer["results"]
         served = self.fingerprint.removesuffix(SCORE)
         if answer["fingerprint"] != served:

@@ -50,8 +50,8 @@ class Client:
         """Leave the connections there are to the process that this one was forked from."""
         self._own = threading.local()
 
-    def insist(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
-        """The reply to a request, which is sent again as long as there is hope and patience."""
+    def insist(self, method: str, path: str, headers: dict[str, str], body: bytes, over: threading.Event) -> Reply:
+        """The reply to a request, which is sent again as long as there is hope and patience, and it is not `over`."""
         end, pause = time.monotonic() + self._patience, FIRST_WAIT
         while True:
             asked = None
@@ -74,7 +74,8 @@ class Client:
                 raise ServiceError(f"{self.url}: expected an answer within {self._patience:g} s, got {reason}")
             if method == "GET" and pause == FIRST_WAIT:  # nobody need wait for a wrong address without knowing it
                 log.warning("%s: no answer yet (%s); trying for another %.0f s", self.url, reason, self._patience)
-            time.sleep(wait)
+            if over.wait(wait):
+                raise ServiceError(f"{self.url}: expected an answer, got {reason}; nobody waits for it any more")
             pause = min(2 * pause, LONGEST_WAIT)
 
     def _send(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from finpercep import RewardModel, RewardOutput, Scorer
 from finpercep.engine import executor as executor_module
 from finpercep.engine.executor import Outcome
 from finpercep.engine.run import Run
+from finpercep.io import image_files, pil_images
 from finpercep.io.images import ImageError
 from finpercep.io.pictures import as_picture, save_image
 from finpercep.rewards import StageReward, load_reward
@@ -77,6 +78,64 @@ def test_a_forked_process_starts_threads_of_its_own(small_model: RewardModel, ma
     child.kill()
     made.close()
     assert found == [expected, expected]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_while_files_are_read_and_graphs_are_compiled(
+    small_model: RewardModel, make_photo: Photo, tmp_path: Path
+) -> None:
+    """Nobody is there to give back what a thread of the other process holds."""
+    save_image(as_picture(make_photo()), tmp_path / "a.png")
+    made = Scorer(small_model, lanes=1, compile="default")
+    made.executor._call = made.executor._alone = made.executor._view  # what takes long is not what is tested
+    fork = multiprocessing.get_context("fork")
+    results, answer = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: answer.send(made.score([tmp_path / "a.png"]).score.item()), daemon=True)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ExitStack() as locks:
+            for lock in (*pil_images._decoding, made.executor._compiles):
+                locks.enter_context(lock)
+            with image_files.PILLOW_STATE:
+                held.set()
+                time.sleep(0.2)  # the fork waits for this one
+            release.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    child.start()
+    release.set()
+    holder.join()
+    found = results.recv() if results.poll(60) else None
+    child.kill()
+    made.close()
+    assert found == small_model.score([tmp_path / "a.png"]).score.item()
+
+
+def test_a_reward_of_somebody_is_called_by_one_thread_at_a_time(photo: Tensor) -> None:
+    """By `__call__` as by `score`; from `then`, which runs where the reward is called, at once."""
+    inside, most = [0], [0]
+
+    class Slow:
+        has_map = False
+        fingerprint = "slow"
+
+        def __call__(self, images: Tensor) -> RewardOutput:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            inside[0] -= 1
+            return RewardOutput(images.flatten(1).mean(1).float(), None)
+
+    with closing(Scorer(Slow())) as made, ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(made, photo[None]) for _ in range(4)] + [made.score_async([photo])]
+        scores = [answer.result(60).score for answer in answers]
+        again = list(made.stream([photo] * 2, then=lambda image, found, number: made(image[None]).score))
+    assert most == [1]
+    assert all(torch.equal(score, scores[0]) for score in scores + again)
 
 
 @pytest.mark.parametrize(("name", "short"), [("bfloat16", "bf16"), ("float16", "fp16"), ("float32", "fp32")])

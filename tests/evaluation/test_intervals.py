@@ -38,6 +38,12 @@ def test_scenes_are_drawn_and_not_pairs():
     assert bootstrap_intervals(often) == bootstrap_intervals(rows)
 
 
+def test_crops_of_a_photo_are_one_scene():
+    rows = [pair(i, IN_ORDER if i % 2 else REVERSED) for i in range(100)]
+    crops = [PairResult(f"{row.scene}|0,{left}", "a", row.scores, None, None) for row in rows for left in (0, 8, 16)]
+    assert bootstrap_intervals(crops) == bootstrap_intervals(rows)
+
+
 def test_two_scenes():
     """The mean of two draws is either value a quarter of the time, so the interval is from one to the other."""
     assert bootstrap_intervals([pair(0, None, 0.2), pair(1, None, 0.6)])["cc"] == pytest.approx((0.2, 0.6))

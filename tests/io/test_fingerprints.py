@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from finpercep.io.fingerprints import weights_fingerprint
+from finpercep.io.fingerprints import folder_fingerprint, weights_fingerprint
 
 
 def test_the_type_of_weights_is_part_of_the_identity() -> None:
@@ -20,3 +22,15 @@ def test_the_type_of_weights_is_part_of_the_identity() -> None:
 def test_all_digits_of_float64_count() -> None:
     value = torch.tensor([1.0], dtype=torch.float64)
     assert weights_fingerprint({}, {"a": value}) != weights_fingerprint({}, {"a": value + 1e-12})
+
+
+def test_hidden_files_and_folders_are_no_part_of_a_saved_model(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return folder_fingerprint(tmp_path)
+
+    found = write("unet/config.json", "{}")
+    assert write(".git/index", "a") == write(".cache/huggingface/download/config.json.metadata", "b") == found
+    assert write("unet/.keep", "") == found
+    assert write("unet/config.json", "[]") != found

@@ -288,6 +288,11 @@ def test_any_size(model: RewardModel, make_photo: Photo, height: int, width: int
     assert torch.allclose(model(padded).map[..., :height, :width], out.map)
 
 
+def test_an_empty_batch(model: RewardModel) -> None:
+    out = model(torch.zeros(0, 3, 20, 33))
+    assert (tuple(out.score.shape), tuple(out.map.shape)) == ((0,), (0, 1, 20, 33))
+
+
 @torch.no_grad()
 def test_alone_as_in_a_batch(model: RewardModel, make_photo: Photo) -> None:
     """In double precision: in single, products of other sizes round differently by about 1e-6."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -134,18 +135,45 @@ def _make_in_worker(shard: Shard) -> ShardReport:
 
 
 class _RayWorker:
-    """A Ray actor: holds the models, makes the shards that it is handed."""
+    """A Ray actor: holds the models, makes the shards that it is handed.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        folder: where the command runs; the cluster may have begun in another, and paths may be relative.
+    """
+
+    def __init__(self, job: Job, folder: str) -> None:
         self.job = job
-        self.maker = open_maker(job)
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        try:
+            self.maker: Maker | Exception = open_maker(job)
+        except Exception as error:  # Ray would try again, and tell at length of its own
+            self.maker = error
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        reports = []
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        reports, errors = [], []
         for text in batch["shard"]:
-            report = make_shard(self.maker, self.job, _shard_from_json(str(text)))
-            reports.append(json.dumps(asdict(report)))
-        return {"report": reports}
+            report, error = self._made(_shard_from_json(str(text)))
+            reports.append(report)
+            errors.append(error)
+        return {"report": reports, "error": errors}
+
+    def _made(self, shard: Shard) -> tuple[str, bytes]:
+        """The report as JSON, or the pickled error; the other one is empty."""
+        try:
+            if isinstance(self.maker, Exception):
+                raise self.maker
+            return json.dumps(asdict(make_shard(self.maker, self.job, shard))), b""
+        except Exception as error:
+            return "", _pickled(error)
+
+
+def _pickled(error: Exception) -> bytes:
+    try:
+        pickle.loads(found := pickle.dumps(error))
+    except Exception:  # one of somebody's source
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return found
 
 
 def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardReport]:
@@ -159,13 +187,15 @@ def _run_ray(job: Job, shards: Sequence[Shard], workers: int) -> Iterator[ShardR
     rows = data.from_items([{"shard": _shard_to_json(shard)} for shard in shards], override_num_blocks=len(shards))
     reports = rows.map_batches(
         _RayWorker,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, os.getcwd()),
         batch_size=1,
         compute=data.ActorPoolStrategy(size=min(workers, len(shards))),
         num_cpus=1,
         num_gpus=1 if job.device == "cuda" else 0,
     )
     for row in reports.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
         yield ShardReport(**json.loads(row["report"]))
 
 

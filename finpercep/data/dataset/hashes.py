@@ -76,6 +76,13 @@ class Hashes:
                 if entry is not None:
                     self._append(entry)
 
+    def forget(self) -> None:
+        """Begin the record anew."""
+        self.inputs.clear()
+        self.shards.clear()
+        self.path.unlink(missing_ok=True)
+        self._start = b""
+
     def has_profile(self, photos: Iterable[Photo]) -> bool:
         """Whether any of their files has colors that reading converts."""
         return any(self.inputs[name][-1].get("profile", False) for name in input_files(photos))

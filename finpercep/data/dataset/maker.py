@@ -134,7 +134,7 @@ class Maker:
                 image = load_image(photo.gt)
                 size = (image.shape[1], image.shape[2])
                 regions = self._regions(photo, size)
-                low = None if photo.lr is None or not self.needs_lr else self._read_lr(photo, size)
+                low = None if photo.lr is None else self._read_lr(photo, size)
             except ImageError as error:
                 self._bad(error)
                 return []
@@ -167,7 +167,7 @@ class Maker:
         crop, scale = self.config.crop, self.config.scale
         shared = _shared(photo, size, scale)
         if not crop:
-            step = scale if self.needs_lr else 1
+            step = scale if self.needs_lr or photo.lr is not None else 1
             height, width = (side // step * step for side in shared)
             if min(height, width) < 8 * step:
                 raise ImageError(f"{photo.gt}: expected sides of {8 * step} or more, got {size[1]}x{size[0]}")

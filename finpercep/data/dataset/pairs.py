@@ -70,6 +70,7 @@ def _keyed_folder(folder: str) -> list[tuple[str, Path]]:
 
 
 def _keyed_glob(pattern: str) -> list[tuple[str, Path]]:
+    pattern = re.sub("/{2,}", "/", pattern)  # as `glob` gives the files
     parts = _WILD.split(pattern)
     groups = {"**/": "(.*/)?", "*": "([^/]*)", "?": "([^/])"}
     regex = re.compile("".join(groups.get(part, re.escape(part)) for part in parts))

@@ -27,6 +27,7 @@ __all__ = ["draw_sheet", "pick_samples", "remove_pages", "write_card", "write_pr
 PREVIEW = "preview.png"
 SHOWN = 12  # samples on the sheet
 WIDTH = 240  # of a picture, pixels
+TALLEST = 4 * WIDTH  # taller ones are drawn flatter than they are: no format holds a sheet of webtoons
 TITLES = (
     "photo",
     "super-resolved",
@@ -122,7 +123,7 @@ def draw_sheet(samples: Sequence[StoredSample], *, gap: int = 8) -> PILImage.Ima
 def _pictures(sample: StoredSample) -> list[PILImage.Image]:
     from PIL import Image
 
-    height = max(1, round(WIDTH * sample.gt.shape[1] / sample.gt.shape[2]))
+    height = max(1, min(TALLEST, round(WIDTH * sample.gt.shape[1] / sample.gt.shape[2])))
 
     def picture(image: Tensor) -> PILImage.Image:
         return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

@@ -44,11 +44,19 @@ def claim_folder(folder: Path, settings: dict[str, Any], hashes: Hashes, photos:
             raise ValueError(
                 f"{folder}: made with other settings: {'; '.join(changed)}. Use another folder, or the same settings"
             )
-        return {**settings, "inputs": old.get("inputs")}
+        return _kept({**settings, "inputs": old.get("inputs")}, old)
     if begun:
         raise ValueError(f"{folder}: expected a new or empty folder, or one that this command made")
+    hashes.forget()  # of an attempt that made nothing, whose inputs may have been others
     write_json(path, settings)
     return settings
+
+
+def _kept(settings: Any, old: Any) -> Any:
+    """The old values, which equal the new ones, in the order of the new: 1 and 1.0 have different hashes."""
+    if not isinstance(settings, dict) or not isinstance(old, dict):
+        return old
+    return {name: _kept(value, old.get(name, value)) for name, value in settings.items()}
 
 
 def _holds_more(folder: Path) -> bool:

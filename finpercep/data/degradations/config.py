@@ -134,7 +134,7 @@ def _like(name: str, value: Any, default: Any) -> Any:
 
 def _number(name: str, value: Any) -> float:
     if type(value) in (int, float):
-        return value
+        return float(value)
     try:
         return float(value)  # YAML reads 1e-5 as a text
     except (TypeError, ValueError):

@@ -133,6 +133,8 @@ def _bytes_of_pixels(chunks: Iterator[tuple[bytes, int, int]], name: str, size: 
     for kind, _, length in chunks:
         if kind == b"IDAT":
             of_pixels, found = of_pixels + 1, found + length
+        elif kind == b"IHDR":  # the last one would be the one that is decoded
+            raise Refused(400, f"{name}: expected one header, got two")
         else:
             others, texts = others + 1, texts + (kind in (b"tEXt", b"zTXt", b"iTXt"))
         for what, count, most in (

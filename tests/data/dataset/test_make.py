@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from finpercep import ops
 from finpercep.data import load_scenes
 from finpercep.data.dataset.config import MakeConfig, settings_difference
 from finpercep.data.dataset.parquet import decode, encode
+from finpercep.data.dataset.preview import draw_sheet
 from finpercep.data.dataset.rle import decode_rle
 from finpercep.data.dataset.stored import row_sample
 from finpercep.data.features.filter_bank import FilterBank
+from finpercep.data.scenes import StoredSample
 from finpercep.data.swap import region_swap
 from finpercep.data.targets import ALPHA, SCALE
 from finpercep.data.triplets import Triplet, TripletConfig, Triplets
+from finpercep.io.html_page import inline_jpeg
 from finpercep.io.images import ImageError, expand_paths, load_image
 from finpercep.io.parquet import PARQUET_SUFFIXES, find_rows, read_rows
 from tests.conftest import REPOSITORY
@@ -257,7 +261,7 @@ def test_killed_workers_lose_nothing(dataset, scenes_root, tmp_path):
     assert fgr.contents(tmp_path / "out") == fgr.contents(dataset)
 
 
-def test_ray_gives_the_same_bytes_and_survives_a_killed_actor(dataset, scenes_root, tmp_path):
+def test_ray_gives_the_same_bytes_and_survives_a_killed_actor(dataset, scenes_root, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="needs ray")
     psutil = pytest.importorskip("psutil", reason="needs psutil")
     environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
@@ -272,10 +276,19 @@ def test_ray_gives_the_same_bytes_and_survives_a_killed_actor(dataset, scenes_ro
             for worker in workers[:1]:
                 worker.kill()
 
+    bad = tmp_path / "bad" / "train" / "scene0" / "gt.png"
+    fgr.inputs(tmp_path / "bad")
+    bad.write_bytes(b"no image")
     try:
         fgr.make(scenes_root, tmp_path / "out", workers=2, engine="ray", progress=progress)
+        with monkeypatch.context() as elsewhere:  # than where the cluster began: paths are those of the command
+            elsewhere.chdir(tmp_path)
+            with pytest.raises(ImageError, match=r"bad/train/scene0/gt\.png: expected an image file"):
+                fgr.make(Path("bad"), Path("none"), engine="ray")
+            fgr.make(Path(os.path.relpath(scenes_root)), Path("again"), engine="ray")
     finally:
         ray.shutdown()
+    assert fgr.contents(tmp_path / "again").keys() == fgr.contents(dataset).keys()
     assert len(seen) > 1
     assert fgr.contents(tmp_path / "out") == fgr.contents(dataset)
 
@@ -366,6 +379,22 @@ def test_disk_full_keeps_what_is_complete(scenes_root, dataset, tmp_path, monkey
     assert fgr.contents(out) == fgr.contents(dataset)
 
 
+def test_a_sheet_of_tall_images_can_be_stored():
+    tall = torch.zeros(3, 1600, 16, dtype=torch.uint8)
+    row = {
+        "photo": "a",
+        "source": "b",
+        "mask_kind": "c",
+        "area": 0.1,
+        "feather": 0,
+        "severity": 0.2,
+        "severity_sr": 0.3,
+    }
+    sheet = draw_sheet([StoredSample(tall, tall, tall, tall[:1], tall[:1], tall[:1], row)] * 12)
+    assert sheet.height < 65_500
+    assert inline_jpeg(sheet).startswith("data:image/jpeg")
+
+
 def test_given_low_resolution_versions_are_used(tmp_path):
     from PIL import Image
 
@@ -380,6 +409,9 @@ def test_given_low_resolution_versions_are_used(tmp_path):
     for row in fgr.rows(tmp_path / "out"):
         assert decode(row["lr"])[0].unique().tolist() == [40 * int(row["photo"][-1])]
         assert row["degradation"] is None
+    results = [f"folder:a={root}/train/*/a.png"]  # which need none
+    make_dataset(gt, results, tmp_path / "given", MakeConfig(val_share=0), lr=low)
+    assert {decode(row["lr"])[0].unique().item() for row in fgr.rows(tmp_path / "given")} == {0, 40}
     Image.new("RGB", (15, 12)).save(root / "train" / "scene1" / "lr.png")
     with pytest.raises(ImageError, match=r"lr\.png: expected 14x12, 1/4 of .*got 15x12"):
         make_dataset(gt, ["builtin:bicubic"], tmp_path / "out2", MakeConfig(val_share=0), lr=low)

@@ -29,6 +29,7 @@ def test_keys_of_folders_and_patterns(tmp_path):
     touch(tmp_path / "s" / "two" / "gt.png")
     assert list(find_images(f"{tmp_path}/s/*/gt.png")) == ["one", "two"]
     assert list(find_images(f"{tmp_path}/s/**/*.png")) == ["one_gt", "two_gt"]
+    assert list(find_images(f"{tmp_path}//s/*//gt.png")) == ["one", "two"]
     touch(tmp_path / "best [of 3]" / "a [1].png")
     assert list(find_images(f"{tmp_path}/best [of 3]/*.png")) == ["a [1]"]
 

@@ -19,7 +19,7 @@ from finpercep.data.dataset.shards import Shard
 from finpercep.data.loading import load_scenes
 from finpercep.data.sources.protocol import Photo
 from finpercep.io.color_profiles import CONVERSION
-from finpercep.io.images import load_image
+from finpercep.io.images import ImageError, load_image
 from tests.data import fgr
 from tests.io import icc
 
@@ -63,6 +63,36 @@ def flip(path, *, keep_time=False):
     path.write_bytes(content)
     if keep_time:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_whole_number_is_the_setting_that_it_equals(made):
+    root, out = made
+    before = fgr.contents(out)
+    config = replace(fgr.CONFIG, alpha=1.0)
+    fgr.make(root, root / "one", config)
+    settings = (root / "one" / "settings.json").read_bytes()
+    assert not fgr.make(root, root / "one", replace(config, alpha=1)).reports
+    assert (root / "one" / "settings.json").read_bytes() == settings
+    assert fgr.contents(out) == before
+
+
+def test_what_an_attempt_without_a_file_was_given_is_forgotten(tmp_path):
+    root, out = tmp_path / "scenes", tmp_path / "fgr"
+    fgr.inputs(root)
+    photo = root / "train" / "scene0" / "gt.png"
+    photo.write_bytes(b"no image")
+    with pytest.raises(ImageError):
+        fgr.make(root, out)
+    assert not list(out.glob("data/*.parquet"))
+    for path in (photo, *photo.parent.glob("[ab].png")):
+        path.rename(path.with_suffix(".gone"))
+    fgr.make(root, out)
+    before = times(out)
+    image = ImageOps.mirror(Image.open(root / "train" / "scene1" / "gt.png"))
+    image.save(root / "train" / "scene1" / "gt.png", optimize=True)
+    fgr.make(root, out)  # refused before: "gone: scene0"
+    after = times(out)
+    assert sum(after[name] != before[name] for name in before) == 1
 
 
 def test_nothing_is_read_again_but_what_seems_changed(made, reads):

@@ -155,6 +155,36 @@ def test_what_passes_is_waited_for(service: Service, make_photo: Photo, trouble:
     assert next(turn) > 15
 
 
+def test_after_an_error_nobody_goes_on_asking(
+    url: str, service: Service, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads would keep the process, as after Ctrl-C, until their patience ends."""
+    reward = RemoteReward(url, images_per_request=1, connections=2)
+    asked, ended = threading.Barrier(2), []
+
+    def insist(method: str, path: str, headers: dict[str, str], body: bytes, over: threading.Event) -> Any:
+        asked.wait(60)
+        if body == first:
+            raise ServiceError("refused")
+        ended.append(over.wait(60))
+        raise ServiceError("given up")
+
+    monkeypatch.setattr(reward._client, "insist", insist)
+    images = torch.stack([make_photo(32, 40, i) for i in range(2)])
+    first = (255 * images[0]).round().to(torch.uint8).numpy().tobytes()
+    with pytest.raises(ServiceError, match="refused"):
+        reward(images)
+    reward.close()
+    assert ended == [True]
+    busy = Answer(503, {"Content-Type": "application/json"}, b'{"error": "busy"}')
+    with carried(service, lambda path: busy if path == "/score" else None) as place:
+        waiting, over = RemoteReward(place, patience=60), threading.Event()
+        threading.Timer(0.3, over.set).start()
+        with pytest.raises(ServiceError, match=r"got busy.*; nobody waits for it any more$"):
+            waiting._client.insist("POST", "/score", {}, b"", over)
+        waiting.close()
+
+
 def test_patience_ends_with_the_last_reason(service: Service, photo: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     busy = Answer(503, {"Content-Type": "application/json"}, b'{"error": "busy: come back later"}')
     with carried(service, lambda path: busy if path == "/score" else None) as place:

@@ -101,6 +101,13 @@ def test_a_form_may_hold_its_boundary_in_a_png() -> None:
             400,
             "image 1: expected a PNG that begins with",
         ),
+        (
+            "image/png",
+            None,
+            claiming(9, 9)[:33] + claiming(5000, 5000)[8:],
+            400,
+            "image 1: expected one header, got two",
+        ),
         (FORM, None, form_of(png_of(), b"no image"), 400, "image 2: expected a PNG, got other data"),
         (FORM, None, form_of(*[png_of()] * 5), 413, "images: expected at most 4 in a request, got 5"),
         (FORM, None, form_of(claiming(800, 800), claiming(800, 800)), 413, "image 2: expected at most 360000 pixels"),
