@@ -230,7 +230,8 @@ class Scorer:
 
         Args:
             images: paths, PIL images, arrays or tensors, or functions that give one, called where images are decoded;
-                taken as they are needed.
+                taken as they are needed. While a source has the next one in the making it holds back outcomes that are
+                ready, and it must not wait for one: functions that give images do not.
             then: gives what is yielded in place of an `Outcome`, from the image (3,H,W), its outcome and its number;
                 runs beside the computation.
             **context: see `score`.
