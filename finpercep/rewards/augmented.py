@@ -207,6 +207,7 @@ class Augmented(nn.Module):
         return whole[..., view.top : view.top + height, view.left : view.left + width]
 
 
+@torch.compiler.disable  # torch 2.14 compiles no gradient of it for sizes that are not fixed
 def _resized(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if tuple(images.shape[-2:]) == size:
         return images

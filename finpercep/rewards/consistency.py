@@ -64,6 +64,11 @@ class LRConsistency(nn.Module):
             if not values.is_floating_point():
                 raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")
         images = as_stored(images)
-        small = F.interpolate(images, lr.shape[-2:], mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        small = _resized(images, (lr.shape[-2], lr.shape[-1])).clamp(0, 1)
         difference = (small - lr.to(small)).abs().flatten(1).mean(1)
         return RewardOutput(torch.exp(-difference / self.tolerance), None)
+
+
+@torch.compiler.disable  # torch 2.14 compiles no gradient of it for sizes that are not fixed
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)

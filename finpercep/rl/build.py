@@ -36,7 +36,8 @@ def load_rewards(config: RLConfig) -> dict[str, Reward]:
     Raises:
         ValueError, ImportError: see `load_reward`.
     """
-    return {name: load_reward(name, device=config.device) for name in {stage.reward for stage in config.stages}}
+    names = [stage.reward for stage in config.stages]  # in this order: they may draw random numbers
+    return {name: load_reward(name, device=config.device) for name in dict.fromkeys(names)}
 
 
 def build_curriculum(config: RLConfig, rewards: Mapping[str, Reward]) -> Curriculum:

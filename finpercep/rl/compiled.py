@@ -12,6 +12,9 @@ from finpercep.rewards import Mixture, Reward
 from finpercep.rl.generators import GeneratorModule
 from finpercep.rl.held_out import HeldOut
 
+GRAPHS = 4
+"""Of a reward, at most."""
+
 
 def compile_run(generator: GeneratorModule, rewards: Sequence[Reward], held_out: HeldOut, device: torch.device) -> None:
     """Compile the generator's networks and the stages' rewards, in place, for any number of rows.
@@ -21,6 +24,11 @@ def compile_run(generator: GeneratorModule, rewards: Sequence[Reward], held_out:
     generator's first results are of those anyway.
     """
     generator.compile_networks()
+    parts = sum(len(reward.parts) if isinstance(reward, Mixture) else 1 for reward in rewards)
+    # Stages share their code, and so torch's limit, behind which it goes on without compiling: with and without a
+    # gradient, and of one row or more.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, GRAPHS * parts)
     for reward in rewards:
         for part in reward.parts.values() if isinstance(reward, Mixture) else [reward]:
             network: Any = part

@@ -127,6 +127,8 @@ class RLConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):
+            raise ValueError(f"data: expected several folders, as in ({self.data!r},), got a text")
         counts = ("batch", "updates", "keep", "save_every", "eval_every", "eval_photos", "eval_steps", "max_skipped")
         at_least_one(self, *counts)
         if self.side < SSIM_SIDE:

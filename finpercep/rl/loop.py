@@ -22,6 +22,7 @@ from finpercep.rl.trainer import RLTrainer
 from finpercep.runs.interruption import Interruption
 from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
+from finpercep.runs.state import check_same_step
 
 METRICS = "metrics.jsonl"
 _ENDS = "; the run ends here (started again, it goes on to the next measurement)"
@@ -60,11 +61,7 @@ def train(config: RLConfig, monitors: Sequence[Monitor] = ()) -> GeneratorModule
     first = trainer.ranks.first
     with folder_lock(out) if first else nullcontext():
         resumed = trainer.resume()
-        if len(found := set(trainer.ranks.gathered(trainer.done))) > 1:
-            raise ValueError(
-                f"out: expected one folder for all processes, got {out} with states of steps "
-                f"{', '.join(map(str, sorted(found)))}; it has to lie where all of them see it"
-            )
+        check_same_step(trainer.ranks.gathered(trainer.done), out)
         if first and not (resumed and trainer.finished):  # some settings, rewards and the judge may be others now
             held_out = {"held_out": len(trainer.held_out.batch)}
             write_json(out / "rl.json", {**trainer.settings, **asdict(config), **held_out})

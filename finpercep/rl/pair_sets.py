@@ -24,6 +24,8 @@ from finpercep.rl.pair import Images, Pair, check_scale
 
 INDEX = "index.jsonl"
 CHOICES = "pairs.jsonl"
+PICTURES = "pictures"
+"""Folder of a run, for what it draws."""
 VAL = 10
 """Of folders of photos without splits, one photo in so many is held out, by its name."""
 
@@ -122,7 +124,12 @@ def of_lr(folder: str, split: str, scale: int) -> Iterator[Pair]:
 def _images_of(kind: str, folder: str) -> list[Path]:
     if not Path(folder).expanduser().is_dir():
         raise FileNotFoundError(f"{kind}:{folder}: expected a folder of images, found none")
-    return expand_paths([folder])
+    return [path for path in map(Path, expand_paths([folder])) if not _is_of_run(path)]
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a run of reinforcement learning has drawn it: what it made is no photo."""
+    return path.parent.name == PICTURES and (path.parent.parent / "rl.json").is_file()
 
 
 def _alone(lr: Path) -> Images:

@@ -22,7 +22,6 @@ def load_pairs(
     split: str,
     scale: int,
     *,
-    apart: Path | None = None,
     degradation: DegradationConfig | None = None,
 ) -> list[Pair]:
     """The images of sets, in one list.
@@ -33,7 +32,7 @@ def load_pairs(
       known; those with split "val" need lr and gt;
     - a folder as DiT4SR's training has it: sr_bicubic, prompt_embeds, pooled_prompt_embeds, latent_lr, and gt where it
       is known; all of it is `train`;
-    - ``photos:DIR``: photos, of which one in ten is `val`, by its name;
+    - ``photos:DIR``: photos, of which one in ten is `val`, by its name; not the pictures of a run that wrote there;
     - ``lr:DIR``: low-resolution images without photos, all of them `train`.
 
     Photos without a low-resolution version get one by `degrade`, seeded by their name.
@@ -42,7 +41,6 @@ def load_pairs(
         roots: the sets.
         split: "train" or "val".
         scale: how many times larger a photo is than its low-resolution image.
-        apart: a folder whose images are none of them: of a run that writes beneath its photos.
         degradation: options of `degrade`.
 
     Raises:
@@ -50,12 +48,9 @@ def load_pairs(
         ValueError: a line without one of the names, a pair that does not match, or nothing in that split.
     """
     pairs = []
-    own = None if apart is None else apart.resolve()
     for root in map(str, roots):
         kind, colon, rest = root.partition(":")
         for pair in _pairs(root, split, scale, degradation):
-            if own is not None and own in Path(pair.files[0]).resolve().parents:
-                continue
             pair.root = Path(rest if colon and kind in ALONE else root).expanduser()
             pairs.append(pair)
     if not pairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -134,13 +133,12 @@ def split_pairs(
     dev_every: int = 0,
     held: int = 16,
     labelled: bool = False,
-    apart: Path | None = None,
     degradation: DegradationConfig | None = None,
 ) -> tuple[list[Pair], list[Pair]]:
     """Photos to train on, and a selection of `held` of those that are held out, see `RLConfig`.
 
-    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on. `apart` and `degradation`:
-    see `load_pairs`.
+    With `labelled` only pairs with results of theirs, chosen and rejected, are trained on. `degradation`: see
+    `load_pairs`.
 
     Raises:
         ValueError: no folder, no photo to hold out, or nothing labelled; see `load_pairs`.
@@ -151,7 +149,7 @@ def split_pairs(
         raise ValueError(
             f"data: expected photos besides, to measure on, such as photos:DIR, got {', '.join(roots)} alone"
         )
-    fit = load_pairs(roots, "train", scale, apart=apart, degradation=degradation)
+    fit = load_pairs(roots, "train", scale, degradation=degradation)
     if dev_every:
         names = list(dict.fromkeys(pair.of for pair in fit if pair.has_photo))
         held_names = set(names[dev_every - 1 :: dev_every])
@@ -160,7 +158,7 @@ def split_pairs(
         out = [pair for pair in fit if pair.of in held_names and pair.has_photo]
         fit = [pair for pair in fit if pair.of not in held_names]
     else:
-        out = load_pairs(roots, "val", scale, apart=apart, degradation=degradation)
+        out = load_pairs(roots, "val", scale, degradation=degradation)
     out = list({pair.name: pair for pair in out}.values())  # labels of one image are one image
     if labelled:
         fit = [pair for pair in fit if pair.results]

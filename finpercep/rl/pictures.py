@@ -16,9 +16,6 @@ from finpercep.rl.scores import score
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-PICTURES = "pictures"
-"""The folder of a run's pictures, in its own."""
-
 
 @torch.no_grad()
 def comparison(batch: Batch, before: Tensor, after: Tensor, reward: Reward) -> PILImage.Image:

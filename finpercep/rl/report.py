@@ -12,7 +12,7 @@ from typing import Any
 from finpercep.evaluation.climb import RATE, STEPS
 from finpercep.io.files import atomic_write
 from finpercep.io.html_page import html_page, inline_jpeg
-from finpercep.rl.pictures import PICTURES
+from finpercep.rl.pair_sets import PICTURES
 
 PANELS = {
     "reward_avg": "reward, climbed",

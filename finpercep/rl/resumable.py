@@ -11,7 +11,8 @@ from finpercep.rl.config import RLConfig
 from finpercep.runs.state import check_settings
 
 # They change no weights and no other figure, only save memory, or say where something lies. Of data, which may have
-# moved, there is a fingerprint.
+# moved, there is a fingerprint. Decoding in tiles does give other images, and a jump in the figures: a run that had no
+# memory for the whole can go on by it.
 _FREE = ("data", "out", "save_every", "keep", "device", "accept_reward", "max_skipped")
 _FREE_OF_MONITORS = ("alarm", "climb", "metrics")
 _FREE_OF_GENERATOR = ("checkpointing", "decode")

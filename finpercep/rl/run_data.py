@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from finpercep.rl.config import RLConfig, check_held, check_photos
@@ -11,7 +10,6 @@ from finpercep.rl.held_out import HeldOut
 from finpercep.rl.latents import keep_latents
 from finpercep.rl.pairs_fingerprint import pairs_fingerprint
 from finpercep.rl.photos import Crops, split_pairs
-from finpercep.rl.pictures import PICTURES
 
 
 class RunData(NamedTuple):
@@ -42,7 +40,6 @@ def run_data(config: RLConfig, generator: GeneratorModule) -> RunData:
         dev_every=config.dev_every,
         held=config.eval_photos,
         labelled=config.given_pairs,
-        apart=Path(config.out) / PICTURES,
         degradation=config.degradation,
     )
     check_held(config, len(held))

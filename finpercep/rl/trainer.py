@@ -26,7 +26,7 @@ from finpercep.rl.learning import Learner, Skips
 from finpercep.rl.measurement import Measurement
 from finpercep.rl.measures import load_measures
 from finpercep.rl.monitors import Alarm, check_measured
-from finpercep.rl.pictures import PICTURES
+from finpercep.rl.pair_sets import PICTURES
 from finpercep.rl.precomputed import empty_texts
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import REFRESHED, Refresh

@@ -32,7 +32,7 @@ def own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """What all processes do together; where one of them has ended, an error that says so.
 
     Raises:
@@ -86,7 +86,7 @@ class Ranks:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _together():
+        with together():
             dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -96,7 +96,7 @@ class Ranks:
         """Replace each tensor by the first process's."""
         if self.size > 1:
             for tensor in tensors:
-                with _together():
+                with together():
                     dist.broadcast(tensor.detach(), src=0)
 
     def gathered(self, value: T) -> list[T]:
@@ -104,7 +104,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         found = [value] * self.size
-        with _together():
+        with together():
             dist.all_gather_object(found, value)
         return found
 
@@ -118,7 +118,7 @@ class Ranks:
             return own
         whole = own.new_zeros(total, *own.shape[1:])
         whole[rows] = own.detach()
-        with _together():
+        with together():
             dist.all_reduce(whole)
         return whole.index_copy(0, rows, own)
 
@@ -131,6 +131,6 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        with _together():
+        with together():
             dist.broadcast_object_list(box, src=0)
         return box[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,6 +86,23 @@ def check_settings(was: dict[str, Any], now: dict[str, Any], folder: Path) -> No
         raise ValueError(
             f"{folder / STATE}: made with {', '.join(changed)}; use the same settings, or another folder "
             "(where `generator` of reinforcement learning, or `init` of a reward's training, may name this model)"
+        )
+
+
+def check_same_step(steps: Sequence[int], folder: str | Path) -> None:
+    """Refuse to go on where processes have resumed at different steps.
+
+    Args:
+        steps: of all processes.
+        folder: of the run, for the message.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if len(found := sorted(set(steps))) > 1:
+        raise ValueError(
+            f"out: expected one folder for all processes, got {folder} with states of steps "
+            f"{', '.join(map(str, found))}; it has to lie where all of them see it"
         )
 
 

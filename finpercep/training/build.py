@@ -6,6 +6,7 @@ from typing import Any
 
 from finpercep.models import CLIPIQA, RewardModel
 from finpercep.models.inputs import STORED_PREPROCESSING
+from finpercep.models.norms import freeze_norms
 from finpercep.models.presets import PRESETS
 from finpercep.training.checkpointing import checkpoint_layers
 from finpercep.training.config import RewardTrainConfig
@@ -20,7 +21,10 @@ def new_model(config: RewardTrainConfig, base: RewardModel | CLIPIQA | None) -> 
     model = _model(config, base)
     if config.checkpointing:
         checkpoint_layers(model.encoder)
-    return model.train()
+    model.train()
+    if not all(parameter.requires_grad for parameter in model.encoder.parameters()):
+        freeze_norms(model.encoder)  # adapters alone learn; batches must not move what is frozen
+    return model
 
 
 def _model(config: RewardTrainConfig, base: RewardModel | CLIPIQA | None) -> RewardModel:

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from finpercep.runs.ranks import together
+
 
 def sync_norms(module: nn.Module) -> None:
     """Let the normalizations of a module take the mean and variance of what all processes give them, in training."""
@@ -54,5 +56,6 @@ class _Sum(torch.autograd.Function):
 
 def _summed(x: Tensor) -> Tensor:
     total = x.clone()
-    dist.all_reduce(total)
+    with together():
+        dist.all_reduce(total)
     return total

@@ -24,7 +24,7 @@ from finpercep.runs.lock import folder_lock
 from finpercep.runs.monitors import Monitor, started
 from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.schedule import cosine
-from finpercep.runs.state import check_settings, read_state, write_state
+from finpercep.runs.state import check_same_step, check_settings, read_state, write_state
 from finpercep.training.build import new_model, parameter_groups
 from finpercep.training.config import BEST, RewardTrainConfig, check_folders, comparable, with_younger
 from finpercep.training.dev import DevEvaluation
@@ -256,6 +256,7 @@ def train(config: RewardTrainConfig, monitors: Sequence[Monitor] = ()) -> Reward
     config, first = trainer.config, trainer.ranks.first
     with folder_lock(config.out) if first else nullcontext():
         resumed = trainer.resume()
+        check_same_step(trainer.ranks.gathered(trainer.done), config.out)
         if first and not resumed:  # the settings that the run began with are kept
             settings = asdict(config) | trainer.model.config | trainer.fingerprints
             write_json(Path(config.out) / "train.json", settings)

@@ -9,7 +9,7 @@ from finpercep import ops
 from finpercep.models import RewardOutput
 from finpercep.rewards import Mixture, StageReward
 from finpercep.rl import build
-from finpercep.rl.build import build_curriculum, build_judge
+from finpercep.rl.build import build_curriculum, build_judge, load_rewards
 from finpercep.rl.config import RLConfig, StageConfig
 from finpercep.rl.curriculum import CurriculumConfig
 from finpercep.rl.monitors import MonitorConfig
@@ -65,3 +65,12 @@ def test_the_judge_is_not_climbed_under_another_name(monkeypatch):
     for climbed in (Faint(), around):
         assert build_judge(config, {"climbed": climbed}) is None
     assert build_judge(config, {"climbed": Red()}).reward.fingerprint == "faint"
+
+
+def test_rewards_are_loaded_in_the_order_of_the_stages(monkeypatch):
+    """Not in that of a set, which differs between processes: two that draw their weights would change places."""
+    loaded = []
+    monkeypatch.setattr(build, "load_reward", lambda name, device: loaded.append(name) or name)
+    names = [f"reward-{number % 7}" for number in range(20)]
+    load_rewards(RLConfig(stages=tuple(map(StageConfig, names))))
+    assert loaded == names[:7]

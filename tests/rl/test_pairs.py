@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from finpercep.io.images import load_image
 from finpercep.io.pictures import as_picture, save_image
+from finpercep.rl.pair_sets import _images_of
 from finpercep.rl.photos import Crops, load_pairs, split_pairs
 
 
@@ -47,7 +48,7 @@ def test_photos_alone(photo_set, tmp_path):
     again = load_pairs([f"photos:{photos}"], "train", 4)[0]
     assert torch.equal(again.lr, pair.lr)
     shutil.copy(pair.files[0], tmp_path / "other.png")
-    other = load_pairs([f"photos:{tmp_path}"], "train", 4, apart=photos) + load_pairs([f"photos:{tmp_path}"], "val", 4)
+    other = load_pairs([f"photos:{tmp_path}"], "train", 4) + load_pairs([f"photos:{tmp_path}"], "val", 4)
     copied = next(one for one in other if one.files[0].name == "other.png")
     assert torch.equal(copied.photo, pair.photo)
     assert not torch.equal(copied.lr, pair.lr)
@@ -110,11 +111,17 @@ def test_low_resolution_images_alone(photo_set, tmp_path):
 def test_what_a_run_writes_beside_its_photos_is_none_of_them(photo_set, tmp_path, monkeypatch):
     for number, scene in enumerate(sorted((photo_set / "train").iterdir())):
         shutil.copy(scene / "gt.png", tmp_path / f"{number}.png")
-    (tmp_path / "runs" / "rl").mkdir(parents=True)
-    shutil.copy(tmp_path / "0.png", tmp_path / "runs" / "rl" / "made.png")
-    names = [Path(p.name).name for p in load_pairs([f"photos:{tmp_path}"], "train", 4, apart=tmp_path / "runs" / "rl")]
-    assert "made.png" not in names
-    assert "0.png" in names
+    for number, run in enumerate(("a", "b")):
+        drawn = tmp_path / "runs" / run / "pictures" / f"step-{number}.png"
+        drawn.parent.mkdir(parents=True)
+        shutil.copy(tmp_path / "0.png", drawn)
+        (drawn.parent.parent / "rl.json").write_text("{}")
+    photos = {f"{number}.png" for number in range(len(list((photo_set / "train").iterdir())))}
+    assert {path.name for path in _images_of("photos", str(tmp_path))} == photos
+    (tmp_path / "runs" / "a" / "rl.json").unlink()  # then they are somebody's pictures
+    assert {path.name for path in _images_of("photos", str(tmp_path))} == {*photos, "step-0.png"}
+    loaded = load_pairs([f"photos:{tmp_path}"], "train", 4)
+    assert {Path(pair.name).name for pair in loaded} <= {*photos, "step-0.png"}
     monkeypatch.setenv("HOME", str(photo_set.parent))
     assert len(load_pairs([f"~/{photo_set.name}"], "train", 4)) == len(load_pairs([photo_set], "train", 4))
 

@@ -126,6 +126,11 @@ def test_mistakes(assignment, message):
         resolve(assignments=[assignment])
 
 
+def test_folders_are_several():
+    with pytest.raises(ValueError, match=r"data: expected several folders, as in \('photos:x',\), got a text"):
+        RLConfig(data="photos:x")
+
+
 def test_files_that_are_none(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("[1, 2]")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finpercep.runs.state import check_settings
+from finpercep.runs.state import check_same_step, check_settings
 
 
 def test_the_one_number_that_differs_is_named() -> None:
@@ -21,3 +21,9 @@ def test_the_one_number_that_differs_is_named() -> None:
 def test_lists_of_other_lengths_are_shown_whole() -> None:
     with pytest.raises(ValueError, match=r"made with data=\['a'\] \(now \['a', 'b'\]\), lr=None \(now 0\.1\);"):
         check_settings({"data": ["a"]}, {"data": ["a", "b"], "lr": 0.1}, Path("run"))
+
+
+def test_processes_that_would_go_on_from_different_steps():
+    check_same_step([4, 4, 4], "runs/a")
+    with pytest.raises(ValueError, match=r"out: expected one folder for all processes, got runs/a with .* steps 0, 4;"):
+        check_same_step([4, 0, 4], "runs/a")

@@ -53,3 +53,17 @@ def test_the_papers_settings():
     assert (config.lr_encoder, config.lr_new, config.weight_decay) == (1e-5, 1e-4, 1e-4)
     weights = LossWeights()
     assert (weights.map, weights.rank, weights.align) == (1.0, 0.8, 0.6)
+
+
+def test_normalizations_of_a_frozen_encoder_stay_as_they_are(tmp_path):
+    """Adapters learn, and batches move no statistics of what is frozen; those of the decoder are learned."""
+    start = RewardModel({"type": "conv", "norm": True}, {"width": 8, "norm": True}, {})
+    grown = start.expand({"width": 16}, adapter_rank=2)
+    grown.save_pretrained(tmp_path / "grown")
+    model = new_model(RewardTrainConfig(data="", out=str(tmp_path / "run"), init=str(tmp_path / "grown")), None)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    model(torch.rand(2, 3, 64, 64))
+    moved = {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)}
+    assert any(name.startswith("encoder.") for name in before)
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)

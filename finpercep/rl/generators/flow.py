@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ class ControlNetGenerator(LatentGenerator):
 
     def latents_of(self, lr: Tensor) -> Tensor:
         """Latents (B,C,H/8,W/8) of low-resolution images, enlarged to the results' size by bicubic interpolation."""
-        self.check_sides(lr * 1, max(1, PATCH * self.stride // self.scale))
+        self.check_sides(lr * 1, PATCH * self.stride // math.gcd(PATCH * self.stride, self.scale))
         return self.encode(F.interpolate(lr.float(), scale_factor=self.scale, mode="bicubic").clamp(0, 1))
 
     def told(self, batch: Batch) -> Condition:

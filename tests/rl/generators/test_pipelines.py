@@ -196,6 +196,12 @@ def test_sides_and_guidance(saved, batch, name):
     with pytest.raises(ValueError, match=r"lr: expected sides that are multiples of (2|4) for .*, got 7x16"):
         generator.condition(Batch(batch.lr[:, :, :7], batch.ids))
     assert generator.steps(5).s[-1] == 0
+    if hasattr(generator, "latents_of"):  # the sides of what is made are what has to fit, by any scale
+        generator.scale = 3
+        side = 2 * generator.stride
+        assert generator.latents_of(torch.rand(1, 3, side, side)).shape[-2:] == (6, 6)
+        with pytest.raises(ValueError, match=rf"multiples of {side} for .*, got {side - 1}x{side}"):
+            generator.latents_of(torch.rand(1, 3, side - 1, side))
 
 
 def test_shift_by_size(tmp_path):
