@@ -109,18 +109,20 @@ def test_low_resolution_images_alone(photo_set, tmp_path):
 
 
 def test_what_a_run_writes_beside_its_photos_is_none_of_them(photo_set, tmp_path, monkeypatch):
+    root = tmp_path / "own"
+    root.mkdir()
     for number, scene in enumerate(sorted((photo_set / "train").iterdir())):
-        shutil.copy(scene / "gt.png", tmp_path / f"{number}.png")
+        shutil.copy(scene / "gt.png", root / f"{number}.png")
     for number, run in enumerate(("a", "b")):
-        drawn = tmp_path / "runs" / run / "pictures" / f"step-{number}.png"
+        drawn = root / "runs" / run / "pictures" / f"step-{number}.png"
         drawn.parent.mkdir(parents=True)
-        shutil.copy(tmp_path / "0.png", drawn)
+        shutil.copy(root / "0.png", drawn)
         (drawn.parent.parent / "rl.json").write_text("{}")
     photos = {f"{number}.png" for number in range(len(list((photo_set / "train").iterdir())))}
-    assert {path.name for path in _images_of("photos", str(tmp_path))} == photos
-    (tmp_path / "runs" / "a" / "rl.json").unlink()  # then they are somebody's pictures
-    assert {path.name for path in _images_of("photos", str(tmp_path))} == {*photos, "step-0.png"}
-    loaded = load_pairs([f"photos:{tmp_path}"], "train", 4)
+    assert {path.name for path in _images_of("photos", str(root))} == photos
+    (root / "runs" / "a" / "rl.json").unlink()  # then they are somebody's pictures
+    assert {path.name for path in _images_of("photos", str(root))} == {*photos, "step-0.png"}
+    loaded = load_pairs([f"photos:{root}"], "train", 4)
     assert {Path(pair.name).name for pair in loaded} <= {*photos, "step-0.png"}
     monkeypatch.setenv("HOME", str(photo_set.parent))
     assert len(load_pairs([f"~/{photo_set.name}"], "train", 4)) == len(load_pairs([photo_set], "train", 4))
