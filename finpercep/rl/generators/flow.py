@@ -119,6 +119,16 @@ class FluxGenerator(ControlNetGenerator):
                 "controlnet: expected one that takes latents, got one that takes pixels (input_hint_block)"
             )
 
+    def compile_networks(self) -> None:
+        """See `GeneratorModule`.
+
+        Raises:
+            ValueError: with checkpointing, which `torch.compile` cannot take of this transformer (torch 2.14).
+        """
+        if self.options.checkpointing:
+            raise ValueError("compile: expected generator_options.checkpointing false of FLUX, got both true")
+        super().compile_networks()
+
     @property
     def guided(self) -> bool:
         """A model that is told its guidance needs no second answer."""

@@ -185,6 +185,12 @@ def mode_of(vae):
     return instead
 
 
+def test_flux_with_checkpointing_is_not_compiled(saved):
+    generator = load_generator(saved["flux"], GeneratorConfig(checkpointing=True))
+    with pytest.raises(ValueError, match=r"compile: expected generator_options\.checkpointing false of FLUX"):
+        generator.compile_networks()
+
+
 @pytest.mark.parametrize("name", SAVE)
 def test_sides_and_guidance(saved, batch, name):
     generator = load_generator(saved[name])
