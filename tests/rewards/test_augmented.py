@@ -259,3 +259,17 @@ def test_numbers_of_one_value_are_one_reward(images):
     assert torch.equal(same(images).score, plain(images).score)
     with pytest.raises(ValueError, match=r"^shift: expected a whole number, got 2\.5"):
         Augmented(Curved(), shift=2.5)
+
+
+@pytest.mark.compile
+def test_its_gradient_compiles_for_any_number_of_rows(small_model):
+    images = torch.rand(3, 3, 64, 64)
+
+    def gradient(reward, rows):
+        given = images[:rows].clone().requires_grad_()
+        return torch.autograd.grad(reward(given).score.sum(), given)[0]
+
+    reward, compiled = Augmented(small_model, views=2), Augmented(small_model, views=2)
+    compiled.compile(dynamic=True, backend="aot_eager")
+    for rows in (3, 2):
+        torch.testing.assert_close(gradient(compiled, rows), gradient(reward, rows), atol=1e-6, rtol=1e-4)

@@ -71,3 +71,19 @@ def test_errors(images):
 def test_numbers_of_one_value_are_one_reward():
     assert LRConsistency(1).fingerprint == LRConsistency(1.0).fingerprint
     assert LRConsistency(np.float32(0.5)).fingerprint == LRConsistency(0.5).fingerprint
+
+
+@pytest.mark.compile
+def test_its_gradient_compiles_for_any_number_of_rows():
+    images, lr = torch.rand(3, 3, 16, 20), torch.rand(3, 3, 4, 5)
+    reward, compiled = LRConsistency(), LRConsistency()
+    compiled.compile(dynamic=True, backend="aot_eager")
+    for rows in (3, 2):
+        found, expected = (gradient(one, images[:rows], lr[:rows]) for one in (compiled, reward))
+        torch.testing.assert_close(found, expected)
+
+
+def gradient(reward, images, lr):
+    images = images.clone().requires_grad_()
+    (found,) = torch.autograd.grad(reward(images, lr=lr).score.sum(), images)
+    return found
