@@ -22,7 +22,7 @@ from finpercep.models.output import RewardOutput
 from finpercep.models.reward_model import RewardModel
 from finpercep.models.scoring import as_images
 from finpercep.rewards.load import load_reward
-from finpercep.rewards.protocol import Reward, check_higher_better
+from finpercep.rewards.protocol import CONTEXT, Reward, check_higher_better
 from finpercep.runs.devices import check_device, take_full_float32
 
 __all__ = ["Scorer"]
@@ -177,12 +177,21 @@ class Scorer:
         """What the reward takes of what a caller gave."""
         return {name: context[name] for name in self.takes if name in context}
 
+    def _check_context(self, context: Mapping[str, Any], count: int | None) -> None:
+        """Refuse what no reward takes, and what does not belong to each image."""
+        if unknown := sorted(context.keys() - {*CONTEXT, *self.takes}):
+            hint = "; Scorer itself has that argument" if unknown[0] in ("tile", "batch_size") else ""
+            known = ", ".join(dict.fromkeys((*CONTEXT, *self.takes)))
+            raise TypeError(f"{unknown[0]}: unknown argument, expected {known}{hint}")
+        _check_lengths(self._given(context), count)
+
     def score(self, images: Any, **context: Any) -> RewardOutput:
         """Score images of any kind and size.
 
         Args:
             images: what `RewardModel.score` takes: a batch, one image, or a list of paths, PIL images, arrays, tensors.
-            **context: what the reward takes beside them, as many as there are images, e.g. `prompts`.
+            **context: what the reward takes beside them, as many as there are images, e.g. `prompts`; of `CONTEXT`,
+                what it does not take is left out.
 
         Returns:
             As `RewardModel.score`: float32 on the CPU, in the order of the images; maps as (B,1,H,W) for a batch or one
@@ -191,12 +200,13 @@ class Scorer:
         Raises:
             ImageError: an image that cannot be read or used; the message names it.
             ValueError: what the reward takes is not as many as the images.
+            TypeError: something else beside the images.
         """
         return self._score(images, context, self._now())
 
     def _score(self, images: Any, context: Mapping[str, Any], after: torch.cuda.Event | None) -> RewardOutput:
         items, stacked = _items(images)
-        _check_lengths(self._given(context), len(items))
+        self._check_context(context, len(items))
         outcomes: list[Outcome] = []
         for found in self._stream(items, None, context, after):
             if isinstance(found, Exception):
@@ -241,8 +251,9 @@ class Scorer:
 
         Raises:
             ValueError: what the reward takes is not as many as the images, where these have a length.
+            TypeError: something else beside the images.
         """
-        _check_lengths(self._given(context), len(images) if isinstance(images, Sequence) else None)
+        self._check_context(context, len(images) if isinstance(images, Sequence) else None)
         return self._stream(images, then, context, self._now())
 
     def _stream(

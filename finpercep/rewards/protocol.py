@@ -11,6 +11,9 @@ from torch import Tensor
 
 from finpercep.models import RewardOutput
 
+CONTEXT = ("lr", "prompts", "metadata")
+"""What loops have beside images; see `Reward.takes`."""
+
 
 class Reward(Protocol):
     """A reward: called with images (B,3,H,W), float32 in [0, 1], it answers `RewardOutput(score (B,), map or None)`.

@@ -115,6 +115,16 @@ def test_a_process_that_is_forked_while_files_are_read_and_graphs_are_compiled(
     assert found == small_model.score([tmp_path / "a.png"]).score.item()
 
 
+def test_what_no_reward_takes_is_refused(scorer: Scorer, photo: Tensor) -> None:
+    expected = scorer.score([photo]).score
+    assert torch.equal(scorer.score([photo], prompts=["left out"], lr=[photo]).score, expected)
+    for call in (scorer.score, scorer.stream):
+        with pytest.raises(TypeError, match=r"^prompt: unknown argument, expected lr, prompts, metadata$"):
+            call([photo], prompt=["a"])
+        with pytest.raises(TypeError, match=r"^tile: unknown argument, .*; Scorer itself has that argument$"):
+            call([photo], tile=[64])
+
+
 def test_a_reward_of_somebody_is_called_by_one_thread_at_a_time(photo: Tensor) -> None:
     """By `__call__` as by `score`; from `then`, which runs where the reward is called, at once."""
     inside, most = [0], [0]
