@@ -69,7 +69,7 @@ def climb(folder: Path, steps: int) -> str:
     config = RLConfig(
         data=(str(folder / "photos"),),
         out=str(folder / "run"),
-        algorithm=ReFLConfig(weight=2.5),  # at 5 the judge falls again towards the end
+        algorithm=ReFLConfig(weight=2.5),
         stages=stages(steps),
         eval_every=max(1, steps // 6),
         save_every=steps,

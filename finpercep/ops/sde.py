@@ -168,7 +168,8 @@ def sde_step(
         sample: `(B, ...)`, `x_t`.
         sigma, sigma_next: noise levels in [0, 1], falling; a float, `()` or `(B,)`. fp32 and fp64 are read as
             they are. Tensors on a GPU are checked only where the environment has FINPERCEP_CHECK_VALUES=1, since
-            that waits for the device: timesteps in place of sigmas, and rising ones, give nonsense or NaN there.
+            that waits for the device: timesteps in place of sigmas give nonsense or NaN there. Of tensors it is not
+            checked anywhere that they fall.
         noise_level: η, the amount of randomness.
         noise: standard normal, the shape of `sample`; or
         generator: draws it, one generator per sample. With neither, torch's default generator draws.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finpercep.models import RewardOutput
 from finpercep.models.inputs import as_stored
 from finpercep.rewards.protocol import Reward, call_reward, check_higher_better, combined_fingerprint
+from finpercep.rewards.resizing import resized
 from finpercep.runs.devices import uploaded
 
 NOISES = 4
@@ -167,7 +168,7 @@ class Augmented(nn.Module):
         if self.shift:
             border = (view.left, self.shift - view.left, view.top, self.shift - view.top)
             images = F.pad(images, border, mode="reflect")
-        images = _resized(images, view.size, "bicubic").clamp(0, 1)
+        images = resized(images, view.size, "bicubic").clamp(0, 1)
         if self.noise:
             images = (images + self._noise_of(view, images) * (self.noise / 255)).clamp(0, 1)
         return images if self.change is None else self.change(images, view.seed)
@@ -203,12 +204,5 @@ class Augmented(nn.Module):
 
     def _back(self, degradation: Tensor, view: View, height: int, width: int) -> Tensor:
         """A view's map (B,1,h,w) on the pixels of the image: (B,1,H,W)."""
-        whole = _resized(degradation, (height + self.shift, width + self.shift), "bilinear")
+        whole = resized(degradation, (height + self.shift, width + self.shift), "bilinear")
         return whole[..., view.top : view.top + height, view.left : view.left + width]
-
-
-@torch.compiler.disable  # torch 2.14 compiles no gradient of it for sizes that are not fixed
-def _resized(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size, mode=mode, antialias=True, align_corners=False)

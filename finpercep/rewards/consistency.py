@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finpercep.models import RewardOutput
 from finpercep.models.inputs import as_stored
 from finpercep.rewards.protocol import combined_fingerprint
+from finpercep.rewards.resizing import resized
 
 STRETCH = 1.25
 """How far the factors of height and width may differ: rounding of odd sides."""
@@ -64,11 +64,6 @@ class LRConsistency(nn.Module):
             if not values.is_floating_point():
                 raise ValueError(f"{name}: expected floats in [0, 1], got {values.dtype}")
         images = as_stored(images)
-        small = _resized(images, (lr.shape[-2], lr.shape[-1])).clamp(0, 1)
+        small = resized(images, (lr.shape[-2], lr.shape[-1]), "bicubic").clamp(0, 1)
         difference = (small - lr.to(small)).abs().flatten(1).mean(1)
         return RewardOutput(torch.exp(-difference / self.tolerance), None)
-
-
-@torch.compiler.disable  # torch 2.14 compiles no gradient of it for sizes that are not fixed
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
