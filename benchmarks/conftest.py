@@ -8,23 +8,19 @@ for eager, `torch.compile` and C++ alike.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch allocates anything
 
 import pytest
 import torch
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt parameters
+from finpercep.runs.memory import keep_freed_memory
+
 _RESERVE = 3 << 30  # bytes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    if keep_freed_memory():
         torch.ones(_RESERVE, dtype=torch.uint8)
     torch._dynamo.config.cache_size_limit = 64

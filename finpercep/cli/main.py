@@ -20,6 +20,7 @@ from finpercep.cli.score import score
 from finpercep.cli.serve import Serve, serve
 from finpercep.cli.train_reward import TrainReward, train_reward
 from finpercep.cli.train_rl import train_rl
+from finpercep.runs.memory import keep_freed_memory
 
 app = typer.Typer(
     name="finpercep",
@@ -67,6 +68,7 @@ app.command()(train_rl)
 
 def main() -> None:
     """Entry point of the ``finpercep`` command."""
+    keep_freed_memory()
     with checked_output():
         app()
 

@@ -28,7 +28,7 @@ def fault_target(
     *,
     alpha: float = ALPHA,
     scale: float = SCALE,
-    aligned: bool = True,
+    aligned: bool | Tensor = True,
 ) -> Tensor:
     """M_gt of distorted images by a filter bank or other features.
 
@@ -41,21 +41,26 @@ def fault_target(
             None where pixels alone decide.
         alpha: weight of the pixel difference.
         scale: the difference that counts as fully degraded.
-        aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says.
+        aligned: False for a pair that a camera took twice: pixels are compared as `aligned_photo` says; (B,) bool where
+            some are.
 
     Returns:
         (B,1,H,W) in [0, 1], 1 = degraded.
     """
-    pixels = photo if aligned else _aligned(photo, distorted)
+    pixels = _aligned(photo, distorted, aligned)
     features = (None, None) if bank is None else (bank(photo), bank(distorted))
     return fuse_target(pixels, distorted, *features, alpha=alpha, scale=scale)
 
 
-def _aligned(photos: Tensor, distorted: Tensor) -> Tensor:
-    """`aligned_photo` of each distorted version (B,3,H,W) with its own of the photos, or with the only one."""
-    if len(photos) == 1:
+def _aligned(photos: Tensor, distorted: Tensor, aligned: bool | Tensor) -> Tensor:
+    """The photos, `aligned_photo` of a distorted version (B,3,H,W) where that is not aligned with its own."""
+    same = [aligned] * len(distorted) if isinstance(aligned, bool) else aligned.tolist()
+    if all(same):
+        return photos
+    if len(photos) == 1 and not any(same):
         return aligned_photo(photos[0], distorted)
-    return torch.cat([aligned_photo(*pair) for pair in zip(photos, distorted[:, None], strict=True)])
+    rows = zip(photos.expand_as(distorted), distorted[:, None], same, strict=True)
+    return torch.cat([photo[None] if row else aligned_photo(photo, image) for photo, image, row in rows])
 
 
 def fuse_target(

@@ -27,6 +27,8 @@ class Batch:
         has_photo: (B,) bool, where some rows have no photo, whose place in `photo` is 0; None where all have one, or
             none has.
         prompt: the text of all images, for rewards that take one.
+        aligned: (B,) bool, like ids on the CPU: whether photo and image lie on the same pixels (`data.Scene.aligned`),
+            which only measures of faults ask; None where all do.
 
     Raises:
         ValueError: sides or lengths that do not fit each other.
@@ -38,6 +40,7 @@ class Batch:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     has_photo: Tensor | None = None
     prompt: str = ""
+    aligned: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.lr.dim() != 4 or self.lr.shape[1] != 3:
@@ -57,26 +60,32 @@ class Batch:
 
     def __getitem__(self, part: slice | Tensor) -> Batch:
         """Samples of a slice, or those whose numbers a tensor has."""
-        ids = self.ids[part.cpu() if isinstance(part, Tensor) else part]
-        return self._map(lambda tensor: tensor[part], ids)
+        on_cpu = part.cpu() if isinstance(part, Tensor) else part
+        return self._map(lambda tensor: tensor[part], lambda tensor: tensor[on_cpu])
 
     def repeat(self, times: int) -> Batch:
         """Every sample `times` times, copies side by side: the groups of that size."""
-        return self._map(lambda tensor: tensor.repeat_interleave(times, 0), self.ids.repeat_interleave(times))
+
+        def repeated(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(times, 0)
+
+        return self._map(repeated, repeated)
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; ids stay on the CPU, where seeds are made of them."""
-        return self._map(lambda tensor: tensor.to(device), self.ids)
+        return self._map(lambda tensor: tensor.to(device), lambda tensor: tensor)
 
     def with_extras(self, extras: Mapping[str, Tensor]) -> Batch:
         """The same with more `extras`."""
         return replace(self, extras={**self.extras, **extras})
 
-    def _map(self, change: Callable[[Tensor], Tensor], ids: Tensor) -> Batch:
+    def _map(self, change: Callable[[Tensor], Tensor], on_cpu: Callable[[Tensor], Tensor]) -> Batch:
+        """`change` of all tensors but those that stay on the CPU, which are changed by `on_cpu`."""
         photo = None if self.photo is None else change(self.photo)
         extras = {name: change(tensor) for name, tensor in self.extras.items()}
         has_photo = None if self.has_photo is None else change(self.has_photo)
-        return Batch(change(self.lr), ids, photo, extras, has_photo, self.prompt)
+        aligned = None if self.aligned is None else on_cpu(self.aligned)
+        return Batch(change(self.lr), on_cpu(self.ids), photo, extras, has_photo, self.prompt, aligned)
 
 
 def scale_of(lr: Sequence[int], photo: Sequence[int], names: str = "lr, photo") -> int:

@@ -32,11 +32,13 @@ def check_climb(rewards: Mapping[str, Reward], photo: Tensor) -> None:
             )
 
 
-def climb_results(reward: Reward, images: Tensor, photos: Tensor, device: torch.device) -> list[Climb]:
-    """`climb_test` of each result (B,3,H,W), as files hold it, against its photo; both float in [0, 1], on the CPU."""
+def climb_results(reward: Reward, images: Tensor, photos: Tensor, aligned: Tensor, device: torch.device) -> list[Climb]:
+    """`climb_test` of each result (B,3,H,W), as files hold it, against its photo; both float in [0, 1], on the CPU.
+
+    `aligned` (B,) says which photos and results lie on the same pixels, see `Scene`.
+    """
     scenes = []
-    for number, pair in enumerate(zip(photos, images, strict=True)):
-        photo, result = ((image * 255).round().to(torch.uint8) for image in pair)
-        loaded = {"": photo, SOURCE: result}
-        scenes.append(Scene(str(number), Path(), {SOURCE: Path()}, loaded))
+    for number, (photo, result, same) in enumerate(zip(photos, images, aligned.tolist(), strict=True)):
+        loaded = {name: (image * 255).round().to(torch.uint8) for name, image in (("", photo), (SOURCE, result))}
+        scenes.append(Scene(str(number), Path(), {SOURCE: Path()}, loaded, aligned=same))
     return climb_all(reward, scenes, len(scenes), device=str(device))

@@ -46,7 +46,8 @@ class HeldOut:
         lr, photo = (torch.stack(images).float() / 255 for images in zip(*crops, strict=True))
         names = sorted(set.intersection(*(set(pair.extras) for pair in pairs)))
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in names}
-        self.batch = Batch(lr, torch.arange(len(pairs)), photo, extras, prompt=prompt)
+        aligned = torch.tensor([pair.aligned for pair in pairs])
+        self.batch = Batch(lr, torch.arange(len(pairs)), photo, extras, prompt=prompt, aligned=aligned)
         self.steps, self.size = steps, size
         self.bank = FilterBank()
 
@@ -56,6 +57,13 @@ class HeldOut:
         photo = self.batch.photo
         assert photo is not None  # `_center` has refused what has none
         return photo
+
+    @property
+    def aligned(self) -> Tensor:
+        """(B,) bool: whether photo and low-resolution image lie on the same pixels."""
+        aligned = self.batch.aligned
+        assert aligned is not None
+        return aligned
 
     def images(self, generator: Generator, device: torch.device) -> Tensor:
         """Results (B,3,H,W) as files would hold them, on the CPU; always from the same noise."""
@@ -91,7 +99,7 @@ class HeldOut:
             **values,
             "psnr": psnr(images, self.photo),
             "ssim": ssim(images, self.photo),
-            "severity": severity(images, self.photo, self.bank),
+            "severity": severity(images, self.photo, self.bank, self.aligned),
             "edges": edge_density(images),
             "high_frequencies": high_frequencies(images),
             "color_entropy": color_entropy(images),
@@ -129,9 +137,9 @@ def psnr(images: Tensor, photos: Tensor) -> Tensor:
     return -10 * (images - photos).square().flatten(1).mean(1).clamp_min(1e-10).log10()
 
 
-def severity(images: Tensor, photos: Tensor, bank: FilterBank) -> Tensor:
-    """Mean of M_gt (B,): 0 where nothing differs visibly from the photo, towards 1 the worse."""
-    return fault_target(photos, images, bank).flatten(1).mean(1)
+def severity(images: Tensor, photos: Tensor, bank: FilterBank, aligned: bool | Tensor = True) -> Tensor:
+    """Mean of M_gt (B,): 0 where nothing differs visibly from the photo, towards 1 the worse; `aligned`: see there."""
+    return fault_target(photos, images, bank, aligned=aligned).flatten(1).mean(1)
 
 
 def _center(pair: Pair, side: int, scale: int) -> tuple[Tensor, Tensor]:

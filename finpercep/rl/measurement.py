@@ -73,7 +73,7 @@ class Measurement:
     def climb(self, generator: Generator, reward: Reward, count: int) -> list[Climb]:
         """The climb test of a reward on the first `count` results."""
         images = self.held_out.images(generator, self.device)[:count]
-        return climb_results(reward, images, self.photo[:count], self.device)
+        return climb_results(reward, images, self.photo[:count], self.held_out.aligned[:count], self.device)
 
     def _draw(self, images: Tensor, reward: Reward, step: int) -> None:
         """A picture of some photos, before, now, and where the reward sees faults."""

@@ -27,6 +27,7 @@ class Pair:
         extras: what belongs to the image besides, see `Batch`; latents bind it to the whole image.
         results: name -> results (3,H,W), uint8, of the low-resolution image as it is: "chosen" and "rejected".
         keep: the images stay in memory.
+        aligned: whether photo and low-resolution image lie on the same pixels, see `data.Scene`.
         of: what pairs of one photo share: other crops of it, other labels; the name where that is all.
         files: what it is read from, and `place` which part of them, as JSON-able values; `root` is the set's folder.
     """
@@ -38,6 +39,7 @@ class Pair:
     extras: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     results: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
     keep: bool = True
+    aligned: bool = True
     of: str = ""
     files: Sequence[Path] = ()
     place: Sequence[Any] = ()

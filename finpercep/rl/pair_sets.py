@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ VAL = 10
 def of_index(root: Path, split: str, scale: int, degradation: DegradationConfig | None) -> Iterator[Pair]:
     """Photos, and low-resolution images where they are known, of the lines of index.jsonl with that split.
 
+    A line with `shift_px` is of a camera that took low-resolution image and photo apart (`Pair.aligned`).
+
     Raises:
         ValueError: a line without a name that it needs, or a photo of another scale.
     """
@@ -44,7 +47,8 @@ def of_index(root: Path, split: str, scale: int, degradation: DegradationConfig 
         if row["split"] == split:
             folder = root / split / str(row["id"])
             lr = folder / str(row["lr"]) if row.get("lr") else None
-            yield _of_files(folder / str(row["gt"]), lr, scale, degradation)
+            aligned = lr is None or "shift_px" not in row
+            yield replace(_of_files(folder / str(row["gt"]), lr, scale, degradation), aligned=aligned)
 
 
 def _rows(index: Path) -> Iterator[tuple[int, dict[str, Any]]]:

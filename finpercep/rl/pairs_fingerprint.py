@@ -20,5 +20,10 @@ def pairs_fingerprint(pairs: Sequence[Pair]) -> str:
     """
     size = cache(os.path.getsize)  # the pairs of a stored data set share files
     return listing_fingerprint(
-        [[[os.path.relpath(path, pair.root), size(path)] for path in pair.files], list(pair.place)] for pair in pairs
+        [
+            [[os.path.relpath(path, pair.root), size(path)] for path in pair.files],
+            list(pair.place),
+            *([] if pair.aligned else ["unaligned"]),
+        ]
+        for pair in pairs
     )

@@ -92,7 +92,9 @@ class Crops:
         has_photo = torch.tensor([pair.has_photo for pair in pairs]) if self.mixed else None
         extras = {name: torch.stack([pair.extras[name]() for pair in pairs]) for name in self.extras}
         extras |= {name: _stacked([large[name] for _, large in crops]) for name in self.results}
-        return Batch(lr, torch.tensor(list(numbers)), photo, extras, has_photo, self.prompt)
+        aligned = [pair.aligned or at in made for at, pair in enumerate(pairs)]
+        unaligned = None if all(aligned) else torch.tensor(aligned)
+        return Batch(lr, torch.tensor(list(numbers)), photo, extras, has_photo, self.prompt, unaligned)
 
     def names(self, numbers: Iterable[int]) -> set[str]:
         """Of the pairs that the crops of those numbers are cut from."""

@@ -87,8 +87,15 @@ class Faults:
         return Faults(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def implant(photo: Tensor, result: Tensor, bank: FilterBank, *names: object) -> Faults:
-    """Put a random region of each result into its photo; `names` are what the regions are a function of."""
+def implant(photo: Tensor, result: Tensor, aligned: Tensor, bank: FilterBank, *names: object) -> Faults:
+    """Put a random region of each result into its photo.
+
+    Args:
+        photo, result: (B,3,H,W), float in [0, 1].
+        aligned: (B,) bool, see `Batch`.
+        bank: features of M_gt.
+        names: what the regions are a function of.
+    """
     height, width = photo.shape[-2:]
     masks = []
     for row in range(len(photo)):
@@ -98,7 +105,8 @@ def implant(photo: Tensor, result: Tensor, bank: FilterBank, *names: object) -> 
         else:
             masks.append(random_blobs(height, width, draw, area=(0.03, 0.6)))
     syn = region_swap(photo, result, torch.stack(masks).bool())
-    return Faults(photo, result, syn, fault_target(photo, result, bank), fault_target(photo, syn, bank))
+    targets = (fault_target(photo, made, bank, aligned=aligned) for made in (result, syn))
+    return Faults(photo, result, syn, *targets)
 
 
 class Refresh:
@@ -109,7 +117,8 @@ class Refresh:
         models: rewards by name, as `load_reward` gave them, of the stages from `first_stage` on; those that are no
             `RewardModel` stay as they are.
         crops: photos to learn on.
-        fixed: held-out photos and what the generator made of them at first (B,3,H,W), on which changes are measured.
+        fixed: held-out photos, what the generator made of them at first (B,3,H,W), on which changes are measured, and
+            which of them are aligned (B,).
         sampler_steps: of the generator.
         seed: of what is random.
 
@@ -122,7 +131,7 @@ class Refresh:
         config: RefreshConfig,
         models: dict[str, Any],
         crops: Crops,
-        fixed: tuple[Tensor, Tensor],
+        fixed: tuple[Tensor, Tensor, Tensor],
         sampler_steps: int,
         seed: int,
     ) -> None:
@@ -223,11 +232,13 @@ class Refresh:
         batch = self.crops.batch(number, self.config.batch)
         made = as_file(results(generator, batch.to(device), self.sampler_steps, self.seed, "refresh", number)).cpu()
         assert batch.photo is not None
+        aligned = torch.ones(len(batch), dtype=torch.bool) if batch.aligned is None else batch.aligned.clone()
         for row, photo in enumerate(batch.photo):
             draw = seeded(self.seed, "refresh", number, row)
             if chance(self.config.synthetic, draw):
                 made[row] = synthetic_source(choose(list(SYNTHETIC_SOURCES), draw), photo, draw)
-        return implant(batch.photo, made, self.bank, self.seed, number).to(device)
+                aligned[row] = True
+        return implant(batch.photo, made, aligned, self.bank, self.seed, number).to(device)
 
     def _losses(self, model: RewardModel, anchor: RewardModel, faults: Faults) -> dict[str, Tensor]:
         weights = LossWeights()

@@ -90,7 +90,7 @@ class RLTrainer:
         self.measurement = Measurement(self.held_out, self.generator, judge, measures, self.device, pictures)
         self.refresh = None
         if config.refresh.every:
-            fixed = (self.held_out.photo, self.measurement.before)
+            fixed = (self.held_out.photo, self.measurement.before, self.held_out.aligned)
             models = {stage.reward: rewards[stage.reward] for stage in config.stages[config.first_refreshed :]}
             self.refresh = Refresh(config.refresh, models, self.crops, fixed, config.eval_steps, config.seed)
         self.fingerprints = list(self.curriculum.fingerprints)

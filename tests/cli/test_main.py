@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from finpercep import __version__
-from finpercep.cli.main import app
+from finpercep.cli.main import app, main
 from finpercep.engine.files import map_file_names
 from finpercep.io.images import load_image
 from finpercep.models import RewardModel, scoring, worst_mean
@@ -422,3 +422,12 @@ def test_info_names_versions_backends_and_models() -> None:
         "model",
     ):
         assert part in text
+
+
+def test_the_command_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("finpercep.cli.main.keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(sys, "argv", ["finpercep", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert calls == ["kept"]

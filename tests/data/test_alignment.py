@@ -65,3 +65,17 @@ def test_it_is_made_where_the_photo_is():
     """The device without values tells: a grid on the CPU would be refused."""
     photo = torch.rand(3, 24, 32, device="meta")
     assert aligned_photo(photo, photo[None]).is_meta
+
+
+def test_rows_of_which_some_are_aligned(scene: torch.Tensor) -> None:
+    """Of one photo and of one each; rows have the target that they have alone."""
+    versions = torch.stack([scene.roll(1, -1), (scene + 0.05).clamp(0, 1), scene.roll(1, -2)])
+    rows = torch.tensor([False, True, False])
+    for photos in (scene[None], torch.stack([scene] * 3)):
+        found = fault_target(photos, versions, None, aligned=rows)
+        for version, same, target in zip(versions, rows.tolist(), found, strict=True):
+            assert torch.equal(fault_target(scene[None], version[None], None, aligned=same)[0], target)
+    assert torch.equal(
+        fault_target(scene[None], versions, None, aligned=torch.ones(3, dtype=torch.bool)),
+        fault_target(scene[None], versions, None),
+    )

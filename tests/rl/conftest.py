@@ -41,6 +41,16 @@ def photo_set(tmp_path):
 
 
 @pytest.fixture
+def camera_set(photo_set):
+    """The same, but that a camera took the first photo of each split apart from its low-resolution image."""
+    index = photo_set / "index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    rows = [{**row, "shift_px": 0.4} if row["id"] in ("p0", "p3") else row for row in rows]
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return photo_set
+
+
+@pytest.fixture
 def labelled(tmp_path):
     """Three low-resolution images with a chosen and a rejected result, and one photo to measure on."""
     draw, root, rows = torch.Generator().manual_seed(1), tmp_path / "labelled", []

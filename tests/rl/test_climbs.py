@@ -28,12 +28,19 @@ def test_results_climb_by_their_own_numbers():
     images = torch.full((2, 3, 16, 16), 100 / 255)
     photos = torch.stack([images[0] + 0.01, images[0] + 0.2])
     photos = (photos * 255).round() / 255  # by 3 and 51 levels
-    found = climb_results(Brightness(), images, photos, torch.device("cpu"))
+    found = climb_results(Brightness(), images, photos, torch.ones(2, dtype=torch.bool), torch.device("cpu"))
     assert [one.scene for one in found] == ["0", "1"]
     assert [one.start for one in found] == pytest.approx([100 / 255] * 2)
     assert [one.photo for one in found] == pytest.approx([103 / 255, 151 / 255])
     assert [one.end for one in found] == pytest.approx([100 / 255 + 0.05] * 2, abs=1e-5)
     assert [one.passed for one in found] == [12, None]
+
+
+def test_the_shift_of_a_camera_is_no_severity(make_photo):
+    photos = torch.stack([make_photo(64, 64, seed=1)] * 2)
+    images = 0.6 * photos + 0.4 * photos.roll(1, -1)
+    strict, lenient = climb_results(Brightness(), images, photos, torch.tensor([True, False]), torch.device("cpu"))
+    assert lenient.severity_start < 0.9 * strict.severity_start
 
 
 def test_rewards_that_cannot_be_climbed():

@@ -31,6 +31,16 @@ def test_values(photo_set):
     assert psnr(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)).item() == pytest.approx(20.0)
 
 
+def test_the_shift_of_a_camera_is_no_severity(camera_set):
+    held = HeldOut(load_pairs([camera_set], "val", 4), 32, 4, 3)
+    assert held.aligned.tolist() == [False, True]
+    moved = 0.6 * held.photo + 0.4 * held.photo.roll(1, -1)
+    found = held.measure(moved, Red(), torch.device("cpu"))["severity"]
+    strict, lenient = (severity(moved, held.photo, FilterBank(), same) for same in (True, False))
+    assert found.tolist() == pytest.approx([float(lenient[0]), float(strict[1])])
+    assert lenient[0] < strict[0]
+
+
 class Blue(Red):
     """How red; the map is how blue."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import torch
 
@@ -27,3 +28,10 @@ def test_data_are_known_by_their_files_wherever_they_lie(photo_set, labelled, tm
     changed = pairs_fingerprint(load_pairs([labels], "train", 4))
     save_image(as_picture(torch.rand(3, 64, 64)), labels / row["rejected"])
     assert pairs_fingerprint(load_pairs([labels], "train", 4)) != changed
+
+
+def test_pairs_that_a_camera_moved_are_other_data(camera_set):
+    """`shift_px` is in the index, which is no file of a pair."""
+    pairs = load_pairs([camera_set], "train", 4)
+    aligned = [replace(pair, aligned=True) for pair in pairs]
+    assert pairs_fingerprint(pairs) != pairs_fingerprint(aligned)

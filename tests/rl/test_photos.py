@@ -48,6 +48,24 @@ def test_degradation_on_the_fly(photo_set):
     assert torch.equal(mixed.photo, own.photo)
 
 
+def test_which_rows_a_camera_moved(camera_set):
+    """Those of its pair but where the low-resolution version is made of the photo."""
+    pairs = load_pairs([camera_set], "train", 4)
+    assert [pair.aligned for pair in pairs] == [False, True, True]
+    crops = Crops(pairs, 32, degraded=0.5)
+    batch = crops.batch(0, 24)
+    of_camera = [not crops._pair(i).aligned for i in range(24)]
+    made = [crops._is_degraded(crops._pair(i), i) for i in range(24)]
+    assert len({*zip(of_camera, made, strict=True)}) == 4
+    assert batch.aligned.tolist() == [not camera or own for camera, own in zip(of_camera, made, strict=True)]
+    twice = batch.repeat(2)
+    assert twice.aligned.tolist() == batch.aligned.repeat_interleave(2).tolist()
+    assert batch[5:9].aligned.tolist() == batch.aligned[5:9].tolist()
+    assert batch[torch.tensor([3, 0])].to(torch.device("cpu")).aligned.tolist() == batch.aligned[[3, 0]].tolist()
+    assert Crops(pairs, 32, degraded=1.0).batch(0, 8).aligned is None
+    assert Crops(pairs[1:], 32, degraded=0.0).batch(0, 8).aligned is None
+
+
 MILD = DegradationConfig(resize_prob=(0.0, 0.0, 1.0), noise_range=(0.0, 1.0), jpeg_range=(90.0, 95.0))
 
 

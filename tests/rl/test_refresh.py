@@ -10,25 +10,28 @@ import torch
 from finpercep.data.features.filter_bank import FilterBank
 from finpercep.data.targets import fault_target
 from finpercep.models import RewardOutput
+from finpercep.rl import refresh as refresh_module
+from finpercep.rl.generators import SRTiny
 from finpercep.rl.photos import Crops, load_pairs
 from finpercep.rl.refresh import Refresh, RefreshConfig, implant
 from finpercep.rl.rollout import results
+from finpercep.rl.scores import as_file
 from tests.rl.test_trainer import config  # noqa: F401
 from tests.rl.toy import Red
 
 CPU = torch.device("cpu")
+ALIGNED = torch.tensor([True, True])
+NOTHING = (torch.zeros(1, 3, 32, 32),) * 2 + (ALIGNED[:1],)
 
 
 @pytest.fixture
 def made(photo_set, small_model):
     """A refresh of a small random model on the fixture's photos; a generator that is bicubic."""
-    from finpercep.rl.generators import SRTiny
-
     generator = SRTiny((16, 24), 1)
     generator.keep_reference()
     crops = Crops(load_pairs([photo_set], "train", 4), 32, degraded=0.0)
     photo = crops.batch(7, 3).photo
-    fixed = (photo, (photo * 0.5 + 0.2))
+    fixed = (photo, (photo * 0.5 + 0.2), torch.ones(3, dtype=torch.bool))
     model = copy.deepcopy(small_model).requires_grad_(False)
     options = RefreshConfig(every=2, steps=3, batch=2, lr=1e-3, synthetic=0.5)
     return Refresh(options, {"small": model}, crops, fixed, 2, 0), generator
@@ -37,16 +40,49 @@ def made(photo_set, small_model):
 def test_implanted(make_photo):
     photo = torch.stack([make_photo(32, 32, seed=1), make_photo(32, 32, seed=2)])
     result = photo.flip(0)
-    faults = implant(photo, result, FilterBank(), 0)
+    faults = implant(photo, result, ALIGNED, FilterBank(), 0)
     swapped = (faults.syn != photo).any(1)
     assert ((faults.syn == result) | (faults.syn == photo)).all()
     assert 0.01 < swapped.float().mean() < 0.9
     assert faults.target_syn[0, 0][~swapped[0]].mean() < faults.target_syn[0, 0][swapped[0]].mean()
     torch.testing.assert_close(faults.target_result, fault_target(photo, result, FilterBank()))
     torch.testing.assert_close(faults.target_syn, fault_target(photo, faults.syn, FilterBank()))
-    again = implant(photo, result, FilterBank(), 0)
+    again = implant(photo, result, ALIGNED, FilterBank(), 0)
     assert torch.equal(again.syn, faults.syn)
-    assert not torch.equal(implant(photo, result, FilterBank(), 1).syn, faults.syn)
+    assert not torch.equal(implant(photo, result, ALIGNED, FilterBank(), 1).syn, faults.syn)
+
+
+def test_what_a_camera_moved_is_no_fault(make_photo):
+    photo = torch.stack([make_photo(64, 64, seed=1)] * 2)
+    moved = 0.6 * photo + 0.4 * photo.roll(1, -1)
+    faults = implant(photo, moved, torch.tensor([True, False]), FilterBank(), 0)
+    for distorted, target in ((faults.result, faults.target_result), (faults.syn, faults.target_syn)):
+        strict, lenient = (fault_target(photo, distorted, FilterBank(), aligned=same) for same in (True, False))
+        assert torch.equal(target[0], strict[0])
+        assert torch.equal(target[1], lenient[1])
+        assert lenient[1].mean() < 0.9 * strict[1].mean()
+
+
+def test_results_of_camera_pairs_are_learned_as_such(camera_set, small_model, monkeypatch):
+    """Which rows are handed on as moved: of p0, by its own low-resolution image and the generator."""
+    seen = []
+    real = refresh_module.implant
+    monkeypatch.setattr(refresh_module, "implant", lambda *given: seen.append(given) or real(*given))
+    generator = SRTiny((16, 24), 1)
+    for degraded, synthetic in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (1.0, 0.0)):
+        crops = Crops(load_pairs([camera_set], "train", 4), 32, degraded=degraded)
+        options = RefreshConfig(every=1, synthetic=synthetic, batch=12)
+        refresh = Refresh(options, {"small": small_model}, crops, NOTHING, 2, 0)
+        seen.clear()
+        refresh._faults(generator, CPU, 0)
+        (_, made, aligned, *_), crops = seen[0], refresh.crops
+        batch = crops.batch(0, 12)
+        of_camera = torch.tensor([crops._pair(i).name.endswith("p0/lr.png, gt.png") for i in range(12)])
+        assert of_camera.any()
+        own = torch.tensor([not crops._is_degraded(crops._pair(i), i) for i in range(12)])
+        by_generator = (made == as_file(results(generator, batch, 2, 0, "refresh", 0))).flatten(1).all(1)
+        assert torch.equal(~aligned, of_camera & own & by_generator)
+        assert degraded == 1 or not aligned.all()
 
 
 def test_a_refresh(made):
@@ -135,13 +171,13 @@ def test_photos_are_needed(made):
     refresh, _ = made
     refresh.crops.photos = False
     with pytest.raises(ValueError, match="refresh: expected photos beside low-resolution images, got none"):
-        Refresh(refresh.config, refresh.models, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
+        Refresh(refresh.config, refresh.models, refresh.crops, NOTHING, 2, 0)
 
 
 def test_only_reward_models(made):
     refresh, _ = made
     with pytest.raises(ValueError, match="expected a RewardModel to refresh, got Red \\(red\\)"):
-        Refresh(refresh.config, {"red": Red()}, refresh.crops, (torch.zeros(1, 3, 32, 32),) * 2, 2, 0)
+        Refresh(refresh.config, {"red": Red()}, refresh.crops, NOTHING, 2, 0)
 
 
 def test_of_an_encoder_with_adapters_these_alone_are_refreshed(made):
