@@ -119,7 +119,7 @@ def measure(name: str, turns: int, seconds: float) -> dict[str, Any]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        f"{device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians, and the range of ratios.",
+        f"{device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians, range of ratios.",
         "",
         "| | as it is | memory kept | times as fast | most memory |",
         "|---|---:|---:|---:|---:|",
