@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 def profile(
     ctx: typer.Context,
     out: Annotated[Path, typer.Argument(help="Folder for index.html, profile.json, roofline.png and trace.json.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- ARGUMENTS", help="With --loop: what its module finds in sys.argv.", show_default=False
+        ),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Images in a batch; repeats. [1 and 4]")
@@ -68,6 +77,9 @@ def profile(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler says when it starts; without a GPU, an error
     if loop is None:
         refuse_given(ctx, "steps", reason="with --loop")
+        if arguments:
+            print(f"{arguments[0]}: expected arguments only with --loop", file=sys.stderr)
+            raise typer.Exit(2)
         with one_line_errors(2, ValueError):
             sizes = [_size(text) for text in size or ["512"]]
             dtypes = [_dtype(text) for text in dtype or ["fp32"]]
@@ -80,7 +92,8 @@ def profile(
         unused = ("model", "batch", "size", "dtype", "compile", "rounds", "device")
         refuse_given(ctx, *unused, reason="without --loop, whose function decides it")
         set_threads(threads)
-        page = _profile_loop(loop, out, steps, trace)
+        with _sys_argv([loop.partition(":")[0], *(arguments or [])]):
+            page = _profile_loop(loop, out, steps, trace)
     print(f"page: {page}")
 
 
@@ -133,6 +146,16 @@ def _profile_loop(spec: str, out: Path, steps: int, trace: bool) -> Path:
     print(found.table())
     with one_line_errors(1, OSError):
         return write_loop_report(found.times(), out, f"{steps} steps of {spec}", trace=trace)
+
+
+@contextmanager
+def _sys_argv(words: list[str]) -> Iterator[None]:
+    """Inside, what a loop's own parser of arguments finds."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _function(spec: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def test_a_loop_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "4 steps of own_loop:step" in Path("out/index.html").read_text()
 
 
+def test_the_arguments_of_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that parses its own finds them, also while it steps; the command's are put back."""
+    (tmp_path / "parsing_loop.py").write_text(
+        "import argparse, pathlib, sys\nparser = argparse.ArgumentParser()\nparser.add_argument('--rate', type=float)\n"
+        "rate = parser.parse_args().rate\n"
+        "def step():\n    pathlib.Path('seen').write_text(f'{rate} {parser.parse_args().rate} {sys.argv[0]}')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = list(sys.argv)
+    options = ["--loop", "parsing_loop:step", "--steps", "1", "--no-trace"]
+    result = CliRunner().invoke(app, ["profile", "out", *options, "--", "--rate", "0.5"])
+    assert result.exit_code == 0, result.output
+    assert Path("seen").read_text() == "0.5 0.5 parsing_loop"
+    assert sys.argv == before
+
+
 def test_types_have_torchs_names_too() -> None:
     assert [_dtype(name) for name in ("bfloat16", "float16", "float32")] == [
         torch.bfloat16, torch.float16, torch.float32
@@ -140,6 +158,7 @@ def test_types_have_torchs_names_too() -> None:
         (["--dtype", "fp8"], "--dtype: expected fp32, bf16, fp16, got fp8"),
         (["--compile", "no"], "--compile: expected default, reduce-overhead, max-autotune, got no"),
         (["--steps", "3"], "--steps: expected only with --loop"),
+        (["--", "--rate", "1"], "--rate: expected arguments only with --loop"),
         (["--loop", "json:loads", "--size", "64"], "--size: expected only without --loop"),
         (["--loop", "json:loads"], "--loop: expected a function without arguments, got json:loads"),
         (["--loop", "json"], "--loop: expected MODULE:NAME, got json"),
