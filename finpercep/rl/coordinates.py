@@ -9,6 +9,7 @@ Noise levels are tensors `()` or `(B,)`, or numbers; everything else is `(B, ...
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,19 @@ def velocity(prediction: Tensor, z: Tensor, alpha: Tensor | float, sigma: Tensor
     return prediction
 
 
+def error_weight(kind: str, s: Tensor | float, like: Tensor) -> Tensor | None:
+    """What makes |v̂ - v|² the squared error of what a variance-preserving model predicts; None is 1.
+
+    (1-s)² of ε, s² of x0, (1-s)² + s² of α·ε - σ·x0, as it multiplies `like` (B, ...); of any other kind 1.
+    """
+    level = per_sample(s, like)
+    if kind == "epsilon":
+        return (1 - level).square()
+    if kind == "sample":
+        return level.square()
+    return (1 - level).square() + level.square() if kind == "v_prediction" else None
+
+
 def clean(x: Tensor, s: Tensor | float, v: Tensor) -> Tensor:
     """x̂0 = x - s·v: Eq. 1 in flow coordinates."""
     return x - per_sample(s, x) * v
@@ -112,8 +126,8 @@ def scheduler_steps(scheduler: Any, count: int, **options: Any) -> Steps:
         options: further arguments of its `set_timesteps`, such as `mu` of a shift that depends on the image's size.
 
     Raises:
-        ValueError: no such scheduler, one that clips what the model predicts, or one that does not fit its prediction
-            type.
+        ValueError: no such scheduler, one that clips what the model predicts, one that does not fit its prediction
+            type, or of flow matching one whose levels do not fall to 0 in `count` steps.
     """
     config = scheduler.config
     scheduler.set_timesteps(count, **options)
@@ -121,7 +135,14 @@ def scheduler_steps(scheduler: Any, count: int, **options: Any) -> Steps:
     if is_flow(scheduler):
         if config.get("prediction_type", "flow_prediction") != "flow_prediction":
             raise ValueError(f"scheduler: expected flow_prediction with flow sigmas, got {config.prediction_type!r}")
-        return Steps(tuple(scheduler.sigmas.double().tolist()), timesteps)
+        levels = tuple(scheduler.sigmas.double().tolist())
+        if len(levels) != count + 1 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
+            shown = ", ".join(f"{level:.3g}" for level in levels)
+            raise ValueError(
+                f"scheduler: expected {count} steps that fall to 0, got the levels {shown} from "
+                f"{type(scheduler).__name__}; save the pipeline with a plain FlowMatchEulerDiscreteScheduler"
+            )
+        return Steps(levels, timesteps)
     if hasattr(scheduler, "alphas_cumprod"):
         return Steps(_preserving_levels(scheduler), timesteps)
     raise ValueError(

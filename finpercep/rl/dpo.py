@@ -14,7 +14,7 @@ from finpercep.ops.advantage import default_resolution
 from finpercep.rewards import Reward
 from finpercep.rl.batch import Batch
 from finpercep.rl.checks import above_zero, at_least_one, finite, not_negative
-from finpercep.rl.coordinates import mix, per_sample, placed
+from finpercep.rl.coordinates import error_weight, mix, placed
 from finpercep.rl.experience import DeadGroups, Experience
 from finpercep.rl.generators import Generator
 from finpercep.rl.generators.flow_matching import draw_level
@@ -41,7 +41,8 @@ class DPOConfig:
         pairs: "reward": the generator samples, and the reward labels; "given": results that were labelled beforehand,
             which `pairs.jsonl` names beside each low-resolution image, as DP2O-SR trains. Rewards then measure alone.
         error: what δ measures: "velocity" for flow models, "epsilon" as the paper writes it; |ε̂ - ε| = (1-s)·|v̂ - v|.
-            "auto": what the model itself predicts, ε where its scheduler says so, else v.
+            "auto": what the model itself predicts, see `error_weight`: ε, x0 or α·ε - σ·x0 as a UNet's scheduler says,
+            else v.
         levels: how s is drawn: "uniform" up to the sampler's first, or distributed as the "sampler"'s are. "auto": the
             latter for UNets, whose timesteps it then draws evenly, as Diffusion-DPO does; else uniform.
         micro_batch: pairs in a forward pass of training.
@@ -78,7 +79,7 @@ class DPO:
     def __init__(self, generator: Generator, config: DPOConfig, seed: int = 0) -> None:
         self.generator, self.config, self.seed = generator, config, seed
         kind = getattr(generator, "kind", "")  # what a UNet predicts, of diffusers
-        self.error = config.error if config.error != "auto" else "epsilon" if kind == "epsilon" else "velocity"
+        self.error = (kind or "velocity") if config.error == "auto" else config.error
         self.levels = config.levels if config.levels != "auto" else "sampler" if kind else "uniform"
 
     @torch.no_grad()
@@ -161,10 +162,11 @@ class DPO:
         """δ (B,): the model's squared error less the reference's."""
         s, target = rows["s"], rows["epsilon"] - x0
         x = mix(x0, rows["epsilon"], s)
-        weight = (1 - per_sample(s, x)).square() if self.error == "epsilon" else 1.0
+        weight = error_weight(self.error, s, x)
 
         def error(v: Tensor) -> Tensor:
-            return (weight * (v - target).square()).flatten(1).mean(1)
+            squared = (v - target).square()
+            return (squared if weight is None else weight * squared).flatten(1).mean(1)
 
         model = error(self.generator.velocity(x, s, condition))
         return model - error(self.generator.reference_velocity(x, s, condition))

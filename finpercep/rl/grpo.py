@@ -42,7 +42,8 @@ class GRPOConfig:
         steps: of the sampler.
         window: first and behind-last step that is random and trained, None for all but the last. The others are
             deterministic, so that no noise is left in the results. A step that falls far, such as the first one of
-            `SRTiny`, adds more noise than the steps behind it can remove: leave it out.
+            `SRTiny`, adds more noise than the steps behind it can remove: leave it out, as `window=(1, 2)` of three
+            steps does. A run that does not says so when it starts.
         group_size: results of each image, at least 2.
         across: divide the results of each image, rather than the images, among processes.
         shared_noise: begin all results of an image at the same noise, as DanceGRPO does: they then differ by the

@@ -147,6 +147,8 @@ def _log(trainer: RLTrainer, figures: dict[str, float], alarms: Sequence[str] = 
     stage = int(figures["stage"])
     line: dict[str, Any] = {"step": trainer.done, **figures, "stage": stage, "version": int(figures["version"])}
     line |= {"reward": trainer.fingerprints[stage], **({"alarms": list(alarms)} if alarms else {})}
+    if "blend" in figures:
+        line |= {"reward_before": trainer.fingerprints[stage - 1], "version_before": trainer.version(stage - 1)}
     if trainer.switch and "eval/alarms" in figures:
         line["switch"] = trainer.switch
     append_line(Path(trainer.config.out) / METRICS, json.dumps(line))

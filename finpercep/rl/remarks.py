@@ -7,11 +7,16 @@ from collections.abc import Mapping
 
 from finpercep.rl.generators import GeneratorConfig
 from finpercep.rl.generators.latent import LatentGenerator
+from finpercep.rl.grpo import GRPOConfig
 from finpercep.rl.refl import ReFLConfig
+from finpercep.rl.sde_rollout import step_stds
 from finpercep.rl.trainer import RLTrainer
 
 FEW = 4
 """Held-out photos with whose spread hardly a change can be told from chance."""
+LOUD, SPREAD = 4, 0.5
+"""Noise of a random step is too much from so many times the level behind it on, where it is no less than half of what
+images in [-1, 1] or latents vary by."""
 
 
 def remarks(trainer: RLTrainer, before: Mapping[str, float]) -> list[str]:
@@ -21,7 +26,7 @@ def remarks(trainer: RLTrainer, before: Mapping[str, float]) -> list[str]:
         trainer: of the run, before its first step.
         before: figures of the measurement before training; empty in a run that goes on.
     """
-    lines = of_data(trainer) + of_options(trainer) + of_settings(trainer) + of_refresh(trainer)
+    lines = of_data(trainer) + of_options(trainer) + of_settings(trainer) + of_algorithm(trainer) + of_refresh(trainer)
     return lines + of_target(trainer, before)
 
 
@@ -66,6 +71,25 @@ def of_options(trainer: RLTrainer) -> list[str]:
     unused = [name for name, value in given.items() if value != usual[name] and name != "prompt"]
     what = f"no effect on {trainer.config.generator}, which is no pipeline of diffusers"
     return [f"{', '.join(f'generator_options.{name}' for name in unused)}: {what}"] if unused else []
+
+
+def of_algorithm(trainer: RLTrainer) -> list[str]:
+    """Steps of Flow-GRPO that add more noise than the rest can remove, and limits that are never reached."""
+    config, algorithm = trainer.config, trainer.config.algorithm
+    if not isinstance(algorithm, GRPOConfig):
+        return []
+    lines, (first, end) = [], algorithm.trained
+    levels = trainer.generator.steps(algorithm.steps).s
+    deviations = step_stds(levels, noise_level=algorithm.noise_level, kind=algorithm.kind)
+    for number in range(first, end):
+        if deviations[number] > max(LOUD * levels[number + 1], SPREAD):
+            lines.append(
+                f"step {number} of the sampler, in algorithm.window, adds noise of {deviations[number]:.2f} where the "
+                f"next one expects {levels[number + 1]:.2f}: results keep it; leave the step out of the window"
+            )
+    if algorithm.limit != "clip" and config.updates == 1:
+        lines.append(f"algorithm.limit={algorithm.limit} limits nothing with updates=1, where every ratio is 1")
+    return lines
 
 
 def of_refresh(trainer: RLTrainer) -> list[str]:

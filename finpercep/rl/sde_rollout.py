@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -81,7 +82,13 @@ def _sampled(
 
 def mean_std(steps: Steps, *, noise_level: float, kind: str) -> float:
     """Mean of `SDEStep.std` over all steps of a sampler but the last."""
+    stds = step_stds(steps.s, noise_level=noise_level, kind=kind)
+    return float(torch.tensor(stds, dtype=torch.float64).mean())
+
+
+def step_stds(levels: Sequence[float], *, noise_level: float, kind: str) -> list[float]:
+    """`SDEStep.std` of all steps of a sampler but the last, by its levels."""
     nothing = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     options: dict[str, Any] = {"noise_level": noise_level, "kind": kind, "noise": nothing}
-    given = [[torch.tensor([level], dtype=torch.float64) for level in pair] for pair in pairwise(steps.s[:-1])]
-    return float(torch.cat([ops.sde_step(nothing, nothing, *pair, **options).std for pair in given]).mean())
+    given = [[torch.tensor([level], dtype=torch.float64) for level in pair] for pair in pairwise(levels[:-1])]
+    return [float(ops.sde_step(nothing, nothing, *pair, **options).std) for pair in given]

@@ -35,6 +35,7 @@ from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
 from finpercep.runs.ema import MovingAverage
+from finpercep.runs.random_state import load_others, others, seed_others
 from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import read_state
 
@@ -49,11 +50,13 @@ class RLTrainer:
     """Generator, reward, algorithm and data of one run; `step()` makes one step, `save()` / `resume()` are exact.
 
     Everything random is a function of the seed and the step, but for what modules draw themselves (dropout), whose
-    generator, torch's, is part of the state. Nothing draws from those of Python and NumPy.
+    generator, torch's, is part of the state. Nothing draws from those of Python and NumPy, which rewards and generators
+    of one's own may: they begin at the seed, and are part of the state.
     """
 
     def __init__(self, config: RLConfig) -> None:
         torch.manual_seed(config.seed)
+        seed_others(config.seed)
         self.device = own_device(config.device)
         self.config = config = replace(config, device=str(self.device))
         self.ranks = Ranks(self.device)
@@ -282,6 +285,7 @@ class RLTrainer:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random_others": others(),
             "settings": self.settings,
             "curriculum": self.curriculum.state(),
             "alarm": self.alarm.state(),
@@ -342,6 +346,8 @@ class RLTrainer:
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"], self.device)
+        if "random_others" in state:  # states of before have none
+            load_others(state["random_others"])
         self.curriculum.load_state(state["curriculum"])
         self.alarm.load_state(state["alarm"])
         self.skips.total, self.skips.in_row = state["skipped"]

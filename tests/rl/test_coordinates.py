@@ -88,6 +88,43 @@ def test_euler_is_flow_match_euler(shift):
     torch.testing.assert_close(x, z, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_errors_of_what_a_model_predicts(kind):
+    """Its own squared error, of predictions made at z and brought to velocities."""
+    (x0, epsilon), s = pair(), torch.tensor([0.1, 0.7], dtype=torch.float64)
+    x0, epsilon = x0[:2].double(), epsilon[:2].double()
+    alpha, sigma = coordinates.preserving(s)
+    a, b = (coordinates.per_sample(level, x0) for level in (alpha, sigma))
+    z = a * x0 + b * epsilon
+    true = {"epsilon": epsilon, "sample": x0, "v_prediction": a * epsilon - b * x0}[kind]
+    prediction = true + 0.1 * torch.sin(7 * x0)
+    v = coordinates.velocity(prediction, z, alpha, sigma, kind)
+    weight = coordinates.error_weight(kind, s, x0)
+    torch.testing.assert_close(weight * (v - (epsilon - x0)).square(), (prediction - true).square())
+    assert coordinates.error_weight("", s, x0) is None
+    assert coordinates.error_weight("flow_prediction", s, x0) is None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "levels"),
+    [
+        (lambda: diffusers.FlowMatchHeunDiscreteScheduler(), "1, 0.667, 0.667, 0.334, 0.334, 0.001, 0.001, 0"),
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "0, 0.333, 0.666, 0.999, 1"),
+        (
+            lambda: diffusers.UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="sigma_min"
+            ),
+            "",
+        ),
+    ],
+)
+def test_levels_that_do_not_fall_to_nothing(scheduler, levels):
+    made = scheduler()
+    said = rf"^scheduler: expected 4 steps that fall to 0, got the levels {levels}.* from {type(made).__name__}; save"
+    with pytest.raises(ValueError, match=said):
+        coordinates.scheduler_steps(made, 4)
+
+
 def test_schedulers_that_do_not_fit():
     with pytest.raises(ValueError, match="clip_sample and thresholding off"):
         coordinates.scheduler_steps(diffusers.DDIMScheduler(), 5)

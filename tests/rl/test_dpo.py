@@ -182,8 +182,9 @@ def test_given_pairs():
 def test_the_error_is_of_what_the_model_predicts():
     generator = Toy()
     assert DPO(generator, CONFIG).error == "velocity"
-    generator.kind = "epsilon"  # as a UNet whose scheduler says so
-    assert DPO(generator, CONFIG).error == "epsilon"
+    for kind in ("epsilon", "sample", "v_prediction"):
+        generator.kind = kind  # as a UNet whose scheduler says so
+        assert DPO(generator, CONFIG).error == kind
     assert DPO(generator, replace(CONFIG, error="velocity")).error == "velocity"
 
 

@@ -10,6 +10,8 @@ import torch
 
 from finpercep.models import RewardOutput
 from finpercep.rl import scores
+from finpercep.rl.batch import Batch
+from finpercep.rl.coordinates import mix, preserving
 from finpercep.rl.generators.flow_matching import draw_level, flow_matching_loss
 from finpercep.rl.refl import ReFL, ReFLConfig
 from finpercep.rl.rollout import initial_noise, sample_generators
@@ -239,3 +241,32 @@ def test_options():
         ReFLConfig(map_weight=2)
     with pytest.raises(ValueError, match="weighting: expected one of relu, identity"):
         ReFLConfig(weighting="square")
+
+
+@pytest.mark.parametrize("kind", ["", "epsilon", "sample", "v_prediction"])
+def test_the_term_on_photos_is_of_what_the_model_predicts(kind):
+    """Eq. 2's second term of a UNet, row by row at the levels and noises that are drawn."""
+    generator = Toy()
+    generator.kind = kind
+    photos = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    given = Batch(torch.rand(2, 3, 4, 4, dtype=torch.float64), torch.arange(2), photos)
+    draws = [torch.Generator().manual_seed(row) for row in range(2)]
+    found = flow_matching_loss(generator, given, draws)
+    expected, x0 = [], generator.encode(photos, generator.condition(given))
+    for row in range(2):
+        draw = torch.Generator().manual_seed(row)
+        s = draw_level(generator, draw)
+        epsilon = torch.randn(x0.shape[1:], generator=draw, dtype=torch.float64)[None]
+        one = generator.condition(given[row : row + 1])
+        v = generator.velocity(mix(x0[row : row + 1], epsilon, s), s, one)
+        clean = mix(x0[row : row + 1], epsilon, s) - s * v
+        noise = clean + v
+        alpha, sigma = preserving(s)
+        errors = {
+            "": v - (epsilon - x0[row]),
+            "epsilon": noise - epsilon,
+            "sample": clean - x0[row],
+            "v_prediction": alpha * (noise - epsilon) - sigma * (clean - x0[row]),
+        }
+        expected.append(errors[kind].square().mean())
+    torch.testing.assert_close(found, torch.stack(expected).mean())

@@ -32,8 +32,10 @@ from finpercep.rl.photos import load_pairs
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
+from finpercep.runs.random_state import others, seed_others
 from finpercep.runs.trackers import TensorBoard
 from tests.rl.conftest import Kill
+from tests.rl.toy import Red
 
 ALGORITHMS = {
     "refl": ReFLConfig(steps=2, late=1, micro_batch=1),
@@ -379,6 +381,25 @@ def test_an_alarm_that_cannot_go_off_is_told_at_the_start(config, alarm, every, 
     lines = remarks.of_settings(SimpleNamespace(config=config, kept=0, held_out=held_out))
     assert len(lines) == (said is not None)
     assert all(re.match(said, line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "updates", "said"),
+    [
+        ({}, 1, [r"step 0 of the sampler, in algorithm.window, adds noise of 0.72 where the next one expects 0.06: "]),
+        ({"window": (1, 2)}, 1, []),
+        ({"kind": "cps"}, 1, []),
+        ({"steps": 10}, 1, []),
+        ({"window": (1, 2), "limit": "dppo"}, 1, ["algorithm.limit=dppo limits nothing with updates=1"]),
+        ({"window": (1, 2), "limit": "guard"}, 2, []),
+    ],
+)
+def test_what_flow_grpo_may_not_have_meant_is_told_at_the_start(config, options, updates, said):
+    config = replace(config, algorithm=GRPOConfig(**options), updates=updates)
+    lines = remarks.of_algorithm(SimpleNamespace(config=config, generator=SRTiny((16, 24), 1)))
+    assert len(lines) == len(said)
+    assert all(re.match(pattern, line) for pattern, line in zip(said, lines, strict=True))
+    assert remarks.of_algorithm(SimpleNamespace(config=replace(config, algorithm=ReFLConfig()))) == []
 
 
 def test_options_that_the_generator_does_not_take_are_told_at_the_start(config):
@@ -813,6 +834,8 @@ def test_options_of_algorithms_in_the_loop(config, tmp_path, name):
     train(replace(config, monitors=MonitorConfig(judge="")))
     log = lines(tmp_path / "run")[1:]
     assert len(log) == 3
+    assert [line.get("reward_before") for line in log] == [None, log[0]["reward"], None]
+    assert [line.get("version_before") for line in log] == [None, 0, None]
     for line in log:
         assert all(isinstance(value, (str, list)) or value - value == 0 for value in line.values())
         assert line["grad_norm"] > 0
@@ -876,10 +899,31 @@ def test_a_term_on_photos_without_photos_is_refused_before_anything_is_written(
 
 
 def test_nothing_draws_from_the_generators_of_python_and_numpy(rich):
-    """They are no part of the state that is resumed."""
-    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - it is the one in question
+    """They are as the seed has left them."""
     train(rich)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+    after = others()
+    seed_others(rich.seed)
+    assert after == others()
+
+
+class DrawsFromNumpy(Red):
+    """A reward of one's own with noise from NumPy's generator and Python's."""
+
+    def __call__(self, images):
+        score = super().__call__(images).score
+        return RewardOutput(score + torch.from_numpy(np.random.rand(len(images))).float() + random.random(), None)  # noqa: NPY002
+
+
+def test_rewards_that_draw_from_numpy_resume_exactly(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("finpercep.rl.build.load_reward", lambda *given, **options: DrawsFromNumpy())
+    config = replace(config, algorithm=ALGORITHMS["refl"], save_every=1, monitors=MonitorConfig(judge=""))
+    train(config)
+    broken = replace(config, out=str(tmp_path / "broken"))
+    with pytest.raises(KeyError, match="killed"):
+        train(broken, [Kill()])
+    np.random.rand(7), random.random()  # noqa: NPY002
+    train(broken)
+    assert lines(tmp_path / "run") == lines(tmp_path / "broken")
 
 
 def test_more_updates_than_micro_batches(config):

@@ -1,4 +1,4 @@
-"""The loss that flow models are pre-trained with: the second term of Eq. 2."""
+"""The loss that models are pre-trained with: the second term of Eq. 2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from finpercep.rl.batch import Batch
-from finpercep.rl.coordinates import mix, placed
+from finpercep.rl.coordinates import error_weight, mix, placed
 from finpercep.rl.generators.protocol import Generator
 
 LEVELS = 64
@@ -18,7 +18,8 @@ LEVELS = 64
 def flow_matching_loss(generator: Generator, batch: Batch, draws: Sequence[torch.Generator]) -> Tensor:
     """E|v_θ(x, s) - (ε - x0)|² on photos: the second term of Eq. 2 in flow coordinates, and pre-training.
 
-    s is distributed as the sampler's steps are: what is used is what is trained.
+    Of a UNet (`kind`) it is the squared error of what that predicts itself, such as E|ε_θ - ε|². s is distributed as
+    the sampler's steps are: what is used is what is trained.
 
     Args:
         generator: with `encode`.
@@ -40,6 +41,8 @@ def flow_matching_loss(generator: Generator, batch: Batch, draws: Sequence[torch
         noise = torch.stack([torch.randn(x0.shape[1:], generator=draw, dtype=torch.float64) for draw in draws])
         s, epsilon = placed(levels, x0), placed(noise, x0)
     error = (generator.velocity(mix(x0, epsilon, s), s, condition) - (epsilon - x0)).square()
+    weight = error_weight(getattr(generator, "kind", ""), s, error)
+    error = error if weight is None else weight * error
     return error.mean() if batch.has_photo is None else (error.flatten(1).mean(1) * batch.has_photo).mean()
 
 
