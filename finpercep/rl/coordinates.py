@@ -83,7 +83,7 @@ def velocity(prediction: Tensor, z: Tensor, alpha: Tensor | float, sigma: Tensor
 
 
 def error_weight(kind: str, s: Tensor | float, like: Tensor) -> Tensor | None:
-    """What makes |v̂ - v|² the squared error of what a variance-preserving model predicts; None is 1.
+    """What makes |v̂ - v|² the squared error of what a variance-preserving model predicts (Eq. 2, 3); None is 1.
 
     (1-s)² of ε, s² of x0, (1-s)² + s² of α·ε - σ·x0, as it multiplies `like` (B, ...); of any other kind 1.
     """

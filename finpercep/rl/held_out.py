@@ -138,7 +138,10 @@ def psnr(images: Tensor, photos: Tensor) -> Tensor:
 
 
 def severity(images: Tensor, photos: Tensor, bank: FilterBank, aligned: bool | Tensor = True) -> Tensor:
-    """Mean of M_gt (B,): 0 where nothing differs visibly from the photo, towards 1 the worse; `aligned`: see there."""
+    """Mean of M_gt (B,): 0 where nothing differs visibly from the photo, towards 1 the worse.
+
+    `aligned` is that of `fault_target`.
+    """
     return fault_target(photos, images, bank, aligned=aligned).flatten(1).mean(1)
 
 

@@ -35,7 +35,7 @@ from finpercep.rl.run_data import run_data
 from finpercep.rl.scores import check_rewards
 from finpercep.rl.sharded import shard_networks
 from finpercep.runs.ema import MovingAverage
-from finpercep.runs.random_state import load_others, others, seed_others
+from finpercep.runs.random_state import load_state_of_others, seed_others, state_of_others
 from finpercep.runs.ranks import Ranks, own_device
 from finpercep.runs.state import read_state
 
@@ -285,7 +285,7 @@ class RLTrainer:
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "random_others": others(),
+            "random_others": state_of_others(),
             "settings": self.settings,
             "curriculum": self.curriculum.state(),
             "alarm": self.alarm.state(),
@@ -347,7 +347,7 @@ class RLTrainer:
         if self.device.type == "cuda" and state["random_device"] is not None:
             torch.cuda.set_rng_state(state["random_device"], self.device)
         if "random_others" in state:  # states of before have none
-            load_others(state["random_others"])
+            load_state_of_others(state["random_others"])
         self.curriculum.load_state(state["curriculum"])
         self.alarm.load_state(state["alarm"])
         self.skips.total, self.skips.in_row = state["skipped"]

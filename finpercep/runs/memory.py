@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     """From now on this process keeps the memory that it frees, for its next tensors; True where that could be had.
 
     glibc maps large blocks one by one and gives them back when they are freed; each new tensor then costs a fault per
-    page, which may be a third of a training step. Holds for the whole process, so that no part of the library but the
+    page. Holds for the whole process, so that no part of the library but the
     commands calls it: call it once, before your own loop. What the process holds then stays at its peak.
 
     Returns:

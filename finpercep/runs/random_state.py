@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["load_others", "others", "seed_others"]
+__all__ = ["load_state_of_others", "seed_others", "state_of_others"]
 
 
 def seed_others(seed: int) -> None:
@@ -16,14 +16,14 @@ def seed_others(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the one that others draw from
 
 
-def others() -> dict[str, Any]:
-    """Where both are, without objects: `load_others` goes on there."""
+def state_of_others() -> dict[str, Any]:
+    """Where both are, without objects: `load_state_of_others` goes on there."""
     name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
 
 
-def load_others(state: dict[str, Any]) -> None:
-    """Go on where `others` was called."""
+def load_state_of_others(state: dict[str, Any]) -> None:
+    """Go on where `state_of_others` was called."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]

@@ -32,7 +32,7 @@ from finpercep.rl.photos import load_pairs
 from finpercep.rl.refl import ReFLConfig
 from finpercep.rl.refresh import RefreshConfig
 from finpercep.rl.trainer import RLTrainer
-from finpercep.runs.random_state import others, seed_others
+from finpercep.runs.random_state import seed_others, state_of_others
 from finpercep.runs.trackers import TensorBoard
 from tests.rl.conftest import Kill
 from tests.rl.toy import Red
@@ -901,9 +901,9 @@ def test_a_term_on_photos_without_photos_is_refused_before_anything_is_written(
 def test_nothing_draws_from_the_generators_of_python_and_numpy(rich):
     """They are as the seed has left them."""
     train(rich)
-    after = others()
+    after = state_of_others()
     seed_others(rich.seed)
-    assert after == others()
+    assert after == state_of_others()
 
 
 class DrawsFromNumpy(Red):

@@ -7,15 +7,15 @@ import random
 import numpy as np
 import pytest
 
-from finpercep.runs.random_state import load_others, others, seed_others
+from finpercep.runs.random_state import load_state_of_others, seed_others, state_of_others
 from finpercep.runs.state import read_state, write_state
 
 
 @pytest.fixture(autouse=True)
 def put_back():
-    state = others()
+    state = state_of_others()
     yield
-    load_others(state)
+    load_state_of_others(state)
 
 
 def draw() -> list[float]:
@@ -26,9 +26,9 @@ def test_they_go_on_where_they_were(tmp_path):
     """Also where each has the second number of a normal pair in store."""
     seed_others(3)
     draw()
-    write_state({"random_others": others()}, tmp_path)
+    write_state({"random_others": state_of_others()}, tmp_path)
     expected = [draw() for _ in range(3)]
-    load_others(read_state(tmp_path, ["random_others"])["random_others"])
+    load_state_of_others(read_state(tmp_path, ["random_others"])["random_others"])
     assert [draw() for _ in range(3)] == expected
 
 
